@@ -36,7 +36,7 @@ from patcher.recipe import Recipe
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.planner import choose_route
 from patcher.vectors import SteeringVector, save_vectors
-from patcher.vectors.files import ORIGINAL_PREFIX
+from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX
 from patcher.vectors.finding import find_vectors, prepare_vectors, sum_by_layer
 from patcher.verify.probes import PROBES
 from patcher.verify.stored import VECTORS, read_stored
@@ -116,11 +116,15 @@ def build(
                     created=created,
                     replaced=replaced,
                     config_changes=plan.config_changes,
+                    dropped=plan.dropped,
+                    renamed=plan.renamed,
+                    config=plan.config,
                     remote_code=recipe.trust_remote_code,
                 )
                 held = {tensor_key(vector): vector.values for vector in vectors}
                 originals = {ORIGINAL_PREFIX + name: tensor for name, tensor in written.originals.items()}
-                save_vectors(stage / VECTORS, {**held, **originals}, {"format": "pt", "tool": "patch-model"})
+                rights = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
+                save_vectors(stage / VECTORS, {**held, **originals, **rights}, {"format": "pt", "tool": "patch-model"})
             say("hashing the base")
             with clock.time("hash"):
                 files = _file_records(CheckpointFolder(source.folder))

@@ -47,7 +47,8 @@ def build_manifest(
     route = plan.as_json()
     for tensor in route["tensors"]:
         tensor["original"] = ORIGINAL_PREFIX + tensor["name"] if tensor["name"] in originals else None
-    route["config_before"] = {key: config_before.get(key) for key in plan.config_changes}
+    changed = config_before if plan.config is not None else plan.config_changes
+    route["config_before"] = {key: config_before.get(key) for key in changed}
     return {
         "format": FORMAT,
         "tool_version": patcher.__version__,

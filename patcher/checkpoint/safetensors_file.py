@@ -155,7 +155,8 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
     return torch.frombuffer(raw, dtype=DTYPES[info.dtype]).reshape(info.shape)
 
 
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """The little-endian bytes of a tensor, as safetensors stores them."""
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The little-endian bytes of a tensor, as safetensors stores them; a view where the tensor lies in one piece."""
     flat = tensor.detach().contiguous().cpu().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    view: memoryview = flat.view(torch.uint8).numpy().data
+    return view

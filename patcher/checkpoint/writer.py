@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from patcher.checkpoint.copying import copy_file, copy_range
 from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, read_tensor, tensor_bytes
+from patcher.checkpoint.safetensors_writer import LazyTensor, packed_header, split_into_shards, write_tensors
 
 _NUMBERED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 UNNUMBERED_SHARD = "model-steering.safetensors"
+MAX_SHARD = 5 * 10**9
+"""Bytes of new tensors in one shard."""
 
 
 @dataclass(frozen=True)
@@ -33,107 +36,136 @@ def write_copy(
     base: CheckpointFolder,
     stage: Path,
     *,
-    created: Mapping[str, torch.Tensor],
+    created: Mapping[str, torch.Tensor | LazyTensor],
     replaced: Mapping[str, torch.Tensor],
     config_changes: Mapping[str, Any],
+    dropped: Collection[str] = (),
+    renamed: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
     remote_code: bool = False,
 ) -> Written:
     """Write a copy of ``base`` into the empty folder ``stage``.
 
     Args:
         base: a safetensors checkpoint; opened read-only.
-        created: tensors that the base does not store, by name on disk.
+        created: tensors that the base does not store, by name on disk; a lazy one is made when it is written.
         replaced: tensors that the base stores, in the stored shape: patched byte for byte in the stored dtype, or, in
             fp32 where half precision is stored, left out of their shard and written beside ``created``.
         config_changes: keys of config.json; None removes one.
+        dropped: tensors of the base that the copy lacks; ``created`` may use their names again.
+        renamed: tensors of the base under another name in the copy; their bytes are copied.
+        config: a whole config.json, instead of the base's with changes.
         remote_code: take the checkpoint's own .py files along.
 
     Returns:
         The bytes written and the original values of ``replaced``.
     """
-    if twice := created.keys() & base.tensors.keys():
-        raise ValueError(f"created, but stored already: {sorted(twice)}")
     widened = {
         name
         for name, tensor in replaced.items()
         if tensor.dtype == torch.float32 and base.tensors[name].dtype in ("F16", "BF16")
     }
-    added = {**created, **{name: replaced[name] for name in widened}}
-    names = _new_names(base.weight_files, adds_shard=bool(added))
+    layout = _Layout(base, widened.union(dropped), renamed or {})
+    added = {**created, **{layout.new_name(name): replaced[name] for name in widened}}
+    if twice := added.keys() & layout.kept.values():
+        raise ValueError(f"created, but stored already: {sorted(twice)}")
+    shards = split_into_shards(added, MAX_SHARD)
+    names = _new_names(layout.files, adds=len(shards))
     written = 0
-    moved: dict[str, TensorInfo] = {}
     for source, target in names.items():
-        left_out = {name for name in widened if base.tensors[name].file.name == source}
-        if left_out:
-            # Two shards that hold one key are read differently by different loaders, so it goes.
-            written += copy_without(base.path / source, stage / target, left_out)
-            moved.update(read_header(stage / target))
-        else:
+        if layout.is_unchanged(source):
             written += copy_file(base.path / source, stage / target)
+        else:
+            written += copy_tensors(base.path / source, stage / target, layout.kept)
     originals = {}
     for name, tensor in replaced.items():
         info = base.tensors[name]
         originals[name] = read_tensor(info)
         if name not in widened:
-            written += _patch(stage / names[info.file.name], moved.get(name, info), tensor)
-    if added:
-        shard = _shard_name(names)
-        save_file({name: tensor.contiguous() for name, tensor in added.items()}, stage / shard, {"format": "pt"})
-        (stage / shard).chmod(0o644)
-        written += (stage / shard).stat().st_size
+            target = names[info.file.name]
+            place = info if layout.is_unchanged(info.file.name) else read_header(stage / target)[layout.new_name(name)]
+            written += _patch(stage / target, place, tensor)
+    shard_names = _shard_names(names, len(shards))
+    for shard, content in zip(shard_names, shards, strict=True):
+        written += write_tensors(stage / shard, content)
+    weight_map = {new: names[base.tensors[old].file.name] for old, new in layout.kept.items()}
+    for shard, content in zip(shard_names, shards, strict=True):
+        weight_map.update(dict.fromkeys(content, shard))
     # A single file gets one too: without an index vLLM and SGLang load every *.safetensors, our vectors as well.
-    written += _write_index(base, stage, names, added)
-    written += _write_config(base, stage, config_changes, remote_code=remote_code)
+    written += _write_index(base, stage, weight_map, layout, added)
+    written += _write_config(base, stage, config_changes, config, remote_code=remote_code)
     for side in base.side_files(remote_code=remote_code):
         (stage / side).parent.mkdir(parents=True, exist_ok=True)
         written += copy_file(base.path / side, stage / side)
     return Written(written, originals)
 
 
-def copy_without(source: Path, target: Path, names: Collection[str]) -> int:
-    """Copy a safetensors file without some of its tensors; the others' bytes are copied, not read. Bytes written."""
+class _Layout:
+    """Which of the base's tensors travel, under which names, and which of its files are copied as they are."""
+
+    def __init__(self, base: CheckpointFolder, gone: Collection[str], renamed: Mapping[str, str]) -> None:
+        self.renamed = renamed
+        self.kept = {name: renamed.get(name, name) for name in base.tensors if name not in gone}
+        """Name in the base -> in the copy."""
+        if len(set(self.kept.values())) < len(self.kept):
+            raise ValueError("two tensors of the base would have one name in the copy")
+        self._changed = {info.file.name for name, info in base.tensors.items() if self.kept.get(name) != name}
+        filled = {base.tensors[name].file.name for name in self.kept}
+        self.files = [name for name in base.weight_files if name in filled or name not in self._changed]
+
+    def new_name(self, name: str) -> str:
+        return self.renamed.get(name, name)
+
+    def is_unchanged(self, file: str) -> bool:
+        return file not in self._changed
+
+
+def copy_tensors(source: Path, target: Path, names: Mapping[str, str]) -> int:
+    """Copy those tensors of a safetensors file that ``names`` lists (old name -> new), byte for byte. Bytes written.
+
+    Two shards that hold one key are read differently by different loaders, so what is left out really goes.
+    """
     with source.open("rb") as reader:
         length = int.from_bytes(reader.read(8), "little")
         header = json.loads(reader.read(length))
-    kept = {key: entry for key, entry in header.items() if key not in names}
+    kept: dict[str, Any] = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
     ranges = []
     place = 0
-    for key in sorted(kept.keys() - {"__metadata__"}, key=lambda key: tuple(kept[key]["data_offsets"])):
-        start, end = kept[key]["data_offsets"]
+    for key in sorted(header.keys() & names.keys(), key=lambda key: tuple(header[key]["data_offsets"])):
+        start, end = header[key]["data_offsets"]
         ranges.append((8 + length + start, end - start))
-        kept[key] = {**kept[key], "data_offsets": [place, place + end - start]}
+        kept[names[key]] = {**header[key], "data_offsets": [place, place + end - start]}
         place += end - start
-    raw = json.dumps(kept, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    raw = packed_header(kept)
     with source.open("rb") as reader, target.open("xb") as writer:
-        writer.write(len(raw).to_bytes(8, "little") + raw)
+        writer.write(raw)
         writer.flush()
         for start, size in ranges:
             copy_range(reader, writer, start, size)
     target.chmod(0o644)
-    return 8 + len(raw) + place
+    return len(raw) + place
 
 
-def _new_names(files: list[str], *, adds_shard: bool) -> dict[str, str]:
-    if not adds_shard:
+def _new_names(files: list[str], *, adds: int) -> dict[str, str]:
+    if not adds:
         return {name: name for name in files}
     if files == [SINGLE]:
         # An index beside a `model.safetensors` is ignored by transformers, so the file takes a shard's name.
-        return {SINGLE: "model-00001-of-00002.safetensors"}
+        return {SINGLE: f"model-00001-of-{1 + adds:05d}.safetensors"}
     if all(_NUMBERED.fullmatch(name) for name in files):
-        total = len(files) + 1
+        total = len(files) + adds
         return {name: f"model-{number:05d}-of-{total:05d}.safetensors" for number, name in enumerate(files, 1)}
     return {name: name for name in files}
 
 
-def _shard_name(names: Mapping[str, str]) -> str:
+def _shard_names(names: Mapping[str, str], adds: int) -> list[str]:
     targets = list(names.values())
     if all(_NUMBERED.fullmatch(name) for name in targets):
-        total = len(targets) + 1
-        return f"model-{total:05d}-of-{total:05d}.safetensors"
+        total = len(targets) + adds
+        return [f"model-{len(targets) + number:05d}-of-{total:05d}.safetensors" for number in range(1, adds + 1)]
     # A copy of a copy may hold a shard of ours already.
-    more = (UNNUMBERED_SHARD.replace(".", f"-{number}.", 1) for number in count(2))
-    return next(name for name in chain([UNNUMBERED_SHARD], more) if name not in targets)
+    more = chain([UNNUMBERED_SHARD], (UNNUMBERED_SHARD.replace(".", f"-{number}.", 1) for number in count(2)))
+    return list(islice((name for name in more if name not in targets), adds))
 
 
 def _patch(file: Path, info: TensorInfo, tensor: torch.Tensor) -> int:
@@ -147,23 +179,33 @@ def _patch(file: Path, info: TensorInfo, tensor: torch.Tensor) -> int:
 
 
 def _write_index(
-    base: CheckpointFolder, stage: Path, names: Mapping[str, str], created: Mapping[str, torch.Tensor]
+    base: CheckpointFolder,
+    stage: Path,
+    weight_map: Mapping[str, str],
+    layout: _Layout,
+    added: Mapping[str, torch.Tensor | LazyTensor],
 ) -> int:
     old = base.index if base.layout == "sharded" else {}
     metadata = dict(old["metadata"]) if isinstance(old.get("metadata"), dict) else {}
-    weight_map = {name: names[info.file.name] for name, info in base.tensors.items()}
-    weight_map.update(dict.fromkeys(created, _shard_name(names)))
-    stored = sum(info.end - info.start for name, info in base.tensors.items() if name not in created)
-    metadata["total_size"] = stored + sum(tensor.nbytes for tensor in created.values())
+    stored = [base.tensors[name] for name in layout.kept]
+    metadata["total_size"] = sum(info.end - info.start for info in stored)
+    metadata["total_size"] += sum(tensor.nbytes for tensor in added.values())
     if isinstance(metadata.get("total_parameters"), int):
-        metadata["total_parameters"] += sum(
-            tensor.numel() for name, tensor in created.items() if name not in base.tensors
-        )
+        gone = [info for name, info in base.tensors.items() if name not in layout.kept]
+        metadata["total_parameters"] += sum(math.prod(tensor.shape) for tensor in added.values())
+        metadata["total_parameters"] -= sum(math.prod(info.shape) for info in gone)
     return _write_json(stage / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def _write_config(base: CheckpointFolder, stage: Path, changes: Mapping[str, Any], *, remote_code: bool) -> int:
-    config = dict(base.config)
+def _write_config(
+    base: CheckpointFolder,
+    stage: Path,
+    changes: Mapping[str, Any],
+    whole: Mapping[str, Any] | None,
+    *,
+    remote_code: bool,
+) -> int:
+    config = dict(base.config if whole is None else whole)
     for key, value in changes.items():
         if value is None:
             config.pop(key, None)

@@ -2,45 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, read_tensor
+from patcher.checkpoint.safetensors_writer import LazyTensor
 from patcher.errors import CheckFailed
 from patcher.routes.plan import Plan, TensorWrite
 from patcher.verify.comparison import STORED_LIMIT
 
+_EAGER = 1 << 16
+"""Zeros of more elements than this are made when they are written."""
+
 
 def tensors_to_write(
     plan: Plan, vectors: Mapping[int, torch.Tensor], base: CheckpointFolder
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+) -> tuple[dict[str, torch.Tensor | LazyTensor], dict[str, torch.Tensor]]:
     """What the plan writes for ``vectors`` (layer -> [hidden] fp32).
 
     Returns:
-        The created tensors and the replaced ones, by name on disk. An existing bias is added to in fp32 and rounded
-        once to its stored dtype.
+        The created tensors and the replaced ones, by name on disk. What exists is added to in fp32 and rounded once
+        to its stored dtype; what is derived from the base is made when it is written.
 
     Raises:
         CheckFailed: a stored half-precision bias is so large beside the vector that it cannot hold it.
     """
-    created: dict[str, torch.Tensor] = {}
+    created: dict[str, torch.Tensor | LazyTensor] = {}
     replaced: dict[str, torch.Tensor] = {}
     for write in plan.tensors:
-        dtype = DTYPES[write.dtype]
         if write.layer is None:
-            created[write.name] = torch.zeros(write.shape, dtype=dtype)
+            created[write.name] = _constant(write, base)
             continue
-        slot = (vectors[write.layer].double() / write.factor).float().expand(write.shape)
+        slot = slot_content(write, plan.in_copy(vectors[write.layer]))
         if write.kind == "created":
-            created[write.name] = slot.to(dtype).contiguous()
+            created[write.name] = (slot + write.offset).to(DTYPES[write.dtype]).contiguous()
         else:
             before = read_tensor(base.tensors[write.name])
-            after = (before.float() + slot).to(dtype)
-            _require_held(write, before, after, slot)
+            after = (before.float() + slot).to(DTYPES[write.dtype])
+            if write.right is None:
+                _require_held(write, before, after, slot)
             replaced[write.name] = after
     return created, replaced
+
+
+def slot_content(write: TensorWrite, vector: torch.Tensor) -> torch.Tensor:
+    """What a carrier gains for ``vector`` ([hidden] fp32), in the carrier's shape, fp32."""
+    slot = (vector.double() / write.factor).float()
+    if write.right is None:
+        return slot.expand(write.shape)
+    outer = torch.outer(slot, write.right.float())
+    return outer.T if write.transposed else outer
+
+
+def _constant(write: TensorWrite, base: CheckpointFolder) -> torch.Tensor | LazyTensor:
+    dtype, make = DTYPES[write.dtype], write.make
+    if make is None and math.prod(write.shape) <= _EAGER:
+        return torch.zeros(write.shape, dtype=dtype)
+
+    def content() -> torch.Tensor:
+        if make is None:
+            return torch.zeros(write.shape, dtype=dtype)
+        return make(reader(base)).to(dtype)
+
+    return LazyTensor(dtype, write.shape, content)
+
+
+def reader(base: CheckpointFolder) -> Callable[[str], torch.Tensor]:
+    """Reads tensors of ``base`` by their names on disk."""
+    return lambda name: read_tensor(base.tensors[name])
 
 
 def _require_held(write: TensorWrite, before: torch.Tensor, after: torch.Tensor, slot: torch.Tensor) -> None:

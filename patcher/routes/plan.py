@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import torch
+
+Reader = Callable[[str], torch.Tensor]
+"""Reads one tensor of the base by its name on disk, in its stored dtype."""
 
 
 @dataclass(frozen=True)
@@ -12,13 +17,19 @@ class TensorWrite:
     """One tensor that the copy gains or changes.
 
     Attributes:
-        name: its key on disk.
-        parameter: its name in the stock class.
-        kind: ``added`` to what is stored there, or ``created``.
-        layer: whose edit it carries; None for a zero that the class demands.
+        name: its key on disk in the copy.
+        parameter: its name in the stock class that reads the copy.
+        kind: ``added`` to what the base stores there, or ``created``.
+        layer: whose edit it carries, in the base's numbering (-1: the embedding); None for a tensor that carries none.
         factor: residual gain per unit of the tensor.
-        shape: [hidden], [experts, hidden], or a zero's own shape.
+        shape: [hidden], [rows, hidden] where every row holds the vector, [hidden, n] with ``right``, or its own.
         dtype: safetensors dtype that is written.
+        offset: a created carrier holds ``offset + v / factor`` (a norm that multiplies by 1 + weight: -1).
+        right: [n] fp32; the tensor carries the outer product of ``v / factor`` and this, [hidden, n].
+        transposed: the outer product lies as [n, hidden] (the Conv1D of GPT-2).
+        index: which expert of a fused class parameter [experts, hidden, n] the tensor on disk is.
+        make: the content of a tensor that carries no vector; None means zeros.
+        holds: the same in words.
     """
 
     name: str
@@ -28,6 +39,31 @@ class TensorWrite:
     factor: float
     shape: tuple[int, ...]
     dtype: str
+    offset: float = 0.0
+    right: torch.Tensor | None = field(default=None, compare=False)
+    transposed: bool = False
+    index: int | None = None
+    make: Callable[[Reader], torch.Tensor] | None = field(default=None, compare=False)
+    holds: str = "zeros"
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest; the numbers of ``right`` are kept in ``steering.safetensors``."""
+        result: dict[str, Any] = {
+            "name": self.name,
+            "parameter": self.parameter,
+            "kind": self.kind,
+            "layer": self.layer,
+            "factor": self.factor,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+        }
+        if self.offset:
+            result["offset"] = self.offset
+        if self.right is not None:
+            result |= {"outer": True, "transposed": self.transposed}
+        if self.index is not None:
+            result["index"] = self.index
+        return result
 
 
 @dataclass(frozen=True)
@@ -37,14 +73,22 @@ class Plan:
     Attributes:
         route: the route's name.
         exact: whether the stock model computes exactly what the hook computes.
-        cost: what it costs at run time, in words.
+        cost: what it costs at run time, in words; ``none`` where it is free.
         architecture: the stock class that reads the copy.
-        blocks: path of the list of decoder blocks in that class.
-        sites: layer -> module that carries the edit.
-        tensors: everything that is written.
+        blocks: path of the list of decoder blocks in the base's class.
+        sites: layer -> module of the copy that carries the edit.
+        tensors: everything that is new or changed.
         config_changes: config keys and their new values; None removes the key.
         stacks: stack -> native, backend or no.
         reason: why this route was chosen.
+        dropped: names on disk that the copy lacks; the same name may be created anew.
+        renamed: name on disk in the base -> in the copy; the bytes are copied.
+        config: a whole new config.json, instead of changes.
+        copy_layers: layer -> the block of the copy after which the residual stream holds the edit; by default the same.
+        residual: how the copy's residual stream compares with the base's: ``same``, or ``centred`` (its mean over the
+            hidden dimension is removed).
+        warnings: what users of the copy must know; for the card.
+        fit: of a fitted route, what was measured on held-out activations.
     """
 
     route: str
@@ -57,38 +101,51 @@ class Plan:
     config_changes: Mapping[str, Any]
     stacks: Mapping[str, str]
     reason: str
+    dropped: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+    copy_layers: Mapping[int, int] = field(default_factory=dict)
+    residual: Literal["same", "centred"] = "same"
+    warnings: tuple[str, ...] = ()
+    fit: Mapping[str, Any] | None = None
 
     @property
     def carriers(self) -> tuple[TensorWrite, ...]:
-        """The tensors that hold a vector, one a layer."""
+        """The tensors that hold a vector."""
         return tuple(tensor for tensor in self.tensors if tensor.layer is not None)
+
+    @property
+    def free(self) -> bool:
+        """Whether the copy costs nothing at run time."""
+        return self.cost == "none"
+
+    def in_copy(self, vector: torch.Tensor) -> torch.Tensor:
+        """What the copy's residual stream gains where the base's gains ``vector`` ([hidden])."""
+        return vector - vector.mean() if self.residual == "centred" else vector
 
     def as_json(self) -> dict[str, Any]:
         """For ``--dry-run`` and ``steering.json``."""
-        zeros = [tensor for tensor in self.tensors if tensor.layer is None]
-        return {
+        others = [tensor for tensor in self.tensors if tensor.layer is None]
+        zeros = [tensor.name for tensor in others if tensor.make is None]
+        result: dict[str, Any] = {
             "name": self.route,
             "exact": self.exact,
             "cost": self.cost,
             "architecture": self.architecture,
             "blocks": self.blocks,
-            "tensors": [
-                {
-                    "name": tensor.name,
-                    "parameter": tensor.parameter,
-                    "kind": tensor.kind,
-                    "layer": tensor.layer,
-                    "factor": tensor.factor,
-                    "dtype": tensor.dtype,
-                    "shape": list(tensor.shape),
-                }
-                for tensor in self.carriers
-            ],
-            "zeros": {"count": len(zeros), "names": [tensor.name for tensor in zeros]},
+            "tensors": [tensor.as_json() for tensor in self.carriers],
+            "zeros": {"count": len(zeros), "names": zeros},
+            "derived": {tensor.name: tensor.holds for tensor in others if tensor.make is not None},
+            "dropped": sorted(self.dropped),
+            "renamed": dict(self.renamed),
             "config_changes": dict(self.config_changes),
             "stacks": dict(self.stacks),
             "reason": self.reason,
+            "copy_layers": {str(layer): self.copy_layers.get(layer, layer) for layer in self.sites},
+            "residual": self.residual,
+            "warnings": list(self.warnings),
         }
+        return {**result, "fit": dict(self.fit)} if self.fit is not None else result
 
 
 class NotApplicable(Exception):  # noqa: N818 - a finding, not a failure

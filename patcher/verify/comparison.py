@@ -15,6 +15,8 @@ EFFECT_SHARE = 0.01
 RESIDUAL_LIMIT = 1e-3
 STORED_LIMIT = 0.02
 FP32_EPSILON = 1.2e-7
+FIT_ERROR = 0.3
+FIT_KL = 0.15
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,26 @@ class Check:
         return {"name": self.name, "passed": self.passed, "value": self.value, "limit": self.limit, "note": self.note}
 
 
+@dataclass(frozen=True)
+class FitLimits:
+    """What a fitted route is held to, since it is not exact.
+
+    Attributes:
+        held_out_error: mean relative error of the added vector on held-out activations, as the build measured it.
+        error: its limit, also for the residual stream on the probe texts.
+        kl: largest KL(hook || fit) as a share of KL(hook || base).
+    """
+
+    held_out_error: float
+    error: float = FIT_ERROR
+    kl: float = FIT_KL
+
+    @classmethod
+    def of(cls, fit: Mapping[str, Any], error: float, kl: float) -> FitLimits:
+        """From the manifest's ``route.fit``; a fit that was never measured is infinitely wrong."""
+        return cls(float(fit.get("error_mean", "inf")), error, kl)
+
+
 @dataclass
 class Comparison:
     """All checks of one stack, and the numbers of the manifest."""
@@ -49,6 +71,7 @@ class Comparison:
     steering_effect: float = float("nan")
     vector_rel_error: float = float("nan")
     tolerance: float = float("nan")
+    kl_share: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -60,9 +83,12 @@ def compare(
     candidate: Run,
     stored: Mapping[int, StoredLayer],
     *,
+    architecture: str,
     tolerance: float,
+    centred: bool = False,
     written: Sequence[str] = (),
     long_note: str = "",
+    fit: FitLimits | None = None,
 ) -> Comparison:
     """Hold a candidate against the hook reference.
 
@@ -70,15 +96,18 @@ def compare(
         reference: the base under hooks.
         candidate: the finished folder, under none.
         stored: what the folder's tensors hold.
+        architecture: the class that must have loaded the folder.
         tolerance: allowed difference of a log-probability; raised to 5x the noise floor, never above 1e-3.
+        centred: the copy's residual stream is the base's without its mean over the hidden dimension.
         written: parameters that the folder gained; none of them may be unexpected to the loader.
         long_note: why no long prompt was run, if none was.
+        fit: the limits of a fitted route; None for an exact one.
     """
     result = Comparison()
     add = result.checks.append
     worst = max(layer.rel_error for layer in stored.values())
     add(Check("stored vector", worst <= STORED_LIMIT, worst, STORED_LIMIT, "relative error of the vector in the file"))
-    add(_loading(reference, candidate, written))
+    add(_loading(reference, candidate, architecture, written))
     same_ids = reference.facts["ids"] == candidate.facts["ids"]
     add(Check("tokenizer", same_ids, note="text to ids as the base does" if same_ids else "other ids than the base"))
     if not same_ids:
@@ -91,10 +120,20 @@ def compare(
     result.max_abs_logprob_diff = _difference(reference, "hook", candidate, "candidate", count)
     result.tolerance = min(HARD_LIMIT, max(tolerance, 5 * result.noise_floor))
     limit = result.tolerance
+    unsteered = _difference(reference, "base", candidate, "unsteered", count)
+    add(Check("without the vector", unsteered <= limit, unsteered, limit, "the copy minus what it holds, and the base"))
+    residual = _residual_gain(reference, candidate, stored, centred=centred, fit=fit)
+    result.vector_rel_error = residual.value if residual.value is not None else float("nan")
+    if fit is not None:
+        held_out = fit.held_out_error
+        add(Check("constant", held_out <= fit.error, held_out, fit.error, "mean error on held-out activations"))
+        result.kl_share = _kl_share(reference, candidate, count)
+        add(Check("KL of the fit", result.kl_share <= fit.kl, result.kl_share, fit.kl, "share of KL(hook || base)"))
+        add(residual)
+        add(_own_dtype(reference, candidate, count, fitted=True))
+        return result
     add(Check("log-probabilities", result.max_abs_logprob_diff <= limit, result.max_abs_logprob_diff, limit))
     add(_share_of_effect(result, reference, candidate, count))
-    residual = _residual_gain(reference, candidate, stored)
-    result.vector_rel_error = residual.value if residual.value is not None else float("nan")
     add(residual)
     add(_measured("left padding", "left_padding", reference, candidate, limit))
     add(_greedy(reference, candidate, limit))
@@ -104,6 +143,19 @@ def compare(
         add(_measured("long prompt", "long_prompt", reference, candidate, limit))
     add(_own_dtype(reference, candidate, count))
     return result
+
+
+def _kl_share(reference: Run, candidate: Run, count: int) -> float:
+    """KL(hook || candidate) over KL(hook || base), both means over every position of the probe texts."""
+    suffix = "_amplified" if float(reference.facts["amplify"]) > 1 else ""
+    apart, effect = 0.0, 0.0
+    for number in range(count):
+        hook = reference.tensors[f"hook{suffix}/{number}"].double()
+        weight = hook.exp()
+        apart += float((weight * (hook - candidate.tensors[f"candidate{suffix}/{number}"].double())).sum())
+        effect += float((weight * (hook - reference.tensors[f"base/{number}"].double())).sum())
+    share = apart / effect if effect > 0 else float("inf")
+    return share if share == share else float("inf")
 
 
 def _difference(first: Run, first_pass: str, second: Run, second_pass: str, count: int) -> float:
@@ -121,7 +173,7 @@ def largest(first: torch.Tensor, second: torch.Tensor) -> float:
     return float(difference.nan_to_num(float("inf")).max())
 
 
-def _loading(reference: Run, candidate: Run, written: Sequence[str]) -> Check:
+def _loading(reference: Run, candidate: Run, architecture: str, written: Sequence[str]) -> Check:
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         new = sorted(set(candidate.facts["loading"].get(kind, [])) - set(reference.facts["loading"].get(kind, [])))
@@ -130,8 +182,8 @@ def _loading(reference: Run, candidate: Run, written: Sequence[str]) -> Check:
     dropped = [name for name in written if name in candidate.facts["loading"].get("unexpected_keys", [])]
     if dropped:
         problems.append(f"dropped by the loader: {dropped[0]}")
-    if reference.facts["class"] != candidate.facts["class"]:
-        problems.append(f"loaded as {candidate.facts['class']}, the base as {reference.facts['class']}")
+    if candidate.facts["class"] != architecture:
+        problems.append(f"loaded as {candidate.facts['class']}, not as {architecture}")
     return Check("loading", not problems, note="; ".join(problems) or "no missing, no unexpected key beyond the base's")
 
 
@@ -151,10 +203,13 @@ def _share_of_effect(result: Comparison, reference: Run, candidate: Run, count: 
     return Check("share of the effect", difference <= limit, difference, limit, note)
 
 
-def _residual_gain(reference: Run, candidate: Run, stored: Mapping[int, StoredLayer]) -> Check:
+def _residual_gain(
+    reference: Run, candidate: Run, stored: Mapping[int, StoredLayer], *, centred: bool, fit: FitLimits | None
+) -> Check:
     factor = float(reference.facts["amplify"])
     suffix = "_amplified" if factor > 1 else ""
     error, passed = 0.0, True
+    allowed = RESIDUAL_LIMIT if fit is None else fit.error
     for layer, held in stored.items():
         vector = held.stored * factor
         for number in range(min(2, len(reference.facts["ids"]))):
@@ -162,16 +217,20 @@ def _residual_gain(reference: Run, candidate: Run, stored: Mapping[int, StoredLa
             after = candidate.tensors[f"residual/candidate{suffix}/layer.{layer}/{number}"]
             if before.shape != after.shape:
                 return Check("residual stream", False, note="another shape")
+            if centred:
+                before = before - before.mean(dim=-1, keepdim=True)
             distance = (after - before - vector).double().norm(dim=-1)
             relative = (distance / vector.double().norm()).nan_to_num(float("inf"))
             # A position whose residual is huge beside the vector cannot show it better than fp32 resolves.
             resolution = 8 * FP32_EPSILON * before.double().norm(dim=-1) / vector.double().norm()
-            passed = passed and bool((relative <= RESIDUAL_LIMIT + resolution).all())
-            error = max(error, float(relative.median()))
+            if fit is None:
+                passed = passed and bool((relative <= RESIDUAL_LIMIT + resolution).all())
+                error = max(error, float(relative.median()))
+            else:
+                error = max(error, float(relative.mean()))
+                passed = error <= fit.error
     read = candidate.facts.get("residual_read", "")
-    return Check(
-        "residual stream", passed, error, RESIDUAL_LIMIT, f"gain after the block against the vector; by {read}"
-    )
+    return Check("residual stream", passed, error, allowed, f"gain after the block against the vector; by {read}")
 
 
 def _measured(name: str, key: str, reference: Run, candidate: Run, limit: float) -> Check:
@@ -198,7 +257,7 @@ def _greedy(reference: Run, candidate: Run, limit: float) -> Check:
     return Check(name, difference <= limit, difference, limit, note)
 
 
-def _own_dtype(reference: Run, candidate: Run, count: int) -> Check:
+def _own_dtype(reference: Run, candidate: Run, count: int, *, fitted: bool = False) -> Check:
     dtype = str(reference.facts.get("own_dtype", ""))
     name = f"own dtype ({dtype})" if dtype else "own dtype"
     if "own_dtype/0" not in reference.tensors or "own_dtype/0" not in candidate.tensors:
@@ -207,9 +266,11 @@ def _own_dtype(reference: Run, candidate: Run, count: int) -> Check:
         note = reference.facts["skipped"].get("own_dtype", "the checkpoint is fp32, in which all else was checked")
         return Check(name, None, note=note)
     errors = []
-    for run in (reference, candidate):
+    # A fitted copy is another function than the hook's, so its rounding is measured against itself in fp32.
+    truths = (reference, "hook"), (candidate, "candidate") if fitted else (reference, "hook")
+    for run, (truth, label) in zip((reference, candidate), truths, strict=True):
         apart = [
-            (run.tensors[f"own_dtype/{number}"] - reference.tensors[f"hook/{number}"]).abs().mean()
+            (run.tensors[f"own_dtype/{number}"] - truth.tensors[f"{label}/{number}"]).abs().mean()
             for number in range(count)
         ]
         errors.append(float(torch.stack(apart).mean()))

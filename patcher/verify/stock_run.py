@@ -22,6 +22,7 @@ from typing import Any  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+EMBEDDING = -1
 EFFECT_WANTED = 0.05
 SHARE_WANTED = 0.01
 
@@ -45,7 +46,10 @@ class StockRun:
         self.job = job
         self.tensors: dict[str, torch.Tensor] = {}
         self.facts: dict[str, Any] = {"version": transformers.__version__, "torch": torch.__version__, "skipped": {}}
-        self.vectors = load_file(job["vectors"]) if job["vectors"] else {}
+        # The candidate is never given the vectors as the hook has them, only what its own tensors hold.
+        self.vectors = load_file(job["vectors"]) if job["role"] == "reference" else {}
+        self.slots = load_file(job["slot_file"]) if job["role"] == "candidate" else {}
+        self.layers: dict[str, int] = {key: places[job["role"]] for key, places in job["layers"].items()}
         self.blocks: str = job["blocks"]
 
     def run(self) -> None:
@@ -66,6 +70,8 @@ class StockRun:
             amplify = float(self.job["amplify"])
             self.log_probs("candidate", [])
             self.residuals("candidate", amplify=1.0)
+            with self.amplified(0.0):
+                self.log_probs("unsteered", [])
             if amplify > 1.0:
                 with self.amplified(amplify):
                     self.log_probs("candidate_amplified", [])
@@ -120,8 +126,13 @@ class StockRun:
         hooks = []
         count = len(self.model.get_submodule(self.blocks))
         for key, vector in self.vectors.items():
-            layer = int(key.removeprefix("layer."))
+            layer = self.layers[key]
             if below is not None and layer >= below:
+                continue
+            if layer == EMBEDDING:
+                entrance = self.model.get_submodule(f"{self.blocks}.0")
+                parts = 2 if other_place else 1
+                hooks += [(entrance, "input", vector * amplify / parts)] * parts
                 continue
             module = self.model.get_submodule(f"{self.blocks}.{layer}")
             if other_place and layer + 1 < count:
@@ -147,19 +158,24 @@ class StockRun:
 
         class Context:
             def __enter__(self) -> None:
-                parameters = dict(run.model.named_parameters())
-                self.before = {}
+                parameters = dict(run.model.named_parameters(remove_duplicate=False))
+                self.before: list[tuple[Any, Any]] = []
                 with torch.no_grad():
-                    for name, key in run.job["slots"].items():
-                        parameter = parameters[name]
-                        self.before[name] = parameter.detach().clone()
-                        parameter += (factor - 1) * run.vectors[key].to(parameter.device, parameter.dtype)
+                    for number, slot in enumerate(run.job["slots"]):
+                        parameter = parameters[slot["parameter"]]
+                        if slot["index"] is not None:
+                            parameter = parameter[slot["index"]]
+                        held = run.slots[f"delta/{number}"]
+                        if slot["outer"]:
+                            held = torch.outer(held, run.slots[f"right/{number}"])
+                            held = held.T if slot["transposed"] else held
+                        self.before.append((parameter, parameter.detach().clone()))
+                        parameter += (factor - 1) * held.to(parameter.device, parameter.dtype)
 
             def __exit__(self, *_exception: object) -> None:
-                parameters = dict(run.model.named_parameters())
                 with torch.no_grad():
-                    for name, value in self.before.items():
-                        parameters[name].copy_(value)
+                    for parameter, value in reversed(self.before):
+                        parameter.copy_(value)
 
         return Context()
 
@@ -193,8 +209,7 @@ class StockRun:
 
     def residuals(self, name: str, amplify: float) -> None:
         """The residual stream after each edited block; the reference has only the edits of earlier blocks."""
-        for key in self.vectors:
-            layer = int(key.removeprefix("layer."))
+        for key, layer in self.layers.items():
             hooks = self.all_hooks(amplify, below=layer) if self.job["role"] == "reference" else []
             for number, ids in enumerate(self.ids[:2]):
                 self.tensors[f"residual/{name}/{key}/{number}"] = self.residual_after(layer, hooks, ids)
@@ -214,15 +229,17 @@ class StockRun:
         def leave(_module: Any, _inputs: Any, output: Any) -> None:
             left.append((output if isinstance(output, torch.Tensor) else output[0])[0].detach().float())
 
-        handles = [
-            largest[0].register_forward_pre_hook(enter, with_kwargs=True),
-            largest[layer].register_forward_hook(leave),
-        ]
+        handles = [largest[0].register_forward_pre_hook(enter, with_kwargs=True)]
+        if layer != EMBEDDING:
+            handles.append(largest[layer].register_forward_hook(leave))
         try:
             output = self.forward(hooks, torch.tensor([ids]), use_cache=False, output_hidden_states=True)
         finally:
             for handle in handles:
                 handle.remove()
+        if layer == EMBEDDING:
+            self.facts["residual_read"] = "what enters the first block"
+            return entered[-1].contiguous()
         states = getattr(output, "hidden_states", None)
         # The last record is taken behind the final norm. Some classes (Mamba) leave out what enters the first block.
         complete = states is not None and len(states) == count + 1 and layer < count - 1

@@ -15,9 +15,32 @@ from patcher.checkpoint.folder import CheckpointFolder, read_json_object
 from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.checkpoint.staging import MANIFEST
 from patcher.errors import InputError
-from patcher.vectors.files import ORIGINAL_PREFIX
+from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX
 
 VECTORS = "steering.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredSlot:
+    """One tensor that holds a layer's vector.
+
+    Attributes:
+        parameter: its name in the stock class that loads the folder.
+        delta: [hidden]; what it holds over its neutral content (per unit of ``right``).
+        factor: residual gain per unit of ``delta``.
+        rel_error: relative error of ``delta``, the worst row where several hold it.
+        right: [n]; the tensor holds the outer product of ``delta`` and this. None: ``delta`` itself.
+        transposed: the outer product lies as [n, hidden].
+        index: the expert of a fused parameter.
+    """
+
+    parameter: str
+    delta: torch.Tensor
+    factor: float = 1.0
+    rel_error: float = 0.0
+    right: torch.Tensor | None = None
+    transposed: bool = False
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -25,18 +48,18 @@ class StoredLayer:
     """One edited layer of a folder.
 
     Attributes:
-        wanted: [hidden] fp32; the sum of the layer's edits.
-        stored: [hidden] fp32; what the residual stream gains by the tensor in the file.
-        rel_error: |stored - wanted| / |wanted|, the worst row where several experts hold it.
-        parameter: the carrying parameter of the stock class.
-        slot_delta: [hidden]; what was added to that parameter.
+        wanted: [hidden] fp32; the sum of the layer's edits, as the copy's residual stream should gain them.
+        stored: [hidden] fp32; what it gains by the tensors in the file.
+        rel_error: |stored - wanted| / |wanted|, of the worst tensor.
+        slots: the tensors that hold it.
+        copy_layer: the block of the copy after which the residual stream holds it.
     """
 
     wanted: torch.Tensor
     stored: torch.Tensor
     rel_error: float
-    parameter: str
-    slot_delta: torch.Tensor
+    slots: tuple[StoredSlot, ...]
+    copy_layer: int
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -77,16 +100,29 @@ def read_stored(folder: Path, manifest: Mapping[str, Any]) -> dict[int, StoredLa
     except (OSError, SafetensorError) as error:
         raise InputError("the vectors cannot be read", where=str(path), found=error, remedy="build it again") from None
     checkpoint = CheckpointFolder(folder)
+    route = manifest["route"]
     wanted: dict[int, torch.Tensor] = {}
     try:
         for edit in manifest["edits"]:
             layer = int(edit["layer"])
             wanted[layer] = wanted.get(layer, torch.zeros(())) + vectors[edit["tensor"]].double()
-        carriers = {int(tensor["layer"]): tensor for tensor in manifest["route"]["tensors"]}
+        carriers: dict[int, list[Mapping[str, Any]]] = {layer: [] for layer in wanted}
+        for tensor in route["tensors"]:
+            carriers[int(tensor["layer"])].append(tensor)
         result = {}
         for layer, vector in wanted.items():
-            tensor = carriers[layer]
-            result[layer] = _layer(vector, tensor, checkpoint, vectors)
+            if not carriers[layer]:
+                raise KeyError(f"a tensor for layer {layer}")
+            if route.get("residual") == "centred":
+                vector = vector - vector.mean()
+            slots = [_slot(vector, tensor, checkpoint, vectors) for tensor in carriers[layer]]
+            result[layer] = StoredLayer(
+                wanted=vector.float(),
+                stored=torch.stack([slot.delta.double() * slot.factor for slot in slots]).mean(dim=0).float(),
+                rel_error=max(slot.rel_error for slot in slots),
+                slots=tuple(slots),
+                copy_layer=int(route.get("copy_layers", {}).get(str(layer), layer)),
+            )
         return result
     except KeyError as error:
         raise InputError(
@@ -97,15 +133,35 @@ def read_stored(folder: Path, manifest: Mapping[str, Any]) -> dict[int, StoredLa
         ) from None
 
 
-def _layer(
+def _slot(
     wanted: torch.Tensor, tensor: Mapping[str, Any], checkpoint: CheckpointFolder, vectors: Mapping[str, torch.Tensor]
-) -> StoredLayer:
-    now = read_tensor(checkpoint.tensors[tensor["name"]]).double()
-    if tensor["kind"] == "added":
-        now = now - vectors[ORIGINAL_PREFIX + tensor["name"]].double()
-    rows = (now if now.ndim == 2 else now[None]) * float(tensor["factor"])
-    norm = float(wanted.norm())
-    error = max(float((row - wanted).norm()) for row in rows) / norm if norm else float("inf")
-    stored = rows.mean(dim=0)
-    delta = stored / float(tensor["factor"])
-    return StoredLayer(wanted.float(), stored.float(), error, str(tensor["parameter"]), delta.float())
+) -> StoredSlot:
+    name, factor = str(tensor["name"]), float(tensor["factor"])
+    now = read_tensor(checkpoint.tensors[name]).double() - float(tensor.get("offset", 0.0))
+    added = tensor["kind"] == "added"
+    if added:
+        now = now - vectors[ORIGINAL_PREFIX + name].double()
+    wanted = wanted / factor
+    right, transposed = None, bool(tensor.get("transposed"))
+    if tensor.get("outer"):
+        right = vectors[RIGHT_PREFIX + name].double()
+        matrix = now.T if transposed else now
+        delta = matrix @ right / (right @ right)
+        error = (delta - wanted).norm() / wanted.norm()
+        if not added:
+            # What was added to a half-precision weight is rounded beside it, at random; a created one holds it exactly.
+            rest = (matrix - torch.outer(delta, right)).norm() / (delta.norm() * right.norm())
+            error = torch.maximum(error, rest)
+    else:
+        rows = now if now.ndim == 2 else now[None]
+        delta = rows.mean(dim=0)
+        error = ((rows - wanted).norm(dim=-1) / wanted.norm()).max()
+    return StoredSlot(
+        parameter=str(tensor["parameter"]),
+        delta=delta.float(),
+        factor=factor,
+        rel_error=float(error.nan_to_num(float("inf"))),
+        right=None if right is None else right.float(),
+        transposed=transposed,
+        index=tensor.get("index"),
+    )

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from patcher.capture.model import available_memory, has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import OutsideError
-from patcher.verify.comparison import Check, Comparison, Run, compare
+from patcher.verify.comparison import FIT_ERROR, FIT_KL, Check, Comparison, FitLimits, Run, compare
 from patcher.verify.probes import PROBES
 from patcher.verify.stored import StoredLayer, read_stored
 
@@ -35,6 +35,8 @@ def verify_in_transformers(
     tolerance: float = 1e-4,
     probes: Sequence[str] | None = None,
     long_prompt_limit: int = 4608,
+    fit_error: float = FIT_ERROR,
+    fit_kl: float = FIT_KL,
     trust_remote_code: bool = False,
     scratch: Path | None = None,
     progress: Callable[[str], None] | None = None,
@@ -48,6 +50,7 @@ def verify_in_transformers(
         folder: the patched folder (or its staging folder), with ``steering.safetensors`` in it.
         base: the base checkpoint, adapter merged.
         manifest: ``edits`` and ``route`` of ``steering.json``.
+        fit_error, fit_kl: limits of a fitted route, see :class:`patcher.verify.comparison.FitLimits`.
         scratch: where intermediate files may lie; a build gives a place that the next one cleans if this one dies.
 
     Returns:
@@ -76,9 +79,20 @@ def verify_in_transformers(
                 "loading", False, note=f"stock transformers cannot run the folder: {error.problems[0].found}"
             )
             return _entry(Comparison([failed]), reference)
-        written = [str(tensor["parameter"]) for tensor in manifest["route"]["tensors"]]
-        written += [str(name) for name in manifest["route"].get("zeros", {}).get("names", [])]
-        result = compare(reference, candidate, stored, tolerance=tolerance, written=written, long_note=long_note)
+        route = manifest["route"]
+        written = [str(tensor["parameter"]) for tensor in route["tensors"]]
+        written += [str(name) for name in (*route.get("zeros", {}).get("names", []), *route.get("derived", {}))]
+        result = compare(
+            reference,
+            candidate,
+            stored,
+            architecture=str(route["architecture"]),
+            centred=route.get("residual") == "centred",
+            tolerance=tolerance,
+            written=written,
+            long_note=long_note,
+            fit=None if route["exact"] else FitLimits.of(route.get("fit") or {}, fit_error, fit_kl),
+        )
         return _entry(result, reference)
 
 
@@ -95,6 +109,7 @@ def _entry(result: Comparison, reference: Run) -> dict[str, Any]:
         "steering_effect": _number(result.steering_effect),
         "vector_rel_error": _number(result.vector_rel_error),
         "tolerance": _number(result.tolerance),
+        **({} if result.kl_share is None else {"kl_share": _number(result.kl_share)}),
         "checks": [_plain(check.as_json()) for check in result.checks],
     }
 
@@ -121,8 +136,10 @@ def _job(
     config = CheckpointFolder(base).config
     vectors = {f"layer.{layer}": held.stored.clone() for layer, held in stored.items()}
     save_file(vectors, scratch / "vectors.safetensors")
-    deltas = {f"layer.{layer}": held.slot_delta.clone() for layer, held in stored.items()}
-    save_file(deltas, scratch / "deltas.safetensors")
+    slots = [slot for held in stored.values() for slot in held.slots]
+    held_by = {f"delta/{number}": slot.delta.clone() for number, slot in enumerate(slots)}
+    held_by |= {f"right/{number}": slot.right.clone() for number, slot in enumerate(slots) if slot.right is not None}
+    save_file(held_by, scratch / "slots.safetensors")
     long_tokens, long_note = _long_prompt(config, long_prompt_limit)
     positions = _positions(config)
     job = {
@@ -133,8 +150,19 @@ def _job(
         "long_tokens": long_tokens,
         "own_dtype": not _is_fp32(base, config),
         "vectors": str(scratch / "vectors.safetensors"),
-        "deltas": str(scratch / "deltas.safetensors"),
-        "slots": {held.parameter: f"layer.{layer}" for layer, held in stored.items()},
+        "slot_file": str(scratch / "slots.safetensors"),
+        "slots": [
+            {
+                "parameter": slot.parameter,
+                "index": slot.index,
+                "outer": slot.right is not None,
+                "transposed": slot.transposed,
+            }
+            for slot in slots
+        ],
+        "layers": {
+            f"layer.{layer}": {"reference": layer, "candidate": held.copy_layer} for layer, held in stored.items()
+        },
         "blocks": manifest["route"]["blocks"],
         "amplify": 1.0,
         "offload": _offload(folder, scratch),
@@ -190,8 +218,7 @@ def _offload(folder: Path, scratch: Path) -> dict[str, Any] | None:
 
 def _run(job: Mapping[str, Any], result: Path) -> Run:
     if job["role"] == "candidate":
-        # The candidate is never given the vectors as the hook has them, only what its own tensor holds.
-        job = {**job, "vectors": job["deltas"]}
+        job = {**job, "vectors": None}
     path = result.with_suffix(".job.json")
     path.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
     command = [sys.executable, "-I", "-B", str(RUNNER), str(path)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from patcher.verify.comparison import Comparison, Run, compare, largest
-from patcher.verify.stored import StoredLayer
+from patcher.verify.stored import StoredLayer, StoredSlot
 
 VOCABULARY, HIDDEN = 11, 6
 
@@ -22,7 +23,7 @@ def runs(*, effect: float = 1.0, amplify: float = 1.0) -> tuple[Run, Run, dict[i
         return torch.randn(*shape, generator=generator)
 
     vector = random(HIDDEN)
-    stored = {2: StoredLayer(vector, vector, 0.0, "b.2.bias", vector)}
+    stored = {2: StoredLayer(vector, vector, 0.0, (StoredSlot("b.2.bias", vector),), 2)}
     base, residual = random(5, VOCABULARY), random(5, HIDDEN)
     hook = base + effect * random(5, VOCABULARY).sign()
     reference = {
@@ -30,7 +31,7 @@ def runs(*, effect: float = 1.0, amplify: float = 1.0) -> tuple[Run, Run, dict[i
         "long_prompt": hook, "own_dtype/0": hook + 0.01, "residual/base/layer.2/0": residual,
     }  # fmt: skip
     candidate = {
-        "candidate/0": hook + 2e-6, "left_padding": hook, "greedy": hook, "long_prompt": hook,
+        "candidate/0": hook + 2e-6, "unsteered/0": base + 3e-6, "left_padding": hook, "greedy": hook, "long_prompt": hook,
         "own_dtype/0": hook - 0.01, "residual/candidate/layer.2/0": residual + vector,
     }  # fmt: skip
     if amplify > 1:
@@ -53,7 +54,7 @@ def outcome(result: Comparison) -> set[str]:
 
 def test_runs_that_agree_pass() -> None:
     reference, candidate, stored = runs()
-    result = compare(reference, candidate, stored, tolerance=1e-4)
+    result = compare(reference, candidate, stored, architecture="C", tolerance=1e-4)
     assert result.passed
     assert result.max_abs_logprob_diff == pytest.approx(2e-6, rel=0.2)
     assert result.noise_floor == pytest.approx(1e-6, rel=0.2)
@@ -89,51 +90,53 @@ def test_each_check_alone(name: str) -> None:
     reference, candidate, stored = runs()
     change, expected = BROKEN[name]
     change(candidate)
-    result = compare(reference, candidate, stored, tolerance=1e-4)
+    result = compare(reference, candidate, stored, architecture="C", tolerance=1e-4)
     assert not result.passed
     assert expected in outcome(result)
 
 
 def test_a_dropped_parameter_is_named_even_if_the_base_has_the_key_too() -> None:
     reference, candidate, stored = runs()
-    result = compare(reference, candidate, stored, tolerance=1e-4, written=["rotary.inv_freq"])
+    result = compare(reference, candidate, stored, architecture="C", tolerance=1e-4, written=["rotary.inv_freq"])
     assert outcome(result) == {"loading"}
 
 
 def test_the_tolerance_follows_the_noise_floor_but_never_beyond_the_hard_limit() -> None:
     reference, candidate, stored = runs()
     reference.tensors["hook_again/0"] = reference.tensors["hook/0"] + 1e-4  # type: ignore[index]
-    assert compare(reference, candidate, stored, tolerance=1e-4).tolerance == pytest.approx(5e-4, rel=1e-2)
+    assert compare(reference, candidate, stored, architecture="C", tolerance=1e-4).tolerance == pytest.approx(
+        5e-4, rel=1e-2
+    )
     reference.tensors["hook_again/0"] = reference.tensors["hook/0"] + 1e-2  # type: ignore[index]
-    assert compare(reference, candidate, stored, tolerance=1e-4).tolerance == 1e-3
+    assert compare(reference, candidate, stored, architecture="C", tolerance=1e-4).tolerance == 1e-3
 
 
 def test_a_difference_that_is_small_beside_the_tolerance_but_not_beside_the_effect_fails() -> None:
     reference, candidate, stored = runs(effect=1e-3)
     spoil("candidate/0", 5e-5)(candidate)
-    assert outcome(compare(reference, candidate, stored, tolerance=1e-4)) == {"share of the effect"}
+    assert outcome(compare(reference, candidate, stored, architecture="C", tolerance=1e-4)) == {"share of the effect"}
 
 
 def test_a_tiny_effect_is_probed_at_an_amplified_vector() -> None:
     reference, candidate, stored = runs(effect=1e-5, amplify=1000.0)
-    result = compare(reference, candidate, stored, tolerance=1e-4)
+    result = compare(reference, candidate, stored, architecture="C", tolerance=1e-4)
     assert result.passed
     spoil("candidate_amplified/0", 5e-3)(candidate)
-    assert outcome(compare(reference, candidate, stored, tolerance=1e-4)) == {"share of the effect"}
+    assert outcome(compare(reference, candidate, stored, architecture="C", tolerance=1e-4)) == {"share of the effect"}
 
 
 def test_a_vector_that_the_file_does_not_hold_fails() -> None:
     reference, candidate, stored = runs()
     held = stored[2]
-    stored[2] = StoredLayer(held.wanted, held.stored, 0.03, held.parameter, held.slot_delta)
-    assert outcome(compare(reference, candidate, stored, tolerance=1e-4)) == {"stored vector"}
+    stored[2] = replace(held, rel_error=0.03)
+    assert outcome(compare(reference, candidate, stored, architecture="C", tolerance=1e-4)) == {"stored vector"}
 
 
 def test_what_cannot_be_run_on_the_base_is_not_passed() -> None:
     reference, candidate, stored = runs()
     reference.tensors.pop("left_padding")  # type: ignore[attr-defined]
     reference.facts["skipped"]["left_padding"] = "no mask"
-    result = compare(reference, candidate, stored, tolerance=1e-4)
+    result = compare(reference, candidate, stored, architecture="C", tolerance=1e-4)
     check = next(check for check in result.checks if check.name == "left padding")
     assert check.passed is None and check.note == "no mask"
 
