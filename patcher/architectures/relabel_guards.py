@@ -1,0 +1,120 @@
+"""When a relabel holds: what a tiny stand-in cannot show, because it depends on sizes, or what is better said in words.
+
+Each guard looks at a source config and says why the relabel does not hold, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from patcher.architectures.shrink import block_count
+
+Guard = Callable[[Any], "str | None"]
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def has_window(config: Any) -> bool:
+    """Whether a sliding window cuts something off at a position that the model can reach."""
+    window = getattr(config, "sliding_window", None)
+    if not window or window >= config.max_position_embeddings:
+        return False
+    types = getattr(config, "layer_types", None)
+    return types is None or "sliding_attention" in types
+
+
+def rotary_fraction(config: Any) -> float:
+    """Which part of a head's dimensions is rotated."""
+    return float(rope(config).get("partial_rotary_factor", 1.0))
+
+
+def rope(config: Any) -> Mapping[str, Any]:
+    """The config's rotary parameters; empty where it has none."""
+    return getattr(config, "rope_parameters", None) or {}
+
+
+def _no_window(config: Any) -> str | None:
+    return "its sliding window is shorter than its position range" if has_window(config) else None
+
+
+def _window(config: Any) -> str | None:
+    return None if has_window(config) else "no sliding window of it cuts anything off"
+
+
+def _no_position_scaling(config: Any) -> str | None:
+    parameters = rope(config)
+    beta, original = parameters.get("llama_4_scaling_beta"), parameters.get("original_max_position_embeddings")
+    if not beta or (original is not None and config.max_position_embeddings <= original):
+        return None
+    return f"its queries are scaled by position from {original} on, and the target knows no such scaling"
+
+
+def _full_rotary(config: Any) -> str | None:
+    return None if rotary_fraction(config) == 1.0 else "only a part of each head is rotated"
+
+
+def _partial_rotary(config: Any) -> str | None:
+    return None if rotary_fraction(config) < 1.0 else "all of each head is rotated"
+
+
+def _fixed_frequencies(config: Any) -> str | None:
+    # A list of factors can state any frequencies, but not ones that follow the length of the text.
+    kind = rope(config).get("rope_type", "default")
+    return f"its rotary frequencies change with the text's length (rope type `{kind}`)" if kind == "dynamic" else None
+
+
+def _no_experts(config: Any) -> str | None:
+    experts = next((value for name in EXPERTS if isinstance(value := getattr(config, name, None), int)), 0)
+    dense = getattr(config, "first_k_dense_replace", None)
+    if not experts or (isinstance(dense, int) and dense >= block_count(config)):
+        return None
+    return f"it routes tokens to {experts} experts"
+
+
+def _all_attention(config: Any) -> str | None:
+    other = set(getattr(config, "layer_types", None) or []) - {"full_attention", "attention"}
+    return f"some of its blocks are {', '.join(sorted(other))}" if other else None
+
+
+def _rotary(config: Any) -> str | None:
+    kind = getattr(config, "position_embedding_type", None)
+    return None if kind == "rope" else "it has no rotary position embedding"
+
+
+def _no_clipping(config: Any) -> str | None:
+    clip = getattr(config, "clip_qkv", None)
+    return None if clip is None else f"it clips queries, keys and values at {clip} (clip_qkv)"
+
+
+def _no_soft_caps(config: Any) -> str | None:
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    capped = [name for name in caps if getattr(config, name, None) is not None]
+    return f"it squashes logits ({', '.join(capped)})" if capped else None
+
+
+def _interleaved(config: Any) -> str | None:
+    return None if config.rope_interleave else "its rotary dimensions are not interleaved (rope_interleave)"
+
+
+def _causal(config: Any) -> str | None:
+    looks_ahead = getattr(config, "use_bidirectional_attention", None)
+    return "it attends to later tokens (use_bidirectional_attention)" if looks_ahead else None
+
+
+GUARDS: Mapping[str, Guard] = {
+    "no_window": _no_window,
+    "window": _window,
+    "no_position_scaling": _no_position_scaling,
+    "full_rotary": _full_rotary,
+    "partial_rotary": _partial_rotary,
+    "fixed_frequencies": _fixed_frequencies,
+    "no_experts": _no_experts,
+    "all_attention": _all_attention,
+    "rotary": _rotary,
+    "no_clipping": _no_clipping,
+    "no_soft_caps": _no_soft_caps,
+    "interleaved": _interleaved,
+    "causal": _causal,
+}
+"""Every guard by the name that relabels.json uses."""
