@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from default_configs import default_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -86,18 +87,27 @@ def tiny_checkpoint(
     return layer
 
 
-def default_checkpoint(folder: Path, model_type: str, layer: int = 2) -> int:
-    """The same from a class's default config, for types without a released one here; the layer to steer."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+def default_checkpoint(
+    folder: Path, model_type: str, layer: int = 2, *, tokenizer: bool = True, trained_scale: bool = False
+) -> int:
+    """The same from a class's default config, for types without a released one here; the layer to steer.
 
-    config, stand_in = shrink_config(CONFIG_MAPPING[model_type](), layer)
+    With ``trained_scale`` the residual stream is about as large as a trained model's, so that no norm's epsilon counts.
+    """
+    config, stand_in = shrink_config(default_config(model_type), layer)
     config.vocab_size = VOCABULARY
+    if hasattr(config, "vocab_size_per_layer_input"):
+        config.vocab_size_per_layer_input = VOCABULARY
     torch.manual_seed(0)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_config(config).float().eval()
         randomise(model, 0)
+        if trained_scale:
+            embedding = model.get_input_embeddings().weight
+            embedding.data.div_(embedding.data.std())
         model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    if tokenizer:
+        tiny_tokenizer().save_pretrained(folder)
     return stand_in
 
 

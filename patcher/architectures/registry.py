@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 Support = str
-"""How a stack reads the slot: ``native``, ``backend`` (vLLM's Transformers backend) or ``no``."""
+"""How a stack reads something: ``native``, ``backend`` (vLLM's Transformers backend) or ``no``."""
+
+_UNREAD = {"transformers": "native", "vllm": "no", "llama.cpp": "no"}
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,21 @@ class Row:
     """What is known of a model type.
 
     Attributes:
+        class_name: the class that ``AutoModelForCausalLM`` picks.
         blocks: path of the list of decoder blocks in the causal LM class.
+        loads: which stacks load this architecture at all.
         slots: parameters inside a block that may take the vector, first match wins ([hidden] or [experts, hidden]).
+            None are stated of classes without such a bias, and of those that are only analysed at run time.
         flags: config keys that create the slots where they are not there.
         also: config keys that another stack reads for the same thing.
         scale: config key -> power; their product is the residual gain per unit of the slot.
-        stacks: which stacks read the slot.
+        stacks: which stacks read the slot; what is not stated is not read.
     """
 
+    class_name: str
     blocks: str
-    slots: tuple[str, ...]
+    loads: Mapping[str, Support]
+    slots: tuple[str, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, Any] = field(default_factory=dict)
     scale: Mapping[str, float] = field(default_factory=dict)
@@ -53,12 +60,21 @@ def rows() -> Mapping[str, Row]:
     text = Path(__file__).with_name("rows.json").read_text(encoding="utf-8")
     return {
         name: Row(
+            class_name=row["class"],
             blocks=row["blocks"],
-            slots=tuple(row["slots"]),
+            loads={"transformers": "native", **row["loads"]},
+            slots=tuple(row.get("slots", ())),
             flags=row.get("flags", {}),
             also=row.get("also", {}),
             scale=row.get("scale", {}),
-            stacks={"transformers": "native", **row.get("stacks", {})},
+            stacks={**_UNREAD, **row.get("stacks", {})},
         )
         for name, row in json.loads(text).items()
     }
+
+
+@functools.cache
+def excluded() -> Mapping[str, str]:
+    """Model types that transformers maps to a causal LM class and that have no row: why not, in words."""
+    reasons: dict[str, str] = json.loads(Path(__file__).with_name("excluded.json").read_text(encoding="utf-8"))
+    return reasons

@@ -19,18 +19,22 @@ _HIDDEN = ("hidden_size", "n_embd", "d_model", "embedding_dim", "word_embed_proj
 _INTERMEDIATE = (
     "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim", "encoder_ffn_dim",
     "moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size",
-    "shared_intermediate_size", "dff", "lru_width",
+    "shared_intermediate_size", "dff", "lru_width", "dim_ff",
 )  # fmt: skip
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers", "num_blocks")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
+_LAYERS = (
+    "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers", "num_blocks",
+    "num_layers_per_stack", "num_encoder_layers", "num_decoder_layers",
+)  # fmt: skip
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "zero_expert_num")
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id")
 _FIXED = {
-    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
-    "mamba_d_state": 8, "ssm_state_size": 8, "state_size": 8, "time_step_rank": 8, "vocab_size_per_layer_input": 64,
+    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "mamba_d_state": 8, "ssm_state_size": 8, "state_size": 8, "time_step_rank": 8,
     "n_shared_experts": 1, "moe_num_shared_experts": 1, "index_topk": 16, "adapter_rank": 8,
+    "linear_head_dim": 16, "linear_num_heads": 4, "vocab_size_per_layer_input": VOCABULARY,
 }  # fmt: skip
-_LAYER_INDICES = ("attn_layer_indices", "hybrid_layer_ids", "mlp_only_layers")
+_LAYER_INDICES = ("attn_layer_indices", "hybrid_layer_ids", "mlp_only_layers", "moe_layers")
 _HEADS = 4
 
 
@@ -44,9 +48,11 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     Returns:
         The shrunk config, and the index of the stand-in block (its entry in per-layer lists is ``layer``'s own).
     """
+    if getattr(config, "is_heterogeneous", False):
+        return _shrink_layer_by_layer(config, layer)
     tiny = copy.deepcopy(config)
     count = block_count(config)
-    kept = _kept_layers(count, layer)
+    kept = _kept_layers(config, layer)
     stand_in = kept.index(layer)
 
     head_dim = 16
@@ -64,12 +70,9 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
         value = getattr(config, name, None)
         if isinstance(value, int) and heads:
             _set(tiny, name, _HEADS if value == heads else (1 if value == 1 else 2))
-    for name in ("head_dim", "attention_head_dim", "kv_channels"):
+    for name in ("head_dim", "attention_head_dim", "kv_channels", "dim_head", "d_head"):
         if _has_integer(config, name):
             _set(tiny, name, head_dim)
-    # Multi-head latent attention derives its rotary width from head_dim.
-    if _has_integer(config, "qk_rope_head_dim") and _has_integer(config, "head_dim"):
-        _set(tiny, "head_dim", min(8, config.qk_rope_head_dim))
     rotary = getattr(config, "rotary_dim", None)
     if isinstance(rotary, int) and heads:
         _set(tiny, "rotary_dim", head_dim if rotary * heads >= config.hidden_size else head_dim // 2)
@@ -90,6 +93,11 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     if _has_integer(config, "attention_hidden_size"):
         _set(tiny, "attention_hidden_size", HIDDEN * config.attention_hidden_size // config.hidden_size)
         _set(tiny, "attention_head_dim", tiny.attention_hidden_size // _HEADS)
+    if _has_integer(config, "qk_rope_head_dim"):
+        _shrink_latent_heads(tiny, config)
+    if isinstance(getattr(config, "axial_pos_embds_dim", None), (list, tuple)):
+        _set(tiny, "axial_pos_embds_dim", [HIDDEN // 4, HIDDEN - HIDDEN // 4])
+    _shrink_parts(tiny)
     _shrink_expert_groups(tiny, config)
     _shrink_state_space(tiny, config)
     _shrink_rope(tiny, config, head_dim)
@@ -99,7 +107,8 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
             _set(tiny, name, len(kept))
     for name, value in vars(config).items():
         if isinstance(value, (list, tuple)) and len(value) == count and not isinstance(value, str):
-            _set(tiny, name, [value[index] for index in kept])
+            small = [value[index] for index in kept]
+            _set(tiny, name, [96] * len(kept) if name in _INTERMEDIATE else small)
     for name in ("block_types", "layer_types"):
         if isinstance(getattr(config, name, None), list) and len(getattr(tiny, name)) != len(kept):
             _set(tiny, name, [getattr(config, name)[index % len(getattr(config, name))] for index in kept])
@@ -108,9 +117,12 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
             _set(tiny, name, [kept.index(index) for index in getattr(config, name) if index in kept])
     if _has_integer(config, "moe_layer_start_index"):
         _shrink_expert_range(tiny, config, layer, stand_in)
-    dense = getattr(config, "first_k_dense_replace", None)
-    if isinstance(dense, int):
-        _set(tiny, "first_k_dense_replace", sum(index < dense for index in kept))
+    _shrink_periods(tiny, config, kept, layer)
+    for name in ("first_k_dense_replace", "num_dense_layers"):
+        if _has_integer(config, name):
+            _set(tiny, name, sum(index < getattr(config, name) for index in kept))
+    if _has_integer(config, "num_kv_shared_layers"):
+        _set(tiny, "num_kv_shared_layers", sum(index >= count - config.num_kv_shared_layers for index in kept))
 
     _set(tiny, "vocab_size", VOCABULARY)
     for name in _TOKEN_IDS:
@@ -121,17 +133,52 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
 
 
 def block_count(config: Any) -> int:
-    """Number of decoder blocks; where an encoder was trained along, ``num_hidden_layers`` counts the encoder's."""
-    return int(config.decoder_layers if _has_integer(config, "decoder_layers") else config.num_hidden_layers)
+    """Number of decoder blocks, which is not what every config calls ``num_hidden_layers``."""
+    if _has_integer(config, "decoder_layers"):
+        return int(config.decoder_layers)  # beside an encoder that has the other number
+    if _has_integer(config, "num_layers_per_stack"):
+        return int(config.num_layers_per_stack)  # beside the times that they are run through
+    if _has_integer(config, "num_decoder_layers"):
+        return int(config.num_decoder_layers)
+    if _has_integer(config, "num_layers") and isinstance(getattr(type(config), "num_hidden_layers", None), property):
+        return int(config.num_layers)  # beside the caches that they need
+    return int(config.num_hidden_layers)
 
 
-def _kept_layers(count: int, layer: int) -> list[int]:
+def _kept_layers(config: Any, layer: int) -> list[int]:
+    count = block_count(config)
     wanted = {0, layer, min(layer + 1, count - 1), count - 1}
+    types = getattr(config, "layer_types", None)
+    if isinstance(types, list) and len(types) == count:
+        if getattr(config, "num_kv_shared_layers", 0):
+            # The last blocks read the keys and values of the last block of their type before them.
+            own = types[: count - config.num_kv_shared_layers]
+            wanted |= {len(own) - 1 - own[::-1].index(kind) for kind in set(types) & set(own)}
+        # Zamba's hybrid blocks share one transformer; one that finds no other to share it with is refused.
+        for index in [index for index, kind in enumerate(types) if kind == "hybrid"]:
+            if len([kept for kept in wanted if types[kept] == "hybrid"]) < 2:
+                wanted.add(index)
     for index in range(count):
         if len(wanted) >= min(LAYERS, count):
             break
         wanted.add(index)
     return sorted(wanted)
+
+
+def _shrink_layer_by_layer(config: Any, layer: int) -> tuple[Any, int]:
+    """The same for a config whose sizes may differ from layer to layer: each layer's own are shrunk like any."""
+    uniform = copy.deepcopy(config)
+    uniform.per_layer_config = None
+    kept = _kept_layers(uniform, layer)
+    tiny, stand_in = shrink_config(uniform, layer)
+    overrides = {}
+    for place, index in enumerate(kept):
+        own = config.per_layer_config[index]
+        small, _ = shrink_config(own, layer)
+        sizes = {name: value for name, value in vars(small).items() if _has_integer(small, name)}
+        overrides[place] = {name: value for name, value in sizes.items() if value != vars(tiny).get(name)}
+    tiny.per_layer_config = {place: values for place, values in overrides.items() if values}
+    return tiny, stand_in
 
 
 def _get(config: Any, names: tuple[str, ...]) -> int | None:
@@ -155,6 +202,27 @@ def _set(config: Any, name: str, value: Any) -> None:
         return
 
 
+def _shrink_latent_heads(tiny: Any, config: Any) -> None:
+    """Of multi-head latent attention: rotary factors are shares of widths, so the widths keep their ratios."""
+    real, small = config.qk_rope_head_dim, tiny.qk_rope_head_dim
+    for name in ("head_dim", "qk_nope_head_dim"):
+        if _has_integer(config, name):
+            _set(tiny, name, small * getattr(config, name) // real)
+    if _has_integer(config, "qk_head_dim") and _has_integer(config, "qk_nope_head_dim"):
+        _set(tiny, "qk_head_dim", tiny.qk_nope_head_dim + small)
+
+
+def _shrink_parts(tiny: Any) -> None:
+    """Sizes that DBRX keeps in configs of its parts."""
+    for part in (getattr(tiny, "attn_config", None), getattr(tiny, "ffn_config", None)):
+        for names, most in ((_HIDDEN, HIDDEN), (_INTERMEDIATE, 96), (_EXPERTS, 4), (_EXPERTS_PER_TOKEN, 2)):
+            for name in names:
+                if _has_integer(part, name):
+                    _set(part, name, min(most, getattr(part, name)))
+        if part is not None and _has_integer(part, "kv_n_heads"):
+            part.kv_n_heads = min(2, part.kv_n_heads)
+
+
 def _shrink_expert_groups(tiny: Any, config: Any) -> None:
     if _has_integer(config, "n_group"):
         _set(tiny, "n_group", 1)
@@ -167,6 +235,19 @@ def _shrink_expert_range(tiny: Any, config: Any, layer: int, stand_in: int) -> N
     _set(tiny, "moe_layer_interval", 1)
     _set(tiny, "moe_layer_start_index", stand_in if routed else LAYERS)
     _set(tiny, "moe_layer_end_index", stand_in)
+
+
+def _shrink_periods(tiny: Any, config: Any, kept: list[int], layer: int) -> None:
+    """Kinds of blocks that follow from the index: the stand-in keeps its own, the block after it shows the other."""
+    for name in ("attn_layer", "expert_layer"):
+        if _has_integer(config, f"{name}_period") and _has_integer(config, f"{name}_offset"):
+            own = layer % getattr(config, f"{name}_period") == getattr(config, f"{name}_offset")
+            _set(tiny, f"{name}_period", len(kept))
+            _set(tiny, f"{name}_offset", kept.index(layer) if own else (kept.index(layer) + 1) % len(kept))
+    step, dense = getattr(config, "decoder_sparse_step", 1), getattr(config, "mlp_only_layers", None)
+    if isinstance(step, int) and step > 1 and isinstance(dense, list):
+        _set(tiny, "decoder_sparse_step", 1)
+        _set(tiny, "mlp_only_layers", [at for at, index in enumerate(kept) if index in dense or (index + 1) % step])
 
 
 def _shrink_state_space(tiny: Any, config: Any) -> None:
@@ -212,4 +293,7 @@ def _shrunk_rope(rope: dict[str, Any], config: Any, head_dim: int) -> dict[str, 
             rope[key] = _shrunk_rope(value, config, head_dim)
         elif key in ("short_factor", "long_factor") and isinstance(value, list):
             rope[key] = (value * pairs)[:pairs]
+        elif key == "mrope_section" and isinstance(value, list):
+            shares = [part * pairs // sum(value) for part in value]
+            rope[key] = [pairs - sum(shares[1:]), *shares[1:]]
     return rope

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import default_configs
 import pytest
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from old_transformers import INSTALLED, is_too_old, skip_if_too_old
+from old_transformers import skip_if_too_old
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -30,16 +31,7 @@ from patcher.architectures.shrink import block_count, shrink_config
 from patcher.errors import InputError
 
 ROWS_JSON = Path(analysis.__file__).with_name("rows.json")
-ROWS_ARE_FOR = (5, 23)
 
-# Defaults that make no model, or not the one that the row is about.
-NEEDED: dict[str, dict[str, Any]] = {
-    "nemotron": {"num_key_value_heads": 8},
-    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
-    "hyperclovax": {"use_post_norm": False},
-    "bamba": {"attn_layer_indices": [9, 18, 27]},
-    "zamba2": {"num_mem_blocks": 1 if is_too_old("zamba2 with two shared transformers") else 2},
-}
 # Kinds of blocks that have no slot by themselves, by a parameter that only they have.
 WITHOUT_SLOT = {"nemotron_h": "mixer.q_proj.weight"}
 SLOW = {"git": "its class holds a vision encoder that is not made small"}
@@ -50,8 +42,7 @@ def default_config(model_type: str) -> Any:
     """The default config of a model type, with multipliers that show."""
     if model_type not in CONFIG_MAPPING:
         pytest.skip(f"transformers {transformers.__version__} has no `{model_type}`")
-    with quiet_transformers():
-        config = CONFIG_MAPPING[model_type](**NEEDED.get(model_type, {}))
+    config = default_configs.default_config(model_type)
     row = rows().get(model_type)
     for key in row.scale if row is not None else ():
         name, _, index = key.partition(".")
@@ -128,33 +119,26 @@ def assert_steers(config: Any, slot: Slot, blocks: str, advice: str) -> None:
 
 # The rows
 
+SLOTTED = [name for name, row in rows().items() if row.slots]
+
 
 def test_the_file_is_sorted_and_has_no_unknown_keys() -> None:
     raw = json.loads(ROWS_JSON.read_text(encoding="utf-8"))
     assert list(raw) == sorted(raw), "keep the rows in alphabetical order"
     for name, row in raw.items():
-        assert set(row) <= {"class", "blocks", "slots", "flags", "also", "scale", "stacks"}, name
-        assert {"class", "blocks", "slots", "stacks"} <= set(row), name
-        assert set(row["stacks"]) == {"vllm", "llama.cpp"}, f"{name}: say of each stack whether it reads the slot"
-        assert set(row["stacks"].values()) <= {"native", "backend", "no"}, name
-        assert row["stacks"]["llama.cpp"] != "backend", f"{name}: llama.cpp has no Transformers backend"
+        assert set(row) <= {"class", "blocks", "slots", "flags", "also", "scale", "stacks", "loads"}, name
+        assert {"class", "blocks", "loads"} <= set(row), name
+        assert ("slots" in row) == ("stacks" in row), (
+            f"{name}: a slot needs to be said of each stack whether it reads it"
+        )
+        assert "slots" in row or not {"flags", "also", "scale"} & set(row), f"{name}: these are said of slots"
+        for support in (row["loads"], row.get("stacks", row["loads"])):
+            assert set(support) == {"vllm", "llama.cpp"}, f"{name}: say it of each stack"
+            assert set(support.values()) <= {"native", "backend", "no"}, name
+            assert support["llama.cpp"] != "backend", f"{name}: llama.cpp has no Transformers backend"
+        for stack, support in row.get("stacks", {}).items():
+            assert support in ("no", row["loads"][stack]), f"{name}: {stack} reads the slot as it loads the class"
         assert not set(row.get("also", {})) & set(row.get("flags", {})), name
-
-
-@pytest.mark.parametrize("model_type", rows())
-def test_the_model_type_exists(model_type: str) -> None:
-    known = model_type in CONFIG_MAPPING and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not known and INSTALLED < ROWS_ARE_FOR:
-        pytest.skip(f"transformers {transformers.__version__} does not have `{model_type}` yet")
-    assert known, (
-        f"transformers {transformers.__version__} has no causal LM `{model_type}` any more. If the type was renamed, "
-        "rename its row in rows.json; if it was removed, remove the row once the oldest transformers that "
-        "pyproject.toml allows lacks it too"
-    )
-    stated = json.loads(ROWS_JSON.read_text(encoding="utf-8"))[model_type]["class"]
-    assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] == stated, (
-        f"correct `class` of `{model_type}` in rows.json, and look at the new class: is the slot still there?"
-    )
 
 
 @functools.cache
@@ -181,7 +165,7 @@ def slots_of(model_type: str) -> tuple[Architecture, Any, list[Slot]]:
     return architecture, plain, found
 
 
-@pytest.mark.parametrize("model_type", rows())
+@pytest.mark.parametrize("model_type", SLOTTED)
 def test_the_row_is_true(model_type: str) -> None:
     architecture, plain, found = slots_of(model_type)
     row = rows()[model_type]
@@ -199,7 +183,7 @@ def test_the_row_is_true(model_type: str) -> None:
         assert_steers(plain, slot, row.blocks, f"The row of `{model_type}` in rows.json is wrong; correct or remove it")
 
 
-@pytest.mark.parametrize("model_type", rows())
+@pytest.mark.parametrize("model_type", SLOTTED)
 def test_every_slot_of_the_row_is_used_by_some_block(model_type: str) -> None:
     _, _, found = slots_of(model_type)
     row = rows()[model_type]

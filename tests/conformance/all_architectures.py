@@ -1,0 +1,314 @@
+"""Every text causal LM of the installed transformers: built tiny, patched, loaded by the stock class, compared.
+
+``python tests/conformance/all_architectures.py`` runs all of them and writes docs/architectures.json and
+docs/architectures.md; ``--only llama qwen3`` prints some of them and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "architectures.json"
+PAGE = ROOT / "docs" / "architectures.md"
+COMMAND = "python tests/conformance/all_architectures.py"
+TIMEOUT = 900.0
+LAYER = 2
+EXACT_LIMIT = 2e-5
+"""Largest difference of an exact route, in log-probabilities; a share of the effect where that is large."""
+EXACT_SHARE = 5e-5
+
+
+@dataclass(frozen=True)
+class Run:
+    """One layer of one architecture.
+
+    Attributes:
+        layer: the layer of the default config that was steered; -1 is the embedding.
+        kind: its layer type, where there are several.
+        status: ``exact``, ``fitted``, ``none`` (no route), ``wrong`` (the copy is not what the hook is) or ``failed``.
+        reason: why not, in words.
+        difference: largest difference of log-probabilities from the hook.
+        effect: largest difference that the hook makes.
+        vector_share: norm of the vector beside the residual stream's.
+        report: what the stock library reports about the copy and not about the base.
+    """
+
+    layer: int
+    kind: str
+    status: str
+    reason: str = ""
+    route: str | None = None
+    cost: str | None = None
+    reads: str | None = None
+    stacks: dict[str, str] = field(default_factory=dict)
+    difference: float | None = None
+    effect: float | None = None
+    vector_share: float | None = None
+    report: dict[str, list[str]] = field(default_factory=dict)
+    fit: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One architecture; the first run is the one that stands for it."""
+
+    model_type: str
+    class_name: str
+    runs: tuple[Run, ...]
+    seconds: float
+    decoder_set: bool = False
+
+
+def model_types() -> list[str]:
+    """The registry's types that the installed transformers has."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from patcher.architectures.registry import rows
+
+    return [name for name in rows() if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+
+
+def check(model_type: str, *, kinds: bool = True) -> Record:
+    """Patch and compare one architecture: a layer in the middle; with ``kinds`` one of each other kind as well."""
+    from default_configs import needs_is_decoder
+
+    from patcher.architectures.registry import rows
+
+    start = time.monotonic()
+    places = layer_kinds(model_type) if kinds else [(LAYER, "")]
+    runs = [_run(model_type, layer, kind) for layer, kind in places]
+    return Record(
+        model_type,
+        rows()[model_type].class_name,
+        tuple(runs),
+        round(time.monotonic() - start, 1),
+        needs_is_decoder(model_type),
+    )
+
+
+def layer_kinds(model_type: str) -> list[tuple[int, str]]:
+    """A layer in the middle of the default config, one of each other kind that it has, and the embedding."""
+    from default_configs import default_config
+
+    from patcher.architectures.analysis import Architecture
+
+    try:
+        architecture = Architecture(default_config(model_type))
+    except Exception:
+        # What is wrong is said by the run itself.
+        return [(LAYER, "")]
+    # The type is what the config calls it; the parameters tell kinds apart that it does not name.
+    found: dict[tuple[str, ...], int] = {}
+    order = sorted(range(architecture.block_count), key=lambda layer: (layer != LAYER, layer < LAYER, layer))
+    for layer in order:
+        # Zamba2 numbers its adapters by the block that they belong to.
+        kind = tuple(sorted({re.sub(r"\.\d+\.\d+\.", ".", name) for name in architecture._kind(layer)[:-1]}))
+        found.setdefault((*kind, architecture._kind(layer)[-1]), layer)
+    return [*((layer, _kind_name(kind, list(found))) for kind, layer in found.items()), (-1, "embedding")]
+
+
+def _kind_name(kind: tuple[str, ...], found: list[tuple[str, ...]]) -> str:
+    """The layer type, and, where several kinds have it, a module that only this one has."""
+    alike = [other for other in found if other[-1] == kind[-1] and other != kind]
+    if not alike:
+        return kind[-1] if len(found) > 1 else ""
+    own = sorted(set(kind[:-1]) - set().union(*alike))
+    detail = f"with {own[0].rpartition('.')[0] or own[0]}" if own else "with less"
+    return f"{kind[-1]} {detail}".strip()
+
+
+def _run(model_type: str, layer: int, kind: str) -> Run:
+    from tiny_models import default_checkpoint
+    from tiny_patch import patch_tiny
+
+    from patcher.errors import PatchModelError
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            # Without a tokenizer: ids are compared, and what a class's own tokenizer is called is another matter.
+            base = Path(scratch) / "base"
+            place = default_checkpoint(base, model_type, max(layer, 0), tokenizer=False, trained_scale=True)
+        except Exception as error:
+            return Run(layer, kind, "failed", f"no tiny model of it could be made: {_first_line(error)}")
+        try:
+            patched = patch_tiny(base, Path(scratch) / "copy", [layer if layer < 0 else place])
+        except PatchModelError as error:
+            problem = error.problems[0]
+            return Run(
+                layer, kind, "none" if error.code in ("no_route", "exact") else "failed", problem.found or str(error)
+            )
+        except Exception as error:
+            print(f"{model_type}, layer {layer}:\n{traceback.format_exc()}", file=sys.stderr)
+            return Run(layer, kind, "failed", f"{type(error).__name__}: {_first_line(error)}")
+    plan = patched.plan
+    limit = max(EXACT_LIMIT, EXACT_SHARE * patched.effect)
+    if not plan.exact:
+        status, reason = "fitted", plan.reason
+    elif not patched.difference <= limit or not patched.effect > 0.01:
+        status, reason = "wrong", f"the copy differs from the hook by {patched.difference:.2g}"
+    elif patched.report:
+        status, reason = "wrong", f"loading the copy reports {json.dumps(patched.report)[:200]}"
+    else:
+        status, reason = "exact", plan.reason
+    return Run(
+        layer,
+        kind,
+        status,
+        reason,
+        plan.route,
+        plan.cost,
+        plan.architecture,
+        dict(plan.stacks),
+        patched.difference,
+        patched.effect,
+        patched.vector_share,
+        {key: list(names) for key, names in patched.report.items()},
+        dict(plan.fit) if plan.fit is not None else None,
+        list(plan.warnings),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    found = getattr(error, "problems", None)
+    if found and found[0].found:
+        return str(found[0].found)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+# A few at a time, each in a process of its own
+
+
+def run_all(
+    names: Iterable[str], *, kinds: bool = True, processes: int = 2, timeout: float = TIMEOUT
+) -> Iterator[Record]:
+    """The records, as they come; one that crashes or hangs is recorded as failed, and the others go on."""
+    # The server imports once; every type then gets a process that nothing else can disturb.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "tokenizers", "patcher.routes.planner"])
+    waiting = list(names)[::-1]
+    running: dict[Connection, tuple[Any, str, float]] = {}
+    while waiting or running:
+        while waiting and len(running) < processes:
+            name = waiting.pop()
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_worker, args=(name, kinds, sender), daemon=True)
+            process.start()
+            sender.close()
+            running[receiver] = (process, name, time.monotonic())
+        for receiver in wait(list(running), timeout=1.0):
+            process, name, start = running.pop(receiver)
+            try:
+                yield receiver.recv()
+            except EOFError:
+                process.join()
+                yield _lost(name, start, f"its process died (exit code {process.exitcode})")
+            process.join()
+        for receiver, (process, name, start) in list(running.items()):
+            if time.monotonic() - start > timeout:
+                process.kill()
+                process.join()
+                del running[receiver]
+                yield _lost(name, start, f"it took longer than {timeout:.0f} s")
+
+
+def _worker(name: str, kinds: bool, sender: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        sender.send(check(name, kinds=kinds))
+    finally:
+        sender.close()
+
+
+def _lost(name: str, start: float, reason: str) -> Record:
+    from patcher.architectures.registry import rows
+
+    run = Run(LAYER, "", "failed", reason)
+    known = rows().get(name)
+    return Record(name, known.class_name if known else "", (run,), round(time.monotonic() - start, 1))
+
+
+# Results
+
+
+def versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    import patcher
+
+    return {
+        "patch-model": getattr(patcher, "__version__", "0"),
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="TYPE", help="these types; prints, and writes nothing")
+    parser.add_argument("--main-layer", action="store_true", help="one layer a type, not one of each kind")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds a type")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--render", action="store_true", help="only write the page again, from the results")
+    options = parser.parse_args()
+    if not options.render:
+        names = options.only or model_types()
+        records = []
+        for record in run_all(
+            names, kinds=not options.main_layer, processes=options.processes, timeout=options.timeout
+        ):
+            records.append(record)
+            for run in record.runs:
+                measured = "" if run.difference is None else f" {run.difference:.1e} of {run.effect:.2g}"
+                print(
+                    f"[{len(records)}/{len(names)}] {record.model_type} {run.layer} {run.kind}: {run.status} "
+                    f"{run.route or ''}{measured} ({record.seconds} s) {run.reason}",
+                    flush=True,
+                )
+        if options.only:
+            return 0
+        records.sort(key=lambda record: record.model_type)
+        options.results.parent.mkdir(exist_ok=True)
+        options.results.write_text(as_json(records), encoding="utf-8")
+    from architectures_page import render
+
+    results = json.loads(options.results.read_text(encoding="utf-8"))
+    options.page.write_text(render(results), encoding="utf-8")
+    return 0
+
+
+def as_json(records: Iterable[Record]) -> str:
+    """One line a type, so that a change can be read."""
+    lines = ",\n".join(f"    {json.dumps(asdict(record))}" for record in records)
+    head = json.dumps({"versions": versions(), "command": COMMAND}, indent=2)[:-2]
+    return f'{head},\n  "architectures": [\n{lines}\n  ]\n}}\n'
+
+
+if __name__ == "__main__":
+    sys.exit(main())
