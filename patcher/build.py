@@ -9,8 +9,11 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.build_result import BuildResult, Clock, DryRun, peak_rss_bytes
@@ -34,9 +37,10 @@ from patcher.manifest import base_files, build_manifest, tensor_key
 from patcher.publish.card import render_card
 from patcher.recipe import Recipe
 from patcher.routes.apply import tensors_to_write
-from patcher.routes.planner import choose_route
+from patcher.routes.plan import Plan
+from patcher.routes.planner import ROUTES, choose_route
 from patcher.vectors import SteeringVector, save_vectors
-from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX
+from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
 from patcher.vectors.finding import find_vectors, prepare_vectors, sum_by_layer
 from patcher.verify.probes import PROBES
 from patcher.verify.stored import VECTORS, read_stored
@@ -60,7 +64,7 @@ def dry_run(recipe: Recipe, recipe_path: Path, output: Path, *, force: bool = Fa
     say("checking the contrast pairs and the route")
     layers = _all_layers(recipe, recipe_path, architecture.block_count)
     checkpoint = None if source.hub else CheckpointFolder(source.folder)
-    plan = choose_route(architecture, layers, checkpoint, targets=recipe.targets, route=recipe.route)
+    plan = _plan(recipe, architecture, layers, checkpoint, recipe.route)
     prepared = prepare_vectors(recipe, recipe_path.parent, recipe_path.name, tokenizer, architecture.block_count)
     check_adapter(recipe, recipe_path.parent)
     check_evaluation_inputs(recipe, recipe_path.parent)
@@ -101,11 +105,11 @@ def build(
         with clock.time("load"):
             source = fetch(source.name, source.revision, weights=True)
     with prepared_base(source, recipe, recipe_path.parent, output, say) as base:
-        vectors, evaluation, notes = _find(recipe, recipe_path, planned, base, clock, say)
+        # Again, now that the names on disk are known (a download, a merged adapter), for the route that was chosen.
+        plan = _plan(recipe, planned.architecture, list(planned.plan.sites), base.checkpoint, planned.plan.route)
+        plan = replace(plan, warnings=planned.plan.warnings)
+        vectors, plan, evaluation, notes = _find(recipe, recipe_path, planned, plan, base, clock, say)
         total = sum_by_layer(vectors)
-        plan = choose_route(
-            planned.architecture, list(total), base.checkpoint, targets=recipe.targets, route=recipe.route
-        )
         created, replaced = tensors_to_write(plan, total, base.checkpoint)
         with staged_folder(output, force=force) as stage:
             say("writing the copy")
@@ -119,12 +123,14 @@ def build(
                     dropped=plan.dropped,
                     renamed=plan.renamed,
                     config=plan.config,
+                    tokenizer_changes=plan.tokenizer_changes,
                     remote_code=recipe.trust_remote_code,
                 )
                 held = {tensor_key(vector): vector.values for vector in vectors}
                 originals = {ORIGINAL_PREFIX + name: tensor for name, tensor in written.originals.items()}
-                rights = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
-                save_vectors(stage / VECTORS, {**held, **originals, **rights}, {"format": "pt", "tool": "patch-model"})
+                save_vectors(
+                    stage / VECTORS, {**held, **originals, **_sides(plan)}, {"format": "pt", "tool": "patch-model"}
+                )
             say("hashing the base")
             with clock.time("hash"):
                 files = _file_records(CheckpointFolder(source.folder))
@@ -154,11 +160,13 @@ def build(
                     tolerance=recipe.verify.tolerance,
                     probes=recipe.verify.probes,
                     long_prompt_limit=recipe.verify.long_prompt_limit,
+                    fit_error=recipe.verify.fit_error,
+                    fit_kl=recipe.verify.fit_kl,
                     trust_remote_code=recipe.trust_remote_code,
                     scratch=scratch,
                     progress=say,
                 )
-            require_passed(entry, str(output))
+            require_passed(entry, str(output), exact=plan.exact)
             manifest["verification"] = [entry]
             size = written.bytes_written + _write_texts(stage, manifest, source)
     result = BuildResult(output, manifest, clock.stop(), peak_rss_bytes(), size + (output / VECTORS).stat().st_size)
@@ -167,9 +175,23 @@ def build(
     return result
 
 
+def _plan(
+    recipe: Recipe, architecture: Architecture, layers: list[int], checkpoint: CheckpointFolder | None, route: str
+) -> Plan:
+    return choose_route(
+        architecture,
+        layers,
+        checkpoint,
+        targets=recipe.targets,
+        route=route,
+        exact=recipe.exact,
+        prefer=recipe.prefer,
+    )
+
+
 def _find(
-    recipe: Recipe, recipe_path: Path, planned: DryRun, base: PreparedBase, clock: Clock, say: Say
-) -> tuple[list[SteeringVector], dict[str, Any] | None, list[str]]:
+    recipe: Recipe, recipe_path: Path, planned: DryRun, plan: Plan, base: PreparedBase, clock: Clock, say: Say
+) -> tuple[list[SteeringVector], Plan, dict[str, Any] | None, list[str]]:
     device = pick_device(recipe.device)
     dtype = pick_dtype(recipe.dtype, base.parameter_count, base.stored_dtype, device)
     say(f"loading the model ({str(dtype).removeprefix('torch.')}, {device})")
@@ -177,7 +199,7 @@ def _find(
         model, tokenizer = load_causal_lm(
             base.reference_folder, dtype=dtype, device=device, trust_remote_code=recipe.trust_remote_code
         )
-    blocks = planned.plan.blocks
+    blocks = plan.blocks
     with clock.time("capture"):
         neutral = [tokenizer(text)["input_ids"] for text in PROBES] if tokenizer is not None else []
         vectors = find_vectors(
@@ -189,23 +211,33 @@ def _find(
             batch_size=recipe.capture.batch_size,
             progress=say,
         )
+    total = sum_by_layer(vectors)
+    fit = ROUTES[plan.route].fit
+    if fit is not None:
+        from patcher.routes.calibration import load_calibration
+
+        say("fitting the constant on calibration text")
+        with clock.time("capture"):
+            texts = load_calibration(recipe.calibration.texts, recipe_path.parent)
+            options = {"architecture": planned.architecture, "vectors": total, "tokens": recipe.calibration.tokens}
+            plan = fit(plan, model, tokenizer, texts, seed=recipe.seed, progress=say, **options)
     evaluation, notes = evaluate_build(
         recipe,
         planned.prepared,
         model,
         blocks,
         tokenizer,
-        sum_by_layer(vectors),
+        total,
         recipe_folder=recipe_path.parent,
         progress=say,
     )
     # The verification loads the base again in processes of its own; both at once might not fit.
     del model
     gc.collect()
-    return vectors, evaluation, notes
+    return vectors, plan, evaluation, notes
 
 
-def require_passed(entry: Mapping[str, Any], where: str) -> None:
+def require_passed(entry: Mapping[str, Any], where: str, *, exact: bool = True) -> None:
     """Raise if a verification did not pass.
 
     Raises:
@@ -224,9 +256,19 @@ def require_passed(entry: Mapping[str, Any], where: str) -> None:
         f"the folder is not steered as a hook steers the base, in stock {entry['stack']} {entry['version']}",
         where=where,
         found="; ".join(shown),
-        remedy="nothing was written; please report this with the recipe",
+        remedy="nothing was written; please report this with the recipe"
+        if exact
+        else "nothing was written; give calibration text that is like the model's use (calibration.texts, "
+        "calibration.tokens), another layer or a smaller coefficient, or allow more (verify.fit_error, verify.fit_kl)",
         code="verification",
     )
+
+
+def _sides(plan: Plan) -> dict[str, torch.Tensor]:
+    """What is needed to read the vectors back from matrices that hold them."""
+    rights = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
+    spreads = {SPREAD_PREFIX + write.name: write.spread for write in plan.carriers if write.spread is not None}
+    return {**rights, **spreads}
 
 
 def _all_layers(recipe: Recipe, recipe_path: Path, block_count: int) -> list[int]:

@@ -139,6 +139,10 @@ class VerifySpec(_Strict):
     """Largest allowed difference of a log-probability, fp32; raised to 5x the noise floor, never above 1e-3."""
     long_prompt_limit: Annotated[int, Field(ge=0)] = 4608
     """The longest prompt (tokens) run to get past a sliding window; longer windows are reported as not checked."""
+    fit_error: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Of a fitted route: largest mean error of the added vector, relative, on held-out activations."""
+    fit_kl: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Of a fitted route: largest KL(hook || fit) as a share of KL(hook || base)."""
 
 
 class CaptureSpec(_Strict):
@@ -146,6 +150,15 @@ class CaptureSpec(_Strict):
 
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Prompts per forward pass."""
+
+
+class CalibrationSpec(_Strict):
+    """What a fitted route is fitted on."""
+
+    texts: str | None = None
+    """A text file (one passage a paragraph) or .jsonl with `text`; by default a bundled set."""
+    tokens: Annotated[int, Field(ge=256)] = 100_000
+    """At most this many tokens are used."""
 
 
 class PushSpec(_Strict):
@@ -175,14 +188,15 @@ class Recipe(_Strict):
     targets: Auto | list[Stack] = "auto"
     """`auto`: transformers must be steered. A list is a hard demand."""
     exact: bool = True
-    """`false` also allows fitted routes."""
+    """`false` also allows the fitted `rank_one` route, which is close but not equal to the hook."""
     prefer: Literal["stacks", "free", "same_model_type"] = "stacks"
-    """Breaks ties between exact routes."""
+    """Decides between exact routes: read by most stacks, no run-time cost, or the same model type."""
     route: str = "auto"
-    """Force a route by name."""
+    """Force a route by name: native, flag, relabel, parallel, embedding, carrier, rank_one."""
     evaluate: EvaluateSpec = EvaluateSpec()
     verify: VerifySpec = VerifySpec()
     capture: CaptureSpec = CaptureSpec()
+    calibration: CalibrationSpec = CalibrationSpec()
     seed: Seed = 0
     """Of the samples, the held-out split and the random vectors."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

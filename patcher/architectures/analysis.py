@@ -98,6 +98,25 @@ class Architecture:
             )
         return found
 
+    @property
+    def loads(self) -> Mapping[str, str]:
+        """Which stock stacks load this architecture at all."""
+        return self.row.loads if self.row is not None else {"transformers": "native", "vllm": "no", "llama.cpp": "no"}
+
+    @property
+    def loaded_by(self) -> int:
+        """How many of the stock stacks load this architecture at all."""
+        return sum(support != "no" for support in self.loads.values())
+
+    def stacks_of(self, slots: Iterable[Slot]) -> Mapping[str, str]:
+        """Which stacks read these slots, that the class has in any case.
+
+        The registry says it of the MLP's bias; any other (a norm's) is read by whoever loads the architecture at all.
+        """
+        stated = self.row.slots if self.row is not None else ()
+        of_mlp = all(slot.parameter.removeprefix(f"{self.blocks}.{slot.layer}.") in stated for slot in slots)
+        return self.stacks if of_mlp else self.loads
+
     def native_slot(self, layer: int) -> tuple[Slot | None, str]:
         """The slot that the class has under its own config, or None and why not."""
         return self._first_slot(layer, {})
@@ -111,16 +130,26 @@ class Architecture:
                 return slot, ""
             names = ", ".join(flags)
             declared = any(hasattr(self.config, name) for name in flags)
-            if declared or self.row is not None:
+            if declared or (self.row is not None and self.row.slots):
                 why = f"`{names}`: {reason}"
         return None, why
+
+    def attention_slot(self, layer: int) -> tuple[Slot | None, str]:
+        """An attention output bias that shifts the residual stream by a constant, or None and why not."""
+        flags: list[dict[str, Any]] = [{}]
+        flags += [{name: True} for name, value in vars(self.config).items() if value is False and "bias" in name]
+        for chosen in flags:
+            slot, _ = self._first_slot(layer, chosen, attention=True)
+            if slot is not None:
+                return slot, ""
+        return None, "no attention output bias is a constant shift: there is none, or the block's MLP reads it too"
 
     def saved_names(self, parameters: Iterable[str]) -> dict[str, str]:
         """Parameter -> the name under which transformers stores it, for parameters of any flags."""
         return saved_names(self._meta, parameters)
 
     def _flag_choices(self) -> Iterator[dict[str, Any]]:
-        if self.row is not None:
+        if self.row is not None and self.row.slots:
             wanted = {name: value for name, value in self.row.flags.items() if self._differs(name, value)}
             for size in range(1, len(wanted) + 1):
                 for names in itertools.combinations(wanted, size):
@@ -133,40 +162,39 @@ class Architecture:
     def _differs(self, name: str, value: Any) -> bool:
         return bool(getattr(self.config, name, None) != value)
 
-    def _first_slot(self, layer: int, flags: dict[str, Any]) -> tuple[Slot | None, str]:
+    def _first_slot(self, layer: int, flags: dict[str, Any], *, attention: bool = False) -> tuple[Slot | None, str]:
         also = dict(self.row.also) if self.row is not None and flags else {}
         if flags and (refused := self._why_refused({**flags, **also})) is not None:
             return None, f"transformers does not load a config with {', '.join(flags)}: {refused}"
         shapes, aliases = self._parameters_with(tuple(sorted(flags.items())))
-        reason = "the class creates no bias after this block's MLP"
-        for slot_name in self._candidates(layer, shapes):
+        reasons = []
+        for slot_name in self._attention_biases(layer, shapes) if attention else self._candidates(layer, shapes):
             parameter = f"{self.blocks}.{layer}.{slot_name}"
             if flags and parameter in self.parameters:
                 continue
             if parameter in aliases or parameter in aliases.values():
-                reason = f"`{slot_name}` is one tensor that several blocks share"
+                reasons.append(f"`{slot_name}` is one tensor that several blocks share")
                 continue
             result = self.probe(layer, slot_name, flags)
             stated = self._stated_factor(self.config)
             if not (result.constant and stated is not None and self._agrees(result, layer, flags)):
-                reason = f"`{slot_name}` is no constant shift of the residual stream: " + (
-                    result.reason or f"its factor is {result.factor:.4g}, and the registry has no rule for it"
-                )
+                why = result.reason or f"its factor is {result.factor:.4g}, and the registry has no rule for it"
+                reasons.append(f"`{slot_name}` is no constant shift of the residual stream: {why}")
                 continue
             if flags and not self._neutral(layer, {**flags, **also}):
-                reason = (
-                    f"setting {', '.join(flags)} changes more than it adds: with zeros the model computes otherwise"
-                )
+                named = ", ".join(flags)
+                reasons.append(f"setting {named} changes more than it adds: with zeros the model computes otherwise")
                 continue
             lost = sorted(set(self.parameters) - set(shapes))
             if lost:
-                reason = f"setting {', '.join(flags)} removes {lost[0]}"
+                reasons.append(f"setting {', '.join(flags)} removes {lost[0]}")
                 continue
             created = {
                 name: shape for name, shape in shapes.items() if name not in self.parameters and name not in aliases
             }
             return Slot(layer, parameter, shapes[parameter], stated, {**flags, **also}, created), ""
-        return None, reason
+        none = f"the class creates no bias after this block's {'attention' if attention else 'MLP'}"
+        return None, reasons[0] if reasons else none
 
     def _stated_factor(self, config: Any) -> float | None:
         if self.row is None:
@@ -199,15 +227,26 @@ class Architecture:
 
     def _candidates(self, layer: int, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         prefix = f"{self.blocks}.{layer}."
-        if self.row is not None:
-            return [slot for slot in self.row.slots if prefix + slot in shapes]
         found = [
             name.removeprefix(prefix)
             for name, shape in shapes.items()
             if name.startswith(prefix) and name.endswith("bias") and len(shape) <= 2 and shape[-1] == self.hidden
         ]
         # An attention output bias also feeds the MLP of a sequential block; the parallel case is a route of its own.
-        return [name for name in reversed(found) if "attn" not in name and "attention" not in name]
+        found = [name for name in reversed(found) if "attn" not in name and "attention" not in name]
+        if self.row is None or not self.row.slots:
+            return found
+        stated = [slot for slot in self.row.slots if prefix + slot in shapes]
+        # Where a norm ends the block (post-LN), its bias takes the vector.
+        return stated + [name for name in found if "norm" in name and name not in stated]
+
+    def _attention_biases(self, layer: int, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        prefix = f"{self.blocks}.{layer}."
+        names = [name.removeprefix(prefix) for name in shapes if name.startswith(prefix) and name.endswith("bias")]
+        widths = {name: shapes[prefix + name] for name in names}
+        # The output projection comes last.
+        wanted = [name for name in names if ("attn" in name or "attention" in name) and widths[name] == (self.hidden,)]
+        return wanted[::-1]
 
     @functools.cached_property
     def _cache(self) -> dict[Any, Any]:

@@ -62,6 +62,17 @@ def causal_lm_from_config(config: Any, *, trust_remote_code: bool = False) -> nn
     return model
 
 
+def causal_lm_class(model_type: str) -> type | None:
+    """The stock causal LM class of a model type, or None."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        return None
+    found: type | None = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[model_type], None)
+    return found
+
+
 def on_meta(config: Any, flags: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> nn.Module:
     """The class without weights (nothing is allocated), with ``flags`` set in its config."""
     changed = with_flags(config, flags or {})

@@ -176,7 +176,10 @@ def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], **extra: Any) 
 
 @contextlib.contextmanager
 def steering_hooks(model: nn.Module, blocks: str, vectors: Mapping[int, torch.Tensor]) -> Iterator[None]:
-    """While open, the residual stream after block ``layer`` gains ``vectors[layer]`` ([hidden]) at every position."""
+    """While open, the residual stream after block ``layer`` gains ``vectors[layer]`` ([hidden]) at every position.
+
+    Layer -1 is the residual stream that enters block 0.
+    """
 
     def adds(vector: torch.Tensor) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -186,8 +189,18 @@ def steering_hooks(model: nn.Module, blocks: str, vectors: Mapping[int, torch.Te
 
         return hook
 
+    def adds_before(vector: torch.Tensor) -> Callable[..., Any]:
+        def hook(_module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> Any:
+            hidden = inputs[0] if inputs else keywords["hidden_states"]
+            shifted = hidden + vector.to(hidden.device, hidden.dtype)
+            return ((shifted, *inputs[1:]), keywords) if inputs else (inputs, {**keywords, "hidden_states": shifted})
+
+        return hook
+
     handles = [
-        model.get_submodule(f"{blocks}.{layer}").register_forward_hook(adds(vector))
+        model.get_submodule(f"{blocks}.0").register_forward_pre_hook(adds_before(vector), with_kwargs=True)
+        if layer == EMBEDDING
+        else model.get_submodule(f"{blocks}.{layer}").register_forward_hook(adds(vector))
         for layer, vector in vectors.items()
     ]
     try:

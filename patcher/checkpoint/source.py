@@ -105,6 +105,20 @@ def fetch(name: str, revision: str | None, *, weights: bool) -> Source:
     return Source(name, True, commit, folder)
 
 
+def fetch_config(name: str, revision: str | None) -> Path:
+    """The folder that holds a Hub model's config.json; nothing else is downloaded.
+
+    Raises:
+        InputError, OutsideError: in plain words, see :mod:`patcher.hub_errors`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    from patcher.hub_errors import hub_errors
+
+    with hub_errors("downloading the config", name):
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent
+
+
 def _weight_patterns(names: set[str]) -> list[str]:
     """What to ask for, given the names in the repository (none: they are not known)."""
     if SINGLE in names:

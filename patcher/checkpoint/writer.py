@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from patcher.checkpoint.copying import copy_file, copy_range
-from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
+from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder, read_json_object
 from patcher.checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, read_tensor, tensor_bytes
 from patcher.checkpoint.safetensors_writer import LazyTensor, packed_header, split_into_shards, write_tensors
 
 _NUMBERED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 UNNUMBERED_SHARD = "model-steering.safetensors"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_SHARD = 5 * 10**9
 """Bytes of new tensors in one shard."""
 
@@ -42,6 +43,7 @@ def write_copy(
     dropped: Collection[str] = (),
     renamed: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
+    tokenizer_changes: Mapping[str, Any] | None = None,
     remote_code: bool = False,
 ) -> Written:
     """Write a copy of ``base`` into the empty folder ``stage``.
@@ -55,6 +57,7 @@ def write_copy(
         dropped: tensors of the base that the copy lacks; ``created`` may use their names again.
         renamed: tensors of the base under another name in the copy; their bytes are copied.
         config: a whole config.json, instead of the base's with changes.
+        tokenizer_changes: keys of tokenizer_config.json.
         remote_code: take the checkpoint's own .py files along.
 
     Returns:
@@ -97,6 +100,10 @@ def write_copy(
     for side in base.side_files(remote_code=remote_code):
         (stage / side).parent.mkdir(parents=True, exist_ok=True)
         written += copy_file(base.path / side, stage / side)
+    if tokenizer_changes:
+        stated = base.path / TOKENIZER_CONFIG
+        before = read_json_object(stated) if stated.is_file() else {}
+        written += _write_json(stage / TOKENIZER_CONFIG, {**before, **tokenizer_changes})
     return Written(written, originals)
 
 

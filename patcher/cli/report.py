@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from patcher.build_result import BuildResult, DryRun
+from patcher.routes.plan import Plan, TensorWrite
 
 NO_TERMINAL_WIDTH = 118
 NUMBERS = ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_error")
@@ -17,7 +18,7 @@ NUMBERS = ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_e
 
 def print_build(result: BuildResult, *, to_stderr: bool) -> None:
     """The report of a finished build."""
-    console = _console(to_stderr=to_stderr)
+    console = console_for(to_stderr=to_stderr)
     manifest = result.manifest
     route = manifest["route"]
     console.print(
@@ -28,7 +29,7 @@ def print_build(result: BuildResult, *, to_stderr: bool) -> None:
     print_verification(manifest["verification"], console)
     if manifest["evaluation"]:
         _print_evaluation(manifest["evaluation"], console)
-    for note in manifest["notes"]:
+    for note in (*route["warnings"], *manifest["notes"]):
         console.print(f"note: {note}", markup=False)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.timings.items())
     console.print(f"[dim]{seconds}; peak memory {result.peak_rss_bytes / 2**20:.0f} MiB; "
@@ -43,14 +44,15 @@ def print_build(result: BuildResult, *, to_stderr: bool) -> None:
 
 def print_plan(planned: DryRun) -> None:
     """The report of ``--dry-run``."""
-    console = _console()
+    console = console_for()
     plan = planned.plan
     console.print(f"[bold]model[/] {planned.source.name}: {plan.architecture}, "
                   f"{planned.architecture.block_count} blocks, hidden {planned.architecture.hidden}")  # fmt: skip
-    console.print(f"[bold]route[/] {plan.route} (exact, run-time cost: {plan.cost}): {plan.reason}", soft_wrap=True)
-    table = _table()
-    for column in ("vector", "method", "layer", "read at", "coefficient", "scale", "pairs", "held out"):
-        table.add_column(column)
+    kind = "exact" if plan.exact else "fitted"
+    console.print(f"[bold]route[/] {plan.route} ({kind}, run-time cost: {plan.cost}): {plan.reason}", soft_wrap=True)
+    if plan.architecture != planned.architecture.class_name:
+        console.print(f"  the copy is loaded as {plan.architecture}", markup=False)
+    table = empty_table("vector", "method", "layer", "read at", "coefficient", "scale", "pairs", "held out")
     for entry in planned.prepared:
         for layer in entry.layers:
             spec = entry.spec
@@ -65,19 +67,43 @@ def print_plan(planned: DryRun) -> None:
                 str(len(entry.held_out)),
             )
     console.print(table)
-    zeros = sum(tensor.layer is None for tensor in plan.tensors)
-    for tensor in plan.carriers:
-        verb = "add to" if tensor.kind == "added" else "create"
-        console.print(f"  {verb} {tensor.name} {list(tensor.shape)} {tensor.dtype}", markup=False)
-    if zeros:
-        console.print(f"  create {zeros} zero biases that the flag demands")
-    for key, value in plan.config_changes.items():
-        console.print(f"  config.json: {key} = {value}", markup=False)
+    for line in written_by(plan):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     stacks = ", ".join(f"{stack} {support}" for stack, support in plan.stacks.items())
     console.print(f"  read by: {stacks}")
-    for note in planned.notes:
+    for note in (*plan.warnings, *planned.notes):
         console.print(f"note: {note}", markup=False)
     console.print(f"would write: [bold]{planned.output}[/]", soft_wrap=True)
+
+
+def written_by(plan: Plan) -> list[str]:
+    """What a plan writes, a line each; long lists are counted."""
+    lines = []
+    for tensor in plan.carriers[:8]:
+        verb = "add to" if tensor.kind == "added" else "create"
+        lines.append(f"{verb} {tensor.name} {list(tensor.shape)} {tensor.dtype}")
+    if len(plan.carriers) > 8:
+        lines.append(f"... and {len(plan.carriers) - 8} more that hold the vector")
+    rest = [tensor for tensor in plan.tensors if tensor.layer is None]
+    zeros = sum(tensor.make is None for tensor in rest)
+    if zeros:
+        lines.append(f"create {zeros} tensor{'s' * (zeros > 1)} of zeros that the class demands")
+    if len(rest) > zeros:
+        lines.append(f"create {len(rest) - zeros} others, such as {rest_example(rest)}")
+    if plan.renamed:
+        old, new = next(iter(plan.renamed.items()))
+        lines.append(f"rename {len(plan.renamed)} tensors, such as {old} to {new}")
+    if plan.config is not None:
+        lines.append(f"write config.json anew, model_type {plan.config.get('model_type')}")
+    for key, value in plan.config_changes.items():
+        shown = str(value)
+        lines.append(f"config.json: {key} = {shown if len(shown) <= 80 else shown[:77] + '...'}")
+    return lines
+
+
+def rest_example(rest: Sequence[TensorWrite]) -> str:
+    first = next(tensor for tensor in rest if tensor.make is not None)
+    return f"{first.name} ({first.holds})"
 
 
 def print_verification(
@@ -88,10 +114,8 @@ def print_verification(
     every_check: bool = False,
 ) -> None:
     """One line a stack, and all checks if asked."""
-    console = console or _console(to_stderr=to_stderr)
-    table = _table()
-    for column in ("verified in", "", "max |Δ log-prob|", "tolerance", "effect", "residual error"):
-        table.add_column(column)
+    console = console or console_for(to_stderr=to_stderr)
+    table = empty_table("verified in", "", "max |Δ log-prob|", "tolerance", "effect", "residual error")
     for entry in entries:
         table.add_row(
             f"{entry['stack']} {entry['version']}",
@@ -111,9 +135,7 @@ def print_verification(
                 style="dim",
             )
         return
-    checks = _table()
-    for column in ("check", "result", "value", "limit", ""):
-        checks.add_column(column)
+    checks = empty_table("check", "result", "value", "limit", "")
     words = {True: "[green]passed[/]", False: "[red]failed[/]", None: "not made"}
     for entry in entries:
         for check in entry["checks"]:
@@ -122,20 +144,23 @@ def print_verification(
     console.print(checks)
 
 
-def _console(*, to_stderr: bool = False) -> Console:
+def console_for(*, to_stderr: bool = False) -> Console:
+    """Where reports go."""
     console = Console(stderr=to_stderr, highlight=False)
     # In a log or a pipe there is no width to fit; on a narrow terminal tables fold.
     return console if console.is_terminal else Console(stderr=to_stderr, highlight=False, width=NO_TERMINAL_WIDTH)
 
 
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+def empty_table(*columns: str) -> Table:
+    """A plain table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for column in columns:
+        table.add_column(column)
+    return table
 
 
 def _edits(edits: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table()
-    for column in ("vector", "layer", "coefficient", "norm", "residual norm", "ratio", "stored error"):
-        table.add_column(column)
+    table = empty_table("vector", "layer", "coefficient", "norm", "residual norm", "ratio", "stored error")
     for edit in edits:
         residual = edit["residual_norm"]
         table.add_row(
@@ -151,9 +176,7 @@ def _edits(edits: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
-    table = _table()
-    for column in ("measured effect", "base", "steered", "negative", "random", ""):
-        table.add_column(column)
+    table = empty_table("measured effect", "base", "steered", "negative", "random", "")
     for result in evaluation["per_vector"]:
         randoms = result["random"]
         table.add_row(

@@ -50,7 +50,8 @@ def tensors_to_write(
 
 def slot_content(write: TensorWrite, vector: torch.Tensor) -> torch.Tensor:
     """What a carrier gains for ``vector`` ([hidden] fp32), in the carrier's shape, fp32."""
-    slot = (vector.double() / write.factor).float()
+    scaled = vector if write.spread is None else vector * write.spread
+    slot = (scaled.double() / write.factor).float()
     if write.right is None:
         return slot.expand(write.shape)
     outer = torch.outer(slot, write.right.float())

@@ -5,10 +5,10 @@ Every tensor that the key creates is written: vLLM leaves a missing one uninitia
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from patcher.architectures.analysis import Architecture
+from patcher.architectures.analysis import Architecture, Slot
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS
 from patcher.routes.disk_names import new_names
@@ -24,12 +24,40 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
     Raises:
         NotApplicable: no flag creates the slot in one of the layers, or two layers need different flags.
     """
+    slots = slots_of(architecture.flagged_slot, layers)
+    return plan_flags(NAME, architecture, slots, checkpoint, stacks=architecture.stacks)
+
+
+def slots_of(find: Callable[[int], tuple[Slot | None, str]], layers: Sequence[int]) -> dict[int, Slot]:
+    """The slot of every layer.
+
+    Raises:
+        NotApplicable: a layer has none.
+    """
     slots = {}
     for layer in layers:
-        slot, reason = architecture.flagged_slot(layer)
+        if layer < 0:
+            raise NotApplicable("an edit before block 0 belongs to the embedding, which has no such bias")
+        slot, reason = find(layer)
         if slot is None:
             raise NotApplicable(f"layer {layer}: {reason}")
         slots[layer] = slot
+    return slots
+
+
+def plan_flags(
+    route: str,
+    architecture: Architecture,
+    slots: Mapping[int, Slot],
+    checkpoint: CheckpointFolder | None,
+    *,
+    stacks: Mapping[str, str],
+) -> Plan:
+    """The plan for slots that config flags create.
+
+    Raises:
+        NotApplicable: two layers need different flags.
+    """
     first = next(iter(slots.values()))
     if any(dict(slot.flags) != dict(first.flags) for slot in slots.values()):
         raise NotApplicable("the layers need different flags")
@@ -55,7 +83,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         )
     flags = ", ".join(f"{key}: {str(value).lower()}" for key, value in first.flags.items())
     return Plan(
-        route=NAME,
+        route=route,
         exact=True,
         cost=COST,
         architecture=architecture.class_name,
@@ -63,7 +91,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         sites={layer: slot.site for layer, slot in slots.items()},
         tensors=tuple(tensors),
         config_changes=_changes(architecture, first.flags, checkpoint),
-        stacks=architecture.stacks,
+        stacks=stacks,
         reason=f"the config key `{flags}` makes the class create the bias; a probe found it a constant residual shift",
     )
 

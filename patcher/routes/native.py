@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from patcher.architectures.analysis import Architecture
+from patcher.architectures.analysis import Architecture, Slot
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS
 from patcher.routes.disk_names import existing_name
+from patcher.routes.flag import slots_of
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite
 
 NAME = "native"
@@ -20,11 +21,26 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
     Raises:
         NotApplicable: the class has no such bias in one of the layers, or the checkpoint does not store it.
     """
+    slots = slots_of(architecture.native_slot, layers)
+    stacks = architecture.stacks_of(slots.values())
+    return plan_existing(NAME, architecture, slots, checkpoint, stacks=stacks)
+
+
+def plan_existing(
+    route: str,
+    architecture: Architecture,
+    slots: Mapping[int, Slot],
+    checkpoint: CheckpointFolder | None,
+    *,
+    stacks: Mapping[str, str],
+) -> Plan:
+    """The plan for slots that the class has under its own config.
+
+    Raises:
+        NotApplicable: the checkpoint does not store one of them, or in another shape.
+    """
     tensors, sites = [], {}
-    for layer in layers:
-        slot, reason = architecture.native_slot(layer)
-        if slot is None:
-            raise NotApplicable(f"layer {layer}: {reason}")
+    for layer, slot in slots.items():
         name, dtype = architecture.saved_names([slot.parameter])[slot.parameter], "F32"
         if checkpoint is not None and not checkpoint.is_bin:
             stored = existing_name(slot.parameter, architecture, checkpoint.tensors)
@@ -41,7 +57,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         tensors.append(TensorWrite(name, slot.parameter, "added", layer, slot.factor, slot.shape, dtype))
         sites[layer] = slot.site
     return Plan(
-        route=NAME,
+        route=route,
         exact=True,
         cost=COST,
         architecture=architecture.class_name,
@@ -49,6 +65,6 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         sites=sites,
         tensors=tuple(tensors),
         config_changes={},
-        stacks=architecture.stacks,
+        stacks=stacks,
         reason="the class has this bias in every block, and a probe of this config found it a constant residual shift",
     )

@@ -27,6 +27,7 @@ class TensorWrite:
         offset: a created carrier holds ``offset + v / factor`` (a norm that multiplies by 1 + weight: -1).
         right: [n] fp32; the tensor carries the outer product of ``v / factor`` and this, [hidden, n].
         transposed: the outer product lies as [n, hidden] (the Conv1D of GPT-2).
+        spread: [hidden] fp32; the vector is multiplied by this first (the inverse of a norm's weight that follows).
         index: which expert of a fused class parameter [experts, hidden, n] the tensor on disk is.
         make: the content of a tensor that carries no vector; None means zeros.
         holds: the same in words.
@@ -42,12 +43,13 @@ class TensorWrite:
     offset: float = 0.0
     right: torch.Tensor | None = field(default=None, compare=False)
     transposed: bool = False
+    spread: torch.Tensor | None = field(default=None, compare=False)
     index: int | None = None
     make: Callable[[Reader], torch.Tensor] | None = field(default=None, compare=False)
     holds: str = "zeros"
 
     def as_json(self) -> dict[str, Any]:
-        """For the manifest; the numbers of ``right`` are kept in ``steering.safetensors``."""
+        """For the manifest; the numbers of ``right`` and ``spread`` are kept in ``steering.safetensors``."""
         result: dict[str, Any] = {
             "name": self.name,
             "parameter": self.parameter,
@@ -61,6 +63,8 @@ class TensorWrite:
             result["offset"] = self.offset
         if self.right is not None:
             result |= {"outer": True, "transposed": self.transposed}
+        if self.spread is not None:
+            result["spread"] = True
         if self.index is not None:
             result["index"] = self.index
         return result
@@ -87,6 +91,7 @@ class Plan:
         copy_layers: layer -> the block of the copy after which the residual stream holds the edit; by default the same.
         residual: how the copy's residual stream compares with the base's: ``same``, or ``centred`` (its mean over the
             hidden dimension is removed).
+        tokenizer_changes: keys of tokenizer_config.json that keep the ids as they are beside another model type.
         warnings: what users of the copy must know; for the card.
         fit: of a fitted route, what was measured on held-out activations.
     """
@@ -106,6 +111,7 @@ class Plan:
     config: Mapping[str, Any] | None = None
     copy_layers: Mapping[int, int] = field(default_factory=dict)
     residual: Literal["same", "centred"] = "same"
+    tokenizer_changes: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     fit: Mapping[str, Any] | None = None
 
@@ -139,6 +145,7 @@ class Plan:
             "dropped": sorted(self.dropped),
             "renamed": dict(self.renamed),
             "config_changes": dict(self.config_changes),
+            "tokenizer_changes": dict(self.tokenizer_changes),
             "stacks": dict(self.stacks),
             "reason": self.reason,
             "copy_layers": {str(layer): self.copy_layers.get(layer, layer) for layer in self.sites},

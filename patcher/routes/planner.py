@@ -1,20 +1,73 @@
-"""The planner: from an architecture and the layers to one route that serves every target."""
+"""The planner: from an architecture and the layers to one route that serves every target.
+
+The order is stated and the same for all: exact routes before fitted ones; among exact ones what the recipe prefers
+(most stacks, no run-time cost, or the same model type), then the other two, then the order of :data:`ROUTES`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
-from patcher.routes import flag, native
+from patcher.routes import carrier, embedding, flag, native, parallel, rank_one, relabel
 from patcher.routes.plan import NotApplicable, Plan
+from patcher.routes.vllm_backend import through_backend
 
-Planner = Callable[[Architecture, Sequence[int], "CheckpointFolder | None"], Plan]
+Prefer = Literal["stacks", "free", "same_model_type"]
+STACKS = ("transformers", "vllm", "llama.cpp")
 
-ROUTES: Mapping[str, Planner] = {native.NAME: native.plan, flag.NAME: flag.plan}
-"""Every route, in the order of preference; a new route is one module and one entry."""
+
+@dataclass(frozen=True)
+class Route:
+    """A way to store an edit: how to plan it, and what every plan of it has in common."""
+
+    plan: Callable[[Architecture, Sequence[int], CheckpointFolder | None], Plan]
+    cost: str
+    fit: Callable[..., Plan] | None = None
+    """Completes the plan of a fitted route with what is measured on the loaded model."""
+
+    @property
+    def exact(self) -> bool:
+        return self.fit is None
+
+
+ROUTES: Mapping[str, Route] = {
+    **{
+        module.NAME: Route(module.plan, module.COST) for module in (native, flag, relabel, parallel, embedding, carrier)
+    },
+    rank_one.NAME: Route(rank_one.plan, rank_one.COST, rank_one.fit),
+}
+"""Every route, in the order of preference among equals; a new route is one module and one entry."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a route can do here: a plan, or why there is none."""
+
+    name: str
+    plan: Plan | None
+    why_not: str = ""
+
+
+def survey(
+    architecture: Architecture,
+    layers: Sequence[int],
+    checkpoint: CheckpointFolder | None = None,
+    *,
+    targets: Sequence[str] = ("transformers",),
+    names: Sequence[str] | None = None,
+) -> Iterator[Finding]:
+    """Every route in turn, planned when it is asked for: a plan that all ``targets`` read, or the reason against it."""
+    for name in ROUTES if names is None else names:
+        try:
+            plan = ROUTES[name].plan(architecture, layers, checkpoint)
+            yield Finding(name, _serving(plan, architecture, targets))
+        except NotApplicable as finding:
+            yield Finding(name, None, str(finding))
 
 
 def choose_route(
@@ -24,48 +77,120 @@ def choose_route(
     *,
     targets: Sequence[str] | str = "auto",
     route: str = "auto",
+    exact: bool = True,
+    prefer: Prefer = "stacks",
 ) -> Plan:
-    """The first route that stores the edits exactly and is read by every target.
+    """The best route that stores the edits and is read by every target.
 
     Args:
         architecture: the stock class under this config.
-        layers: the blocks whose output is steered.
+        layers: the blocks whose output is steered; -1 is the embedding.
         checkpoint: the base, for names on disk; None plans by the class's own names.
         targets: ``auto`` (transformers), or the stacks that must read the route.
         route: force one by name.
+        exact: whether fitted routes are out of the question.
+        prefer: what decides between exact routes.
 
     Raises:
         InputError: no route serves; the text names what is missing, route by route.
     """
     if route != "auto" and route not in ROUTES:
         raise InputError(f"unknown route `{route}`", where="route", remedy="known routes: auto, " + ", ".join(ROUTES))
-    demanded = ["transformers"] if isinstance(targets, str) else list(targets)
+    demanded = ("transformers",) if isinstance(targets, str) else tuple(targets)
     tried: dict[str, str] = {}
-    remedy = "steer it with a hook, or choose a model whose blocks have an MLP output bias or a config flag for one"
-    if any(layer < 0 for layer in layers):
-        tried["native, flag"] = "an edit before block 0 belongs to the embedding, which has no MLP output bias"
-    else:
-        for name, planner in ROUTES.items():
-            if route not in ("auto", name):
-                continue
-            try:
-                plan = planner(architecture, layers, checkpoint)
-            except NotApplicable as finding:
-                tried[name] = str(finding)
-                continue
-            unread = [stack for stack in demanded if plan.stacks.get(stack, "no") == "no"]
-            backend = [stack for stack in demanded if plan.stacks.get(stack) == "backend"]
-            if unread:
-                tried[name] = f"{', '.join(unread)} does not read it for {plan.architecture}"
-                remedy = f"take {', '.join(unread)} out of `targets`"
-                continue
-            if backend:
-                plan = replace(plan, reason=plan.reason + "; vLLM reads it through its Transformers backend")
-            return plan
-    raise InputError(
+    best: Plan | None = None
+    free: Plan | None = None
+    fitted: Plan | None = None
+    for name in ROUTES if route == "auto" else [route]:
+        if best is not None and not _could_beat(ROUTES[name], best, architecture, prefer):
+            continue
+        finding = next(survey(architecture, layers, checkpoint, targets=demanded, names=[name]))
+        if finding.plan is None:
+            tried[name] = finding.why_not
+        elif not finding.plan.exact:
+            fitted = finding.plan
+        else:
+            free = finding.plan if free is None and finding.plan.free else free
+            if best is None or rank(finding.plan, architecture, prefer) < rank(best, architecture, prefer):
+                best = finding.plan
+    if best is not None:
+        return best if free is None or best.free else _with_alternative(best, free)
+    if fitted is not None and not exact:
+        return fitted
+    raise _no_route(architecture, layers, demanded, tried, fitted)
+
+
+def rank(plan: Plan, architecture: Architecture, prefer: Prefer) -> tuple[float, ...]:
+    """The planner's order, smallest first."""
+    read = sum(_reads(plan, stack) for stack in STACKS)
+    native_in = sum(plan.stacks.get(stack) == "native" for stack in STACKS)
+    other_type = plan.architecture != architecture.class_name
+    keys: dict[Prefer, float] = {"stacks": -read, "free": not plan.free, "same_model_type": other_type}
+    return (not plan.exact, keys.pop(prefer), *keys.values(), -native_in, list(ROUTES).index(plan.route))
+
+
+def _reads(plan: Plan, stack: str) -> bool:
+    return plan.stacks.get(stack, "no") != "no"
+
+
+def _could_beat(route: Route, best: Plan, architecture: Architecture, prefer: Prefer) -> bool:
+    """Planning proves things on tiny models, so a route that cannot win is not planned."""
+    if not route.exact:
+        return False
+    read = sum(_reads(best, stack) for stack in STACKS)
+    if prefer == "free" and best.free and route.cost != "none":
+        return False
+    ideal = best.free and best.architecture == architecture.class_name
+    # A route that costs something keeps the model type: no stack reads it that does not load the model.
+    reach = len(STACKS) if route.cost == "none" else architecture.loaded_by
+    return not (ideal and read >= reach)
+
+
+def _serving(plan: Plan, architecture: Architecture, targets: Sequence[str]) -> Plan:
+    """The plan if all targets read it, through vLLM's Transformers backend where its own class would not."""
+    if "vllm" in targets and not _reads(plan, "vllm"):
+        plan = through_backend(plan, architecture)
+    unread = [stack for stack in targets if not _reads(plan, stack)]
+    if unread:
+        raise NotApplicable(f"{', '.join(unread)} does not read it for {plan.architecture}")
+    if plan.stacks.get("vllm") == "backend" and "backend" not in plan.reason:
+        plan = replace(plan, reason=plan.reason + "; vLLM reads it through its Transformers backend")
+    return plan
+
+
+def _with_alternative(plan: Plan, free: Plan) -> Plan:
+    lost = [stack for stack in STACKS if _reads(plan, stack) and not _reads(free, stack)]
+    unread = f", which {' and '.join(lost)} would not read" if lost else ""
+    note = f"`prefer: free` takes the `{free.route}` route at no run-time cost{unread}"
+    return replace(plan, warnings=(*plan.warnings, note))
+
+
+def _no_route(
+    architecture: Architecture,
+    layers: Sequence[int],
+    targets: Sequence[str],
+    tried: Mapping[str, str],
+    fitted: Plan | None,
+) -> InputError:
+    found = "; ".join(f"{name}: {why}" for name, why in tried.items())
+    where = "layers " + ", ".join(map(str, layers))
+    if fitted is not None:
+        return InputError(
+            f"{architecture.class_name} (model_type `{architecture.model_type}`) has no exact route for this edit, "
+            f"only the fitted `{fitted.route}`",
+            where=where,
+            found=found,
+            remedy="to allow it, add the line `exact: false` to the recipe; what it is off by is measured and reported",
+            code="exact",
+        )
+    remedy = "steer it with a hook, or choose a model that has a route: patch-model inspect --all"
+    others = [stack for stack in targets if stack != "transformers"]
+    if any("does not read it" in why for why in tried.values()) and others:
+        remedy = f"take {', '.join(others)} out of `targets`"
+    return InputError(
         f"{architecture.class_name} (model_type `{architecture.model_type}`) has no route for this edit",
-        where="layers " + ", ".join(map(str, layers)),
-        found="; ".join(f"{name}: {why}" for name, why in tried.items()),
+        where=where,
+        found=found,
         remedy=remedy,
         code="no_route",
     )

@@ -21,6 +21,7 @@ from patcher.errors import InputError, MissingExtraError, OutsideError
 # In steering.safetensors: the former values of overwritten tensors, kept so that the edit can be taken out again.
 ORIGINAL_PREFIX = "original/"
 RIGHT_PREFIX = "right/"
+SPREAD_PREFIX = "spread/"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def save_vectors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def _choose(names: list[str], layer: int, tensor: str | None, where: str) -> str:
-    vectors = [name for name in names if not name.startswith((ORIGINAL_PREFIX, RIGHT_PREFIX))]
+    vectors = [name for name in names if not name.startswith((ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX))]
     if tensor is not None:
         if tensor in names:
             return tensor

@@ -10,6 +10,7 @@ from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.prepare import find_adapter, find_model, temporary_base
 from patcher.checkpoint.source import Source, fetch
 from patcher.errors import InputError
+from patcher.verify.comparison import FIT_ERROR, FIT_KL
 from patcher.verify.stored import read_manifest
 from patcher.verify.transformers_stack import verify_in_transformers
 
@@ -50,6 +51,8 @@ def verify_folder(
             tolerance=float(options.get("tolerance") or 1e-4),
             probes=options.get("probes"),
             long_prompt_limit=int(options.get("long_prompt_limit", 4608)),
+            fit_error=float(options.get("fit_error", FIT_ERROR)),
+            fit_kl=float(options.get("fit_kl", FIT_KL)),
             trust_remote_code=trust_remote_code,
             progress=progress,
         )

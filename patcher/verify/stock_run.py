@@ -162,7 +162,9 @@ class StockRun:
                 self.before: list[tuple[Any, Any]] = []
                 with torch.no_grad():
                     for number, slot in enumerate(run.job["slots"]):
-                        parameter = parameters[slot["parameter"]]
+                        parameter = parameters.get(slot["parameter"])
+                        if parameter is None:
+                            continue  # dropped by the loader; its report says so
                         if slot["index"] is not None:
                             parameter = parameter[slot["index"]]
                         held = run.slots[f"delta/{number}"]
@@ -170,6 +172,10 @@ class StockRun:
                             held = torch.outer(held, run.slots[f"right/{number}"])
                             held = held.T if slot["transposed"] else held
                         self.before.append((parameter, parameter.detach().clone()))
+                        if factor == 0.0 and f"original/{number}" in run.slots:
+                            # Half precision rounded the sum once, so taking the vector out again would not give this.
+                            parameter.copy_(run.slots[f"original/{number}"])
+                            continue
                         parameter += (factor - 1) * held.to(parameter.device, parameter.dtype)
 
             def __exit__(self, *_exception: object) -> None:

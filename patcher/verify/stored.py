@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from patcher.checkpoint.folder import CheckpointFolder, read_json_object
 from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.checkpoint.staging import MANIFEST
 from patcher.errors import InputError
-from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX
+from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
 
 VECTORS = "steering.safetensors"
+_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,22 @@ class StoredSlot:
     Attributes:
         parameter: its name in the stock class that loads the folder.
         delta: [hidden]; what it holds over its neutral content (per unit of ``right``).
-        factor: residual gain per unit of ``delta``.
+        gain: [hidden] or a number; residual gain per unit of ``delta``.
         rel_error: relative error of ``delta``, the worst row where several hold it.
         right: [n]; the tensor holds the outer product of ``delta`` and this. None: ``delta`` itself.
         transposed: the outer product lies as [n, hidden].
         index: the expert of a fused parameter.
+        original: [hidden, n] or [n, hidden]; what the base stores there, of a matrix that was rounded again.
     """
 
     parameter: str
     delta: torch.Tensor
-    factor: float = 1.0
+    gain: torch.Tensor = field(default_factory=lambda: torch.ones(()))
     rel_error: float = 0.0
     right: torch.Tensor | None = None
     transposed: bool = False
     index: int | None = None
+    original: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def read_stored(folder: Path, manifest: Mapping[str, Any]) -> dict[int, StoredLa
             slots = [_slot(vector, tensor, checkpoint, vectors) for tensor in carriers[layer]]
             result[layer] = StoredLayer(
                 wanted=vector.float(),
-                stored=torch.stack([slot.delta.double() * slot.factor for slot in slots]).mean(dim=0).float(),
+                stored=torch.stack([slot.delta.double() * slot.gain for slot in slots]).mean(dim=0).float(),
                 rel_error=max(slot.rel_error for slot in slots),
                 slots=tuple(slots),
                 copy_layer=int(route.get("copy_layers", {}).get(str(layer), layer)),
@@ -137,15 +140,18 @@ def _slot(
     wanted: torch.Tensor, tensor: Mapping[str, Any], checkpoint: CheckpointFolder, vectors: Mapping[str, torch.Tensor]
 ) -> StoredSlot:
     name, factor = str(tensor["name"]), float(tensor["factor"])
-    now = read_tensor(checkpoint.tensors[name]).double() - float(tensor.get("offset", 0.0))
+    now = read_tensor(checkpoint.tensors[name])
     added = tensor["kind"] == "added"
-    if added:
-        now = now - vectors[ORIGINAL_PREFIX + name].double()
-    wanted = wanted / factor
+    before = vectors[ORIGINAL_PREFIX + name] if added else torch.tensor(float(tensor.get("offset", 0.0)))
+    gain = torch.tensor(factor, dtype=torch.float64)
+    if tensor.get("spread"):
+        gain = gain / vectors[SPREAD_PREFIX + name].double()
+    wanted = wanted / gain
     right, transposed = None, bool(tensor.get("transposed"))
     if tensor.get("outer"):
         right = vectors[RIGHT_PREFIX + name].double()
-        matrix = now.T if transposed else now
+        matrix = now.double() - before.double()
+        matrix = matrix.T if transposed else matrix
         delta = matrix @ right / (right @ right)
         error = (delta - wanted).norm() / wanted.norm()
         if not added:
@@ -153,15 +159,25 @@ def _slot(
             rest = (matrix - torch.outer(delta, right)).norm() / (delta.norm() * right.norm())
             error = torch.maximum(error, rest)
     else:
-        rows = now if now.ndim == 2 else now[None]
-        delta = rows.mean(dim=0)
-        error = ((rows - wanted).norm(dim=-1) / wanted.norm()).max()
+        delta, error = _rows(now.reshape(-1, now.shape[-1]), before, wanted)
     return StoredSlot(
         parameter=str(tensor["parameter"]),
         delta=delta.float(),
-        factor=factor,
+        gain=gain,
         rel_error=float(error.nan_to_num(float("inf"))),
         right=None if right is None else right.float(),
         transposed=transposed,
         index=tensor.get("index"),
+        original=before if added and right is not None else None,
     )
+
+
+def _rows(now: torch.Tensor, before: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of the rows' gains, and the largest relative error of one; a vocabulary's rows are taken in pieces."""
+    before = before.expand(now.shape)
+    total, worst = torch.zeros_like(wanted), torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(now), _ROWS):
+        gains = now[start : start + _ROWS].double() - before[start : start + _ROWS].double()
+        total += gains.sum(dim=0)
+        worst = torch.maximum(worst, ((gains - wanted).norm(dim=-1) / wanted.norm()).max())
+    return total / len(now), worst

@@ -139,6 +139,8 @@ def _job(
     slots = [slot for held in stored.values() for slot in held.slots]
     held_by = {f"delta/{number}": slot.delta.clone() for number, slot in enumerate(slots)}
     held_by |= {f"right/{number}": slot.right.clone() for number, slot in enumerate(slots) if slot.right is not None}
+    kept = {f"original/{number}": slot.original for number, slot in enumerate(slots) if slot.original is not None}
+    held_by |= {key: tensor.clone() for key, tensor in kept.items()}
     save_file(held_by, scratch / "slots.safetensors")
     long_tokens, long_note = _long_prompt(config, long_prompt_limit)
     positions = _positions(config)

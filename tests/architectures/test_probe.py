@@ -133,16 +133,15 @@ def test_the_result_does_not_depend_on_the_random_state_around_it(released: Call
 # Norms and encoders
 
 
-def test_post_norm_opt_is_refused(released: Callable[..., Any]) -> None:
+def test_post_norm_opt_takes_it_in_its_last_norm(released: Callable[..., Any]) -> None:
     config = released("facebook--opt-350m")
     assert config.do_layer_norm_before is False
     result = probed(config, "model.decoder.layers", "fc2.bias", 11)
     assert not result.constant
     assert result.reason is not None and "a norm follows it" in result.reason
     assert result.deviation > 0.05
-    slot, why = Architecture(config).native_slot(11)
-    assert slot is None
-    assert "a norm follows it" in why
+    slot, _ = Architecture(config).native_slot(11)
+    assert slot is not None and slot.parameter.endswith("final_layer_norm.bias")
 
 
 def test_the_last_norm_of_a_post_norm_block_is_a_constant_shift(released: Callable[..., Any]) -> None:

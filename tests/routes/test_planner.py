@@ -89,7 +89,7 @@ def refusal(*arguments: Any, **options: Any) -> InputError:
 def test_a_bias_that_is_there_is_used_and_otherwise_a_flag(
     architecture: Callable[..., Architecture], name: str, route: str
 ) -> None:
-    plan = choose_route(architecture(name), [1])
+    plan = choose_route(architecture(name), [1], prefer="free")
     assert (plan.route, plan.exact, plan.cost) == (route, True, "none")
     assert plan.as_json()["name"] == route
     assert bool(plan.config_changes) == (route == "flag")
@@ -104,7 +104,7 @@ def test_a_bias_that_is_there_is_used_and_otherwise_a_flag(
 def test_a_flag_that_is_set_already_makes_the_bias_native(
     architecture: Callable[..., Architecture], name: str, changes: dict[str, Any]
 ) -> None:
-    assert choose_route(architecture(name, **changes), [1]).route == "native"
+    assert choose_route(architecture(name, **changes), [1], prefer="free").route == "native"
 
 
 def test_opt_without_biases_gets_them_by_its_flag(architecture: Callable[..., Architecture]) -> None:
@@ -150,8 +150,8 @@ def test_layers_that_need_different_flags_are_refused() -> None:
     architecture = Architecture(config)
     assert choose_route(architecture, [0]).config_changes == {"use_bias": True}
     assert choose_route(architecture, [3]).config_changes == {"mlp_bias": True}
-    assert "the layers need different flags" in str(refusal(architecture, [0, 3]))
-    assert "layer 2" in str(refusal(architecture, [0, 2])), "an attention block, which has no MLP"
+    assert "the layers need different flags" in str(refusal(architecture, [0, 3], route="flag"))
+    assert "layer 2" in str(refusal(architecture, [0, 2], route="flag")), "an attention block, which has no MLP"
 
 
 # Targets
@@ -165,8 +165,7 @@ def test_auto_demands_transformers_only(architecture: Callable[..., Architecture
 @pytest.mark.parametrize(
     ("name", "targets", "unread"),
     [
-        ("EleutherAI--gpt-neo-125m", ["transformers", "vllm"], "vllm"),
-        ("EleutherAI--gpt-neo-125m", ["vllm", "llama.cpp"], "vllm, llama.cpp"),
+        ("EleutherAI--gpt-neo-125m", ["llama.cpp"], "llama.cpp"),
         ("HuggingFaceTB--SmolLM3-3B", ["llama.cpp"], "llama.cpp"),
         ("openbmb--MiniCPM3-4B", ["transformers", "llama.cpp"], "llama.cpp"),
     ],
@@ -175,7 +174,8 @@ def test_a_target_that_does_not_read_the_route_is_named(
     architecture: Callable[..., Architecture], name: str, targets: list[str], unread: str
 ) -> None:
     found = architecture(name)
-    error = refusal(found, [1], targets=targets)
+    route = "native" if "gpt-neo" in name else "flag"
+    error = refusal(found, [1], targets=targets, route=route)
     assert error.code == "no_route"
     assert f"{unread} does not read it for {found.class_name}" in str(error)
     assert f"take {unread} out of `targets`" in str(error)
@@ -189,31 +189,78 @@ def test_targets_that_read_the_route_natively(architecture: Callable[..., Archit
 
 
 def test_a_target_that_reads_it_through_its_backend_is_told(architecture: Callable[..., Architecture]) -> None:
-    plan = choose_route(architecture("HuggingFaceTB--SmolLM3-3B"), [1], targets=["transformers", "vllm"])
+    plan = choose_route(architecture("HuggingFaceTB--SmolLM3-3B"), [1], targets=["transformers", "vllm"], prefer="free")
     assert plan.stacks["vllm"] == "backend"
     assert "vLLM reads it through its Transformers backend" in plan.reason
-    unasked = choose_route(architecture("HuggingFaceTB--SmolLM3-3B"), [1])
-    assert "backend" not in unasked.reason
 
 
-def test_a_class_without_a_row_is_known_to_be_read_by_transformers_only() -> None:
+def test_a_class_without_a_row_is_known_to_be_read_by_transformers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Next month's architecture."""
+    from patcher.architectures import analysis
+
+    monkeypatch.setattr(analysis, "rows", dict)
     with quiet_transformers():
         config = CONFIG_MAPPING["openai-gpt"]()
     architecture = Architecture(config)
     assert architecture.row is None
-    assert choose_route(architecture, [1]).route == "native"
-    assert "vllm does not read it" in str(refusal(architecture, [1], targets=["vllm"]))
+    plan = choose_route(architecture, [1], prefer="free")
+    assert (plan.route, plan.stacks["vllm"], plan.stacks["llama.cpp"]) == ("native", "no", "no")
+    assert "Transformers backend cannot run it" in str(refusal(architecture, [1], targets=["vllm"], route="native"))
+
+
+# The order
+
+
+def routes_of(architecture: Architecture, **options: Any) -> str:
+    return choose_route(architecture, [2], **options).route
+
+
+def test_what_is_preferred_decides_between_exact_routes(architecture: Callable[..., Architecture]) -> None:
+    qwen = architecture("Qwen--Qwen3-8B")
+    plan = choose_route(qwen, [2])
+    assert (plan.route, plan.stacks) == ("carrier", {"transformers": "native", "vllm": "native", "llama.cpp": "native"})
+    assert any("`prefer: free` takes the `relabel` route" in warning for warning in plan.warnings)
+    assert any("llama.cpp would not read" in warning for warning in plan.warnings)
+    free = choose_route(qwen, [2], prefer="free")
+    assert (free.route, free.architecture, free.cost) == ("relabel", "HYV3ForCausalLM", "none")
+    assert routes_of(qwen, prefer="same_model_type") == "carrier"
+    assert routes_of(qwen, targets=["transformers", "llama.cpp"], prefer="free") == "carrier"
+
+
+def test_a_fitted_route_is_never_chosen_before_an_exact_one(architecture: Callable[..., Architecture]) -> None:
+    assert routes_of(architecture("Qwen--Qwen3-8B"), exact=False) == "carrier"
+
+
+def test_only_the_fitted_route_is_left(architecture: Callable[..., Architecture]) -> None:
+    qwen = architecture("Qwen--Qwen3-8B")
+    error = refusal(qwen, [2], route="rank_one")
+    assert error.code == "exact"
+    assert "`exact: false`" in (error.problems[0].remedy or "")
+    assert routes_of(qwen, route="rank_one", exact=False) == "rank_one"
+
+
+def test_a_route_that_cannot_win_is_not_planned(
+    architecture: Callable[..., Architecture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patcher.routes import planner
+
+    def never(*_arguments: Any) -> Plan:
+        raise AssertionError("planned")
+
+    dear = {name: replace(route, plan=never) for name, route in ROUTES.items() if name not in ("native", "flag")}
+    monkeypatch.setattr(planner, "ROUTES", {**ROUTES, **dear})
+    assert routes_of(architecture(LLAMA)) == "flag"
 
 
 # Refusals
 
 
-def test_before_block_0_is_refused_naming_the_embedding(architecture: Callable[..., Architecture]) -> None:
+def test_before_block_0_is_the_embedding_s_alone(architecture: Callable[..., Architecture]) -> None:
     for name in (GPT2, LLAMA):
-        error = refusal(architecture(name), [-1])
-        assert "an edit before block 0 belongs to the embedding" in str(error)
-        assert "layers -1" in str(error)
-    assert "embedding" in str(refusal(architecture(LLAMA), [-1, 3], route="flag"))
+        assert choose_route(architecture(name), [-1]).route == "embedding"
+    for route in ROUTES.keys() - {"embedding", "relabel"}:
+        assert "embedding" in str(refusal(architecture(LLAMA), [-1], route=route, exact=False))
+    assert "a recipe of its own" in str(refusal(architecture(LLAMA), [-1, 3]))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +271,6 @@ def test_before_block_0_is_refused_naming_the_embedding(architecture: Callable[.
         ("mistralai--Mistral-7B-Instruct-v0.3", 12, "creates no bias", "no config flag"),
         ("google--gemma-3-1b-it", 5, "creates no bias", "no config flag"),
         ("allenai--OLMo-2-0425-1B", 6, "creates no bias", "no config flag"),
-        ("facebook--opt-350m", 6, "a norm follows it", "no config flag"),
         (
             "naver-hyperclovax--HyperCLOVAX-SEED-Think-14B",
             6,
@@ -233,28 +279,27 @@ def test_before_block_0_is_refused_naming_the_embedding(architecture: Callable[.
         ),
     ],
 )
-def test_an_architecture_without_the_slot_is_refused_route_by_route(
+def test_an_architecture_without_the_slot_has_no_native_and_no_flag_route(
     architecture: Callable[..., Architecture], name: str, layer: int, native: str, flag: str
 ) -> None:
     found = architecture(name)
-    error = refusal(found, [layer])
-    assert error.code == "no_route"
-    problem = error.problems[0]
-    assert found.class_name in problem.message and found.model_type in problem.message
-    assert problem.where == f"layers {layer}"
-    tried = problem.found or ""
-    assert tried.startswith(f"native: layer {layer}: ") and f"; flag: layer {layer}: " in tried
-    told = tried.split("; flag: ")
-    assert native in told[0]
-    assert flag in told[1]
-    assert "hook" in (problem.remedy or "")
-    assert error.as_json()["error"]["code"] == "no_route"
+    for route, told in (("native", native), ("flag", flag)):
+        error = refusal(found, [layer], route=route)
+        assert error.code == "no_route"
+        problem = error.problems[0]
+        assert found.class_name in problem.message and found.model_type in problem.message
+        assert problem.where == f"layers {layer}"
+        assert (problem.found or "").startswith(f"{route}: layer {layer}: ") and told in (problem.found or "")
+        assert "inspect --all" in (problem.remedy or "")
+        assert error.as_json()["error"]["code"] == "no_route"
 
 
 def test_every_route_says_not_applicable_in_words(architecture: Callable[..., Architecture]) -> None:
-    for planner in ROUTES.values():
-        with pytest.raises(NotApplicable, match=r"layer 2: .{20,}"):
-            planner(architecture("Qwen--Qwen3-8B"), [2], None)
+    """Where blocks share their weights there is no place for one of them."""
+    for name, route in ROUTES.items():
+        if name not in ("relabel", "carrier", "rank_one"):
+            with pytest.raises(NotApplicable, match=r".{20,}"):
+                route.plan(architecture("Qwen--Qwen3-8B"), [2], None)
 
 
 # What is planned
@@ -285,7 +330,7 @@ def test_everything_that_the_flags_create_is_in_the_plan(
     architecture: Callable[..., Architecture], name: str, changes: dict[str, Any], per_layer: int
 ) -> None:
     found = architecture(name)
-    plan = choose_route(found, [2])
+    plan = choose_route(found, [2], route="flag")
     assert dict(plan.config_changes) == changes
     expected = created_by(found, plan)
     assert len(expected) == per_layer * found.block_count
@@ -365,8 +410,7 @@ def test_a_new_bias_is_named_in_the_style_of_its_neighbours(
     prefixed: bool,
 ) -> None:
     architecture, folder, layer = checkpoint(name, str if prefixed else without(prefix), **changes)
-    plan = choose_route(architecture, [layer], folder)
-    assert plan.route == "flag"
+    plan = choose_route(architecture, [layer], folder, route="flag")
     for write in plan.tensors:
         assert write.name not in folder.tensors
         assert write.name.removesuffix("bias") + "weight" in folder.tensors
@@ -472,7 +516,7 @@ def test_blocks_that_share_weights_get_one_zero_for_all(tmp_path: Path) -> None:
 
 
 def test_the_plan_can_be_written_as_json(architecture: Callable[..., Architecture]) -> None:
-    plan = choose_route(architecture("baidu--ERNIE-4.5-0.3B-PT"), [1, 4])
+    plan = choose_route(architecture("baidu--ERNIE-4.5-0.3B-PT"), [1, 4], route="flag")
     value = json.loads(json.dumps(plan.as_json()))
     assert value["config_changes"] == {"use_bias": True, "mlp_bias": True}
     assert [tensor["layer"] for tensor in value["tensors"]] == [1, 4]

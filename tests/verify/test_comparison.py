@@ -31,7 +31,8 @@ def runs(*, effect: float = 1.0, amplify: float = 1.0) -> tuple[Run, Run, dict[i
         "long_prompt": hook, "own_dtype/0": hook + 0.01, "residual/base/layer.2/0": residual,
     }  # fmt: skip
     candidate = {
-        "candidate/0": hook + 2e-6, "unsteered/0": base + 3e-6, "left_padding": hook, "greedy": hook, "long_prompt": hook,
+        "candidate/0": hook + 2e-6, "unsteered/0": base + 3e-6,
+        "left_padding": hook, "greedy": hook, "long_prompt": hook,
         "own_dtype/0": hook - 0.01, "residual/candidate/layer.2/0": residual + vector,
     }  # fmt: skip
     if amplify > 1:

@@ -1,0 +1,64 @@
+"""``patch-model inspect MODEL``: which routes an architecture has."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+STACKS = ("transformers", "vllm", "llama.cpp")
+
+
+@click.command("inspect", short_help="Which routes a model's architecture has, for which stacks, at what cost.")
+@click.argument("model", metavar="[MODEL]", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every text causal LM of the installed transformers.")
+@click.option("--layer", "layers", type=int, multiple=True, metavar="K", help="Block to steer (-1: the embedding).")
+@click.option("--targets", metavar="LIST", help=f"Stacks that must read the route: {','.join(STACKS)}.")
+@click.option("--exact/--no-exact", default=True, help="--no-exact also allows the fitted route.")
+@click.option("--prefer", type=click.Choice(["stacks", "free", "same_model_type"]), default="stacks", show_default=True)
+@click.option("--route", default="auto", metavar="NAME", help="Force one.")
+@click.option("--trust-remote-code", is_flag=True, help="Allow code that comes with the model to run.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def inspect(
+    model: str | None,
+    everything: bool,
+    layers: tuple[int, ...],
+    targets: str | None,
+    exact: bool,
+    prefer: str,
+    route: str,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Print every route of MODEL: exact or fitted, its run-time cost, the stacks that read it; or why it does not fit.
+
+    MODEL is a checkpoint folder, a Hub id (only its config.json is downloaded) or an architecture by name, such as
+    `qwen3` or `Qwen3ForCausalLM`. No weights are read.
+    """
+    if (model is None) == (not everything):
+        raise click.UsageError("give a MODEL, or --all", click.get_current_context())
+    wanted = "auto" if targets is None else [name.strip() for name in targets.split(",")]
+    unknown = [] if targets is None else [name for name in wanted if name not in STACKS]
+    if unknown:
+        raise click.UsageError(f"--targets: no such stack: {unknown[0]} (there are {', '.join(STACKS)})")
+
+    from patcher.cli.inspect_report import print_all, print_inspection
+    from patcher.cli.progress import progress
+    from patcher.routes.inspection import Asked, inspect_all, inspect_model
+
+    asked = Asked(layers, wanted, exact, prefer, route, trust_remote_code, every_route=not everything)  # type: ignore[arg-type]
+    with progress() as say:
+        if model is not None:
+            say("looking at the architecture")
+            found = inspect_model(model, asked)
+        else:
+            each = list(inspect_all(asked, say))
+    if model is not None:
+        if as_json:
+            click.echo(json.dumps(found.as_json()))
+        else:
+            print_inspection(found)
+    elif as_json:
+        click.echo(json.dumps({"architectures": [one.as_json() for one in each]}))
+    else:
+        print_all(each)
