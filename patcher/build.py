@@ -107,7 +107,7 @@ def build(
     with prepared_base(source, recipe, recipe_path.parent, output, say) as base:
         # Again, now that the names on disk are known (a download, a merged adapter), for the route that was chosen.
         plan = _plan(recipe, planned.architecture, list(planned.plan.sites), base.checkpoint, planned.plan.route)
-        plan = replace(plan, warnings=planned.plan.warnings)
+        plan = replace(plan, advice=planned.plan.advice)
         vectors, plan, evaluation, notes = _find(recipe, recipe_path, planned, plan, base, clock, say)
         total = sum_by_layer(vectors)
         created, replaced = tensors_to_write(plan, total, base.checkpoint)

@@ -14,6 +14,7 @@ from patcher.routes.plan import Plan, TensorWrite
 
 NO_TERMINAL_WIDTH = 118
 NUMBERS = ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_error")
+COLUMNS = ("max |Δ log-prob|", "tolerance", "effect", "residual error")
 
 
 def print_build(result: BuildResult, *, to_stderr: bool) -> None:
@@ -25,11 +26,13 @@ def print_build(result: BuildResult, *, to_stderr: bool) -> None:
         f"[bold]route[/] {route['name']} ({'exact' if route['exact'] else 'fitted'}, "
         f"run-time cost: {route['cost']}) in {route['architecture']}"
     )
-    console.print(_edits(manifest["edits"]))
+    console.print(_edits(manifest["edits"], route["copy_layers"]))
+    if route.get("fit"):
+        console.print(_fit(route["fit"]))
     print_verification(manifest["verification"], console)
     if manifest["evaluation"]:
         _print_evaluation(manifest["evaluation"], console)
-    for note in (*route["warnings"], *manifest["notes"]):
+    for note in (*route["warnings"], *route["advice"], *manifest["notes"]):
         console.print(f"note: {note}", markup=False)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.timings.items())
     console.print(f"[dim]{seconds}; peak memory {result.peak_rss_bytes / 2**20:.0f} MiB; "
@@ -71,7 +74,7 @@ def print_plan(planned: DryRun) -> None:
         console.print(f"  {line}", markup=False, soft_wrap=True)
     stacks = ", ".join(f"{stack} {support}" for stack, support in plan.stacks.items())
     console.print(f"  read by: {stacks}")
-    for note in (*plan.warnings, *planned.notes):
+    for note in (*plan.warnings, *plan.advice, *planned.notes):
         console.print(f"note: {note}", markup=False)
     console.print(f"would write: [bold]{planned.output}[/]", soft_wrap=True)
 
@@ -93,11 +96,14 @@ def written_by(plan: Plan) -> list[str]:
     if plan.renamed:
         old, new = next(iter(plan.renamed.items()))
         lines.append(f"rename {len(plan.renamed)} tensors, such as {old} to {new}")
+    if plan.dropped:
+        lines.append(f"leave out or replace {len(plan.dropped)} of the base's, such as {min(plan.dropped)}")
     if plan.config is not None:
         lines.append(f"write config.json anew, model_type {plan.config.get('model_type')}")
     for key, value in plan.config_changes.items():
         shown = str(value)
         lines.append(f"config.json: {key} = {shown if len(shown) <= 80 else shown[:77] + '...'}")
+    lines += [f"tokenizer_config.json: {key} = {value}" for key, value in plan.tokenizer_changes.items()]
     return lines
 
 
@@ -115,15 +121,19 @@ def print_verification(
 ) -> None:
     """One line a stack, and all checks if asked."""
     console = console or console_for(to_stderr=to_stderr)
-    table = empty_table("verified in", "", "max |Δ log-prob|", "tolerance", "effect", "residual error")
+    # A fitted copy is held to its share of the KL divergence, not to the tolerance.
+    fitted = any(entry.get("kl_share") is not None for entry in entries)
+    table = empty_table("verified in", "", *COLUMNS, *(["KL share (limit)"] if fitted else []))
     for entry in entries:
+        numbers = {key: _shown(entry[key]) for key in NUMBERS}
+        share = entry.get("kl_share")
+        if share is not None:
+            numbers["tolerance"] = "-"
         table.add_row(
             f"{entry['stack']} {entry['version']}",
             f"[{'green' if entry['passed'] else 'red'}]{entry['status']}[/]",
-            *(
-                _shown(entry[key])
-                for key in ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_error")
-            ),
+            *numbers.values(),
+            *([f"{_shown(share)} ({_shown(_limit(entry, 'KL of the fit'))})"] if share is not None else []),
         )
     console.print(table)
     if not every_check:
@@ -159,13 +169,35 @@ def empty_table(*columns: str) -> Table:
     return table
 
 
-def _edits(edits: Sequence[Mapping[str, Any]]) -> Table:
+def _limit(entry: Mapping[str, Any], name: str) -> float | None:
+    return next((check["limit"] for check in entry["checks"] if check["name"] == name), None)
+
+
+def _fit(fit: Mapping[str, Any]) -> Table:
+    """What the fit is off by on held-out calibration text."""
+    table = empty_table("fit, layer", "mean error", "95 % below", "cosine", "tokens", "held out", "KL ratio")
+    for layer, found in fit["layers"].items():
+        table.add_row(
+            layer,
+            f"{found['error_mean']:.1%}",
+            f"{found['error_p95']:.1%}",
+            _shown(found["cosine"]),
+            str(found["tokens"]),
+            str(found["held_out_tokens"]),
+            _shown(fit["ratio"]),
+        )
+    return table
+
+
+def _edits(edits: Sequence[Mapping[str, Any]], copy_layers: Mapping[str, int]) -> Table:
     table = empty_table("vector", "layer", "coefficient", "norm", "residual norm", "ratio", "stored error")
     for edit in edits:
         residual = edit["residual_norm"]
+        layer = edit["layer"]
+        place = copy_layers.get(str(layer), layer)
         table.add_row(
             edit["name"],
-            str(edit["layer"]),
+            str(layer) if place == layer else f"{layer} ({place} in the copy)",
             f"{edit['coefficient']:g}",
             _shown(edit["norm"]),
             _shown(residual),

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from patcher.publish import card_measured as measured
 from patcher.publish import card_sections as sections
 from patcher.publish import card_texts as texts
+from patcher.publish import card_written as writing
 from patcher.publish.card_values import hub_id, table
 from patcher.publish.privacy import sanitised_manifest
 
@@ -31,12 +33,13 @@ def render_card(manifest: Mapping[str, Any], base_card: str | None, base_license
         f"---\n{_metadata(clean, inherited, base_license_files)}\n---",
         sections.introduction(clean),
         sections.edits(clean),
-        sections.written(clean),
+        measured.fit(clean),
+        writing.written(clean),
         sections.loading(clean),
-        sections.verification(clean),
+        measured.verification(clean),
         sections.evaluation(clean),
         sections.stacks(clean),
-        sections.taking_out(clean),
+        writing.taking_out(clean),
         texts.LIMITS,
         sections.licence(inherited, base_license_files),
         sections.notes(clean),
@@ -52,7 +55,8 @@ def _metadata(manifest: Mapping[str, Any], inherited: Mapping[str, Any], license
     model = hub_id(base)
     tags = ["steering-vector", "activation-steering", "patch-model"]
     if route.get("name"):
-        tags.append(str(route["name"]))
+        # On its own, "embedding" would list the copy among embedding models.
+        tags.append(f"patch-model-{str(route['name']).replace('_', '-')}")
     data = ModelCardData(
         base_model=model,
         library_name="transformers",

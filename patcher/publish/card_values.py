@@ -56,12 +56,55 @@ def number(value: Any) -> str:
     return f"{value:.1e}" if value and (abs(value) < 1e-3 or abs(value) >= 1e6) else f"{value:.4g}"
 
 
+def percent(value: Any) -> str:
+    """A share in per cent; a dash where there is no number."""
+    if not _is_number(value):
+        return "–"
+    if 0 < abs(value) < 1e-3:
+        return "under 0.1 %"
+    return f"{100 * value:.0f} %" if abs(value) >= 0.1 else f"{100 * value:.1f} %"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 tensor``, ``2 tensors``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(items: Sequence[Any]) -> str:
+    """``a, b and c``."""
+    words = [str(item) for item in items]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _cell(value: Any) -> str:
     return "–" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def inserted_blocks(route: Mapping[str, Any]) -> dict[int, int]:
+    """Layer of the base -> the block of the copy that was inserted after it; empty where none was."""
+    moved = {int(layer): block for layer, block in table(route, "copy_layers").items() if isinstance(block, int)}
+    return {layer: block for layer, block in sorted(moved.items()) if block != layer}
+
+
+def has_new_config(route: Mapping[str, Any]) -> bool:
+    """Whether ``config.json`` was written anew: the base's is then kept whole."""
+    return bool(table(route, "config_before").keys() - table(route, "config_changes").keys())
+
+
+def base_class(route: Mapping[str, Any]) -> str:
+    """The class of the base, of a route that writes ``config.json`` anew."""
+    before = table(route, "config_before")
+    named = strings(before, "architectures")
+    return f"`{named[0]}`" if named else f"the model type `{before.get('model_type')}`"
+
+
+def is_fitted(route: Mapping[str, Any]) -> bool:
+    """Whether the copy only approximates the hook."""
+    return route.get("exact") is False
 
 
 def remote_code(manifest: Mapping[str, Any]) -> bool:

@@ -22,7 +22,8 @@ class TensorWrite:
         kind: ``added`` to what the base stores there, or ``created``.
         layer: whose edit it carries, in the base's numbering (-1: the embedding); None for a tensor that carries none.
         factor: residual gain per unit of the tensor.
-        shape: [hidden], [rows, hidden] where every row holds the vector, [hidden, n] with ``right``, or its own.
+        shape: [hidden], [rows, hidden] where every row holds the vector, [hidden, n] with ``right`` ([experts,
+            hidden, n] where every expert holds the same), or its own.
         dtype: safetensors dtype that is written.
         offset: a created carrier holds ``offset + v / factor`` (a norm that multiplies by 1 + weight: -1).
         right: [n] fp32; the tensor carries the outer product of ``v / factor`` and this, [hidden, n].
@@ -93,6 +94,7 @@ class Plan:
             hidden dimension is removed).
         tokenizer_changes: keys of tokenizer_config.json that keep the ids as they are beside another model type.
         warnings: what users of the copy must know; for the card.
+        advice: what whoever builds the copy could choose instead; not for the card.
         fit: of a fitted route, what was measured on held-out activations.
     """
 
@@ -113,6 +115,7 @@ class Plan:
     residual: Literal["same", "centred"] = "same"
     tokenizer_changes: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
     fit: Mapping[str, Any] | None = None
 
     @property
@@ -151,6 +154,7 @@ class Plan:
             "copy_layers": {str(layer): self.copy_layers.get(layer, layer) for layer in self.sites},
             "residual": self.residual,
             "warnings": list(self.warnings),
+            "advice": list(self.advice),
         }
         return {**result, "fit": dict(self.fit)} if self.fit is not None else result
 

@@ -162,7 +162,7 @@ def _with_alternative(plan: Plan, free: Plan) -> Plan:
     lost = [stack for stack in STACKS if _reads(plan, stack) and not _reads(free, stack)]
     unread = f", which {' and '.join(lost)} would not read" if lost else ""
     note = f"`prefer: free` takes the `{free.route}` route at no run-time cost{unread}"
-    return replace(plan, warnings=(*plan.warnings, note))
+    return replace(plan, advice=(*plan.advice, note))
 
 
 def _no_route(

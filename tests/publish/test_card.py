@@ -48,7 +48,7 @@ def test_metadata() -> None:
         "base_model_relation": "finetune",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["steering-vector", "activation-steering", "patch-model", "native"],
+        "tags": ["steering-vector", "activation-steering", "patch-model", "patch-model-native"],
         "language": ["en", "de"],
         "license": "llama2",
         "license_name": "llama-2",
@@ -228,7 +228,7 @@ def test_several_edits_an_adapter_and_a_fitted_route() -> None:
 def test_the_embedding_edit() -> None:
     edit = {"name": "x", "layer": -1, "read_layer": -1}
     card = render_card(manifest(edits=[edit]), None)
-    assert "the token embedding gains a fixed vector" in card and "| x | embedding |" in card
+    assert "what enters block 0 gains a fixed vector" in card and "| x | embedding |" in card
 
 
 @pytest.mark.parametrize("key", list(manifest()))

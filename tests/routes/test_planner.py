@@ -219,8 +219,9 @@ def test_what_is_preferred_decides_between_exact_routes(architecture: Callable[.
     qwen = architecture("Qwen--Qwen3-8B")
     plan = choose_route(qwen, [2])
     assert (plan.route, plan.stacks) == ("carrier", {"transformers": "native", "vllm": "native", "llama.cpp": "native"})
-    assert any("`prefer: free` takes the `relabel` route" in warning for warning in plan.warnings)
-    assert any("llama.cpp would not read" in warning for warning in plan.warnings)
+    assert any("`prefer: free` takes the `relabel` route" in note for note in plan.advice)
+    assert any("llama.cpp would not read" in note for note in plan.advice)
+    assert not any("prefer" in warning for warning in plan.warnings), "no user of the copy can choose any more"
     free = choose_route(qwen, [2], prefer="free")
     assert (free.route, free.architecture, free.cost) == ("relabel", "HYV3ForCausalLM", "none")
     assert routes_of(qwen, prefer="same_model_type") == "carrier"

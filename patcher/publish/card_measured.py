@@ -1,0 +1,114 @@
+"""The sections of the model card on what was measured of the copy: how well a fit fits, and the verification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from patcher.publish import card_texts as texts
+from patcher.publish.card_values import counted, grid, is_fitted, number, percent, rows, table
+
+
+def approximation(route: Mapping[str, Any]) -> str:
+    """For the introduction: by how much a fitted route is off."""
+    fit = table(route, "fit")
+    text = texts.APPROXIMATE
+    if fit.get("error_mean") is not None:
+        text += texts.APPROXIMATE_ERROR.format(mean=percent(fit["error_mean"]), p95=percent(fit.get("error_p95")))
+    if fit.get("ratio") is not None:
+        text += texts.APPROXIMATE_KL.format(ratio=percent(fit["ratio"]))
+    return text + "."
+
+
+def fit(manifest: Mapping[str, Any]) -> str:
+    found = table(table(manifest, "route"), "fit")
+    if not found:
+        return ""
+    layers = {name: layer for name, layer in table(found, "layers").items() if isinstance(layer, Mapping)}
+    lines = [
+        (
+            name,
+            percent(layer.get("error_mean")),
+            percent(layer.get("error_p95")),
+            number(layer.get("cosine")),
+            percent(layer.get("mean")),
+        )
+        for name, layer in (layers or {"all": found}).items()
+    ]
+    head = ("block", "mean error", "95 % of tokens below", "mean cosine with the vector", "along the vector")
+    own = found.get("sampled_tokens")
+    sampled = f" (of both together, the model wrote {own} itself)" if own else ""
+    numbers = {"tokens": number(found.get("tokens")), "held_out": number(found.get("held_out_tokens"))}
+    parts = ["## How well it fits", grid(head, lines), texts.FIT.format(sampled=sampled, **numbers)]
+    if found.get("ratio") is not None:
+        kl = {"fit": number(found.get("kl_hook_fit")), "base": number(found.get("kl_hook_base"))}
+        ratio = number(found["ratio"])
+        parts.append(texts.FIT_KL.format(tokens=number(found.get("kl_tokens")), ratio=ratio, **kl))
+    without = sum(int(layer.get("unfitted_experts") or 0) for layer in layers.values())
+    if without:
+        parts.append(texts.UNFITTED.format(experts=counted(without, "routed expert")))
+    return "\n\n".join(parts)
+
+
+def verification(manifest: Mapping[str, Any]) -> str:
+    route = table(manifest, "route")
+    fitted = is_fitted(route)
+    lines = [
+        (
+            check.get("stack"),
+            check.get("version"),
+            status(check),
+            check.get("dtype"),
+            number(check.get("max_abs_logprob_diff")),
+            None if fitted else number(check.get("tolerance")),
+            number(check.get("noise_floor")),
+            number(check.get("steering_effect")),
+            number(check.get("vector_rel_error")),
+        )
+        for check in rows(manifest, "verification")
+    ]
+    if not lines:
+        return texts.UNVERIFIED
+    head = ("stack", "version", "status", "dtype", "max Δ log-prob", "limit", "noise floor", "effect", "vector error")
+    parts = ["## Verification", grid(head, lines), texts.VERIFICATION]
+    if fitted:
+        parts.append(texts.NO_LIMIT)
+    if route.get("residual") == "centred":
+        parts.append(texts.CENTRED)
+    for check in rows(manifest, "verification"):
+        parts += _checks(check)
+    not_run = [
+        f"- {check.get('stack')}: {item.get('name')}" + (f" ({item['note']})" if item.get("note") else "")
+        for check in rows(manifest, "verification")
+        for item in rows(check, "checks")
+        if item.get("passed") is None
+    ]
+    return "\n\n".join([*parts, "Not checked:\n\n" + "\n".join(not_run)] if not_run else parts)
+
+
+def _checks(entry: Mapping[str, Any]) -> list[str]:
+    """Every check with a number, in words."""
+    lines = [
+        (
+            _words(str(item.get("name"))),
+            number(item["value"]),
+            number(item.get("limit")),
+            None if item.get("passed") else "**failed**",
+        )
+        for item in rows(entry, "checks")
+        if item.get("passed") is not None and item.get("value") is not None
+    ]
+    if not lines:
+        return []
+    return [f"Every number that {entry.get('stack')} was held to:", grid(("what", "value", "limit", ""), lines)]
+
+
+def _words(name: str) -> str:
+    plain, bracket, rest = name.partition(" (")
+    return texts.CHECKS.get(plain, plain).replace("own dtype", f"own dtype{bracket}{rest}")
+
+
+def status(check: Mapping[str, Any]) -> str:
+    """How a stack's verification ended, in words."""
+    found = str(check.get("status") or "not_checked")
+    return texts.STATUS.get(found, found)
