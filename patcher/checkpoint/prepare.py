@@ -92,13 +92,19 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError) as error:
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError, StrictDataclassError
+    ) as error:  # fmt: skip
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        remedy = "upgrade transformers, or check `model_type`"
-        if "trust_remote_code" in str(error):
-            remedy = "if you trust the code that comes with this model: trust_remote_code: true"
-        raise InputError(
+        message, remedy = (
             "transformers does not understand the model's config",
+            "upgrade transformers, or check `model_type`",
+        )
+        if "trust_remote_code" in str(error):
+            message = "the model comes with Python code of its own, which is not run unless you say so"
+            remedy = "if you trust it: `trust_remote_code: true` in a recipe, --trust-remote-code for inspect"
+        raise InputError(
+            message,
             where=str(folder / "config.json"),
             found=lines[0][:300],
             remedy=remedy,

@@ -6,7 +6,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from patcher.checkpoint.folder import BIN_INDEX, BIN_SINGLE, INDEX, SIDE_FILES, SIDE_FOLDERS, SINGLE, CheckpointFolder
+from patcher.checkpoint.folder import (
+    BIN_INDEX,
+    BIN_SINGLE,
+    INDEX,
+    SIDE_FILES,
+    SIDE_FOLDERS,
+    SINGLE,
+    CheckpointFolder,
+    read_json_object,
+)
 from patcher.errors import InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -105,18 +114,27 @@ def fetch(name: str, revision: str | None, *, weights: bool) -> Source:
     return Source(name, True, commit, folder)
 
 
-def fetch_config(name: str, revision: str | None) -> Path:
+def fetch_config(name: str, revision: str | None, *, code: bool = False) -> Path:
     """The folder that holds a Hub model's config.json; nothing else is downloaded.
+
+    Args:
+        name: Hub id.
+        revision: branch, tag or commit.
+        code: also download the model's Python files, if its config names code of its own.
 
     Raises:
         InputError, OutsideError: in plain words, see :mod:`patcher.hub_errors`.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     from patcher.hub_errors import hub_errors
 
     with hub_errors("downloading the config", name):
-        return Path(hf_hub_download(name, "config.json", revision=revision)).parent
+        folder = Path(hf_hub_download(name, "config.json", revision=revision)).parent
+        if code and "auto_map" in read_json_object(folder / "config.json"):
+            # The same commit, whatever the branch has become since.
+            folder = Path(snapshot_download(name, revision=folder.name, allow_patterns=["config.json", "*.py"]))
+    return folder
 
 
 def _weight_patterns(names: set[str]) -> list[str]:

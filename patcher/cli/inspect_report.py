@@ -2,61 +2,160 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
 from patcher.cli.report import console_for, empty_table, written_by
+from patcher.errors import Problem
 from patcher.routes.inspection import NO_STACK, Inspection
-from patcher.routes.planner import ROUTES, STACKS
+from patcher.routes.plan import Plan
+from patcher.routes.planner import STACKS, Finding
+
+HEADS = ("exact", "run-time cost", "transformers", "vLLM", "llama.cpp")
+MOST_REASONS = 3
 
 
 def print_inspection(found: Inspection) -> None:
     """The routes of one architecture, and what the chosen one would write."""
     console = console_for()
     assert found.architecture is not None
+    count = found.architecture.block_count
     console.print(
         f"[bold]{found.architecture.class_name}[/] (model_type {found.architecture.model_type}): "
-        f"{found.architecture.block_count} blocks, hidden {found.architecture.hidden}; "
-        f"steering {', '.join('the embedding' if layer < 0 else f'block {layer}' for layer in found.layers)}"
+        f"{count} block{'s' * (count > 1)}, hidden {found.architecture.hidden}; "
+        f"steering {', '.join('the embedding' if layer < 0 else f'block {layer}' for layer in found.layers)}",
+        soft_wrap=True,
     )
-    table = empty_table("route", "exact", "run-time cost", *STACKS, "")
-    for finding in found.findings:
-        plan, chosen = finding.plan, found.chosen is not None and finding.name == found.chosen.route
-        if plan is None:
-            exact = "yes" if ROUTES[finding.name].exact else "fitted"
-            table.add_row(finding.name, exact, "", "", "", "", f"does not apply: {finding.why_not}", style="dim")
-            continue
-        stacks = {**NO_STACK, **plan.stacks}
-        row = [finding.name, "yes" if plan.exact else "fitted", plan.cost, *(stacks[stack] for stack in STACKS)]
-        table.add_row(*row, "[green]chosen[/]" if chosen else "applies", style="bold" if chosen else "")
-    console.print(table)
-    if found.chosen is None:
-        console.print(found.why_none, markup=False, soft_wrap=True)
-        return
-    console.print(f"[bold]{found.chosen.route}[/]: {found.chosen.reason}", soft_wrap=True)
-    if found.chosen.architecture != found.architecture.class_name:
-        console.print(f"  the copy is loaded as {found.chosen.architecture}", markup=False)
-    for line in written_by(found.chosen):
-        console.print(f"  {line}", markup=False, soft_wrap=True)
-    for warning in found.chosen.warnings:
-        console.print(f"note: {warning}", markup=False, soft_wrap=True)
+    planned = [finding.plan for finding in found.findings if finding.plan is not None]
+    if planned:
+        console.print(_routes(found, planned))
+    if found.chosen is not None:
+        _print_chosen(console, found, found.chosen)
+    elif found.why_none is not None:
+        _print_none(console, found.why_none)
+    others = [plan for plan in planned if found.chosen is None or plan.route != found.chosen.route]
+    if others:
+        console.print("\n[bold]what the others would write[/]")
+        _print_pairs(console, [(plan.route, _in_short(plan, found)) for plan in others])
+    against = [finding for finding in found.findings if finding.plan is None]
+    if against:
+        console.print("\n[bold]do not apply[/]")
+        _print_pairs(console, [(finding.name, _why_not(finding, found.layers)) for finding in against])
 
 
 def print_all(found: Sequence[Inspection]) -> None:
     """One line an architecture, and the counts."""
     console = console_for()
-    table = empty_table("model type", "class", "route", "exact", "run-time cost", *STACKS)
+    table = _table("model type", "route", *HEADS)
     for one in found:
-        plan, kind = one.chosen, "" if one.architecture is None else one.architecture.class_name
-        if plan is None:
-            table.add_row(one.model, kind, f"none: {one.why_none.splitlines()[0]}", "", "", "", "", "", style="dim")
-            continue
-        stacks = {**NO_STACK, **plan.stacks}
-        exact = "yes" if plan.exact else "fitted"
-        table.add_row(one.model, kind, plan.route, exact, plan.cost, *(stacks[stack] for stack in STACKS))
+        if one.best is None:
+            table.add_row(one.model, "none", style="dim")
+        else:
+            fits, cost, *stacks = _cells(one.best)
+            # How many layers there are is the default config's matter.
+            table.add_row(one.model, one.best.route, fits, re.sub(r" in \d+", "", cost), *stacks)
     console.print(table)
-    plans = [one.chosen for one in found if one.chosen is not None]
-    same = [plan for plan in plans if plan.exact]
+    unseen = [one for one in found if one.architecture is None and one.why_none is not None]
+    if unseen:
+        console.print("[bold]could not be looked at[/]")
+        _print_pairs(console, [(one.model, _one_line(one.why_none)) for one in unseen if one.why_none is not None])
+        console.print()
+    plans = [one.best for one in found if one.best is not None]
+    exact = [plan for plan in plans if plan.exact]
+    read = ", ".join(f"{head} {sum(_stacks(plan)[stack] != 'no' for plan in plans)}" for stack, head in _STACK_HEADS)
+    console.print(f"read by: {read}", soft_wrap=True)
     console.print(
-        f"{len(found)} architectures: {len(same)} exact, of which {sum(plan.free for plan in same)} at no run-time "
-        f"cost; {len(plans) - len(same)} fitted; {len(found) - len(plans)} without a route"
+        f"{len(found)} architectures: {len(exact)} exact, of which {sum(plan.free for plan in exact)} at no run-time "
+        f"cost; {len(plans) - len(exact)} only fitted; {len(found) - len(plans)} without a route",
+        soft_wrap=True,
     )
+    console.print("patch-model inspect MODEL_TYPE says more about one", style="dim")
+
+
+_STACK_HEADS = tuple(zip(STACKS, HEADS[2:], strict=True))
+
+
+def _table(*heads: str) -> Table:
+    """On a narrow terminal the cost folds, and nothing else."""
+    table = empty_table(*heads)
+    for column in table.columns:
+        column.no_wrap = column.header != HEADS[1]
+    return table
+
+
+def _stacks(plan: Plan) -> dict[str, str]:
+    return {**NO_STACK, **plan.stacks}
+
+
+def _cells(plan: Plan) -> list[str]:
+    return ["yes" if plan.exact else "fitted", plan.cost, *(_stacks(plan)[stack] for stack in STACKS)]
+
+
+def _routes(found: Inspection, planned: Sequence[Plan]) -> Table:
+    table = _table("route", *HEADS, "")
+    for plan in planned:
+        chosen = found.chosen is not None and plan.route == found.chosen.route
+        only_allowed = not chosen and not plan.exact and found.best is not None and not found.best.exact
+        mark = "[green]chosen[/]" if chosen else "with --no-exact" if only_allowed else ""
+        table.add_row(plan.route, *_cells(plan), mark, style="bold" if chosen else "")
+    return table
+
+
+def _print_chosen(console: Console, found: Inspection, plan: Plan) -> None:
+    console.print(f"[bold]{plan.route}[/] would write", end="")
+    other = found.architecture is not None and plan.architecture != found.architecture.class_name
+    console.print(f" (the copy is loaded as {plan.architecture})" if other else "", markup=False)
+    for line in written_by(plan):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+    notes = [("note", note) for note in (*plan.warnings, *plan.advice)]
+    _print_pairs(console, [("why", plan.reason), *notes], indent=0)
+
+
+def _print_none(console: Console, problem: Problem) -> None:
+    # The list of routes that do not apply follows, so what was found is not said twice.
+    console.print(f"[bold]no route[/]: {escape(problem.message)}", soft_wrap=True)
+    if problem.remedy:
+        console.print(f"  remedy: {problem.remedy}", markup=False, soft_wrap=True)
+
+
+def _in_short(plan: Plan, found: Inspection) -> str:
+    first = plan.carriers[0]
+    parts = [f"{'adds to' if first.kind == 'added' else 'creates'} {first.name}"]
+    more = len(plan.tensors) - 1
+    if more:
+        parts.append(f"{more} more tensor{'s' * (more > 1)}")
+    if plan.renamed:
+        parts.append(f"renames {len(plan.renamed)}")
+    if plan.config is not None:
+        parts.append("a new config.json")
+    if plan.config_changes:
+        parts.append("config.json: " + ", ".join(plan.config_changes))
+    if found.architecture is not None and plan.architecture != found.architecture.class_name:
+        parts.append(f"loaded as {plan.architecture}")
+    return "; ".join(parts)
+
+
+def _why_not(finding: Finding, layers: Sequence[int]) -> str:
+    # With one layer it stands above.
+    why = finding.why_not.replace(f"layer {layers[0]}: ", "") if len(layers) == 1 else finding.why_not
+    first, more = why.split("; ")[:MOST_REASONS], why.count("; ") + 1 - MOST_REASONS
+    return "; ".join(first) + (f"; and {more} more (--json has them all)" if more > 0 else "")
+
+
+def _one_line(problem: Problem) -> str:
+    return problem.message + (f" ({problem.found})" if problem.found else "")
+
+
+def _print_pairs(console: Console, pairs: Sequence[tuple[str, str]], indent: int = 2) -> None:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in pairs:
+        # As Text, so that a bracket in a name is no markup.
+        grid.add_row(" " * indent + name, Text(text))
+    console.print(grid)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from patcher.architectures.registry import excluded, rows
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch_config, locate
-from patcher.errors import InputError, PatchModelError
+from patcher.errors import InputError, OutsideError, PatchModelError, Problem
 from patcher.routes.plan import Plan
 from patcher.routes.planner import ROUTES, STACKS, Finding, Prefer, choose_route, survey
 
 NO_STACK = dict.fromkeys(STACKS, "no")
+WHAT_MODEL = "give a checkpoint folder, a Hub id (owner/name, owner/name@revision) or an architecture such as qwen3"
+SEE_ALL = "patch-model inspect --all lists those that are"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Inspection:
         model: what was asked for.
         architecture: its class; None where even that could not be looked at.
         layers: 0-based block indices; -1 is the embedding.
-        findings: every route.
+        findings: every route; of an inspection of all architectures, only the one that ``best`` is of.
+        best: the plan that serves best; a build takes it unless it is fitted and fitted ones are not allowed.
         chosen: the plan that a build would take.
         why_none: if none is chosen, why.
     """
@@ -38,8 +42,9 @@ class Inspection:
     architecture: Architecture | None
     layers: tuple[int, ...] = ()
     findings: tuple[Finding, ...] = ()
+    best: Plan | None = None
     chosen: Plan | None = None
-    why_none: str = ""
+    why_none: Problem | None = None
 
     def as_json(self) -> dict[str, Any]:
         looked_at = self.architecture
@@ -52,7 +57,7 @@ class Inspection:
             "routes": [_route(finding) for finding in self.findings],
             "chosen": None if self.chosen is None else self.chosen.route,
             "plan": None if self.chosen is None else self.chosen.as_json(),
-            "why_none": self.why_none or None,
+            "why_none": None if self.why_none is None else self.why_none.as_json(),
         }
 
 
@@ -66,7 +71,11 @@ class Asked:
     prefer: Prefer = "stacks"
     route: str = "auto"
     trust_remote_code: bool = False
-    every_route: bool = field(default=True)
+    every_route: bool = True
+
+    @property
+    def demanded(self) -> Sequence[str]:
+        return ("transformers",) if isinstance(self.targets, str) else self.targets
 
 
 def inspect_model(model: str, asked: Asked) -> Inspection:
@@ -83,10 +92,17 @@ def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None,
     """The same for a transformers config.
 
     Raises:
-        InputError: it makes no text causal LM, or has no such layer.
+        InputError: it makes no text causal LM, has no such layer, or there is no such route.
     """
     architecture = Architecture(config, trust_remote_code=asked.trust_remote_code)
-    layers = tuple(asked.layers) or (int(0.4 * architecture.block_count),)
+    if architecture.block_count < 1 or architecture.hidden < 1:
+        raise InputError(
+            "the config makes no model",
+            where=model,
+            found=f"{architecture.block_count} blocks, hidden {architecture.hidden}",
+            remedy="check `num_hidden_layers` and `hidden_size` in config.json",
+        )
+    layers = tuple(dict.fromkeys(asked.layers)) or (int(0.4 * architecture.block_count),)
     for layer in layers:
         if not -1 <= layer < architecture.block_count:
             raise InputError(
@@ -95,21 +111,29 @@ def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None,
                 found=layer,
                 remedy=f"use 0 to {architecture.block_count - 1}, or -1 for the embedding",
             )
-    findings = tuple(survey(architecture, layers, checkpoint)) if asked.every_route else ()
-    chosen, why_none = None, ""
+    best, why_none = None, None
     try:
-        chosen = choose_route(
+        best = choose_route(
             architecture,
             layers,
             checkpoint,
             targets=asked.targets,
             route=asked.route,
-            exact=asked.exact,
+            exact=False,
             prefer=asked.prefer,
         )
     except InputError as error:
-        why_none = str(error)
-    return Inspection(model, architecture, layers, findings, chosen, why_none)
+        if error.code != "no_route":
+            raise
+        why_none = error.problems[0]
+    if asked.every_route:
+        findings = tuple(survey(architecture, layers, checkpoint, targets=asked.demanded))
+    else:
+        findings = () if best is None else (Finding(best.route, best),)
+    chosen = best
+    if best is not None and asked.exact and not best.exact:
+        chosen, why_none = None, _only_fitted(architecture, best, forced=asked.route != "auto")
+    return Inspection(model, architecture, layers, findings, best, chosen, why_none)
 
 
 def inspect_all(asked: Asked, progress: Callable[[str], None]) -> Iterator[Inspection]:
@@ -120,16 +144,24 @@ def inspect_all(asked: Asked, progress: Callable[[str], None]) -> Iterator[Inspe
         try:
             yield inspect_config(name, default_config(name), None, asked)
         except PatchModelError as error:
-            yield Inspection(name, None, why_none=str(error))
+            yield Inspection(name, None, why_none=error.problems[0])
+        except Exception as error:
+            # Classes fail in their own ways, and one of them should not hide the others.
+            yield Inspection(name, None, why_none=Problem("it could not be looked at", found=repr(error)[:300]))
 
 
 def _find(model: str, *, trust_remote_code: bool) -> tuple[Any, CheckpointFolder | None]:
-    by_name = None if Path(model).is_dir() else _by_name(model)
-    if by_name is not None:
-        return by_name, None
-    found = locate(model, recipe_folder=Path.cwd(), where="MODEL")
+    model_type = _model_type(model)
+    if model_type is not None and not Path(model).is_dir():
+        return _default(model, model_type), None
+    try:
+        found = locate(model, recipe_folder=Path.cwd(), where="MODEL")
+    except InputError as error:
+        problem = error.problems[0]
+        raise InputError(problem.message, where=problem.where, found=problem.found, remedy=WHAT_MODEL) from None
     if not isinstance(found, Path):
-        return read_config(fetch_config(*found), trust_remote_code=trust_remote_code), None
+        folder = _fetched(*found, code=trust_remote_code)
+        return read_config(folder, trust_remote_code=trust_remote_code), None
     config = read_config(found, trust_remote_code=trust_remote_code)
     try:
         return config, CheckpointFolder(found)
@@ -138,18 +170,71 @@ def _find(model: str, *, trust_remote_code: bool) -> tuple[Any, CheckpointFolder
         return config, None
 
 
-def _by_name(name: str) -> Any:
-    if name in excluded():
-        raise InputError(f"`{name}` is not a text causal LM of its own", where="MODEL", found=excluded()[name])
-    by_class = {row.class_name: model_type for model_type, row in reversed(list(rows().items()))}
-    model_type = name if name in rows() else by_class.get(name)
-    if model_type is None:
-        return None
+def _fetched(name: str, revision: str | None, *, code: bool) -> Path:
+    try:
+        return fetch_config(name, revision, code=code)
+    except (InputError, OutsideError) as error:
+        if "/" in name:
+            raise
+        # It may have been meant as an architecture.
+        near = difflib.get_close_matches(_plain(name), _names(), n=3)
+        meant = f"or give an architecture: {', '.join(_names()[one] for one in near)}" if near else (
+            "architectures have other names: patch-model inspect --all lists them"
+        )  # fmt: skip
+        problem = error.problems[0]
+        remedy = f"{problem.remedy}; {meant}" if problem.remedy else meant
+        raise type(error)(
+            problem.message, where=problem.where, found=problem.found, remedy=remedy, code=error.code
+        ) from None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _names() -> Mapping[str, str]:
+    """Every name that an architecture goes by, plainly spelled -> its model type."""
+    # Of the types that share a class, the one that it is named after: llama, not iquestcoder.
+    by_length = sorted(rows().items(), key=lambda row: -len(row[0]))
+    by_class = {_plain(row.class_name): model_type for model_type, row in by_length}
+    return by_class | {_plain(name): name for name in (*excluded(), *rows())}
+
+
+def _model_type(name: str) -> str | None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    others = {_plain(other): other for other in CONFIG_MAPPING_NAMES}
+    return _names().get(_plain(name)) or others.get(_plain(name))
+
+
+def _default(model: str, model_type: str) -> Any:
+    if model_type in excluded():
+        raise InputError(
+            "this architecture is not a text causal LM of its own",
+            where=f"MODEL: {model}",
+            found=excluded()[model_type],
+            remedy=SEE_ALL,
+        )
+    if model_type not in rows():
+        raise InputError(
+            "this architecture is not a text causal LM",
+            where=f"MODEL: {model}",
+            found=f"AutoModelForCausalLM loads no `{model_type}`",
+            remedy=SEE_ALL,
+        )
     if causal_lm_class(model_type) is None:
         raise InputError(
-            f"the installed transformers has no `{model_type}`", where="MODEL", remedy="upgrade transformers"
+            f"the installed transformers has no `{model_type}`", where=f"MODEL: {model}", remedy="upgrade transformers"
         )
     return default_config(model_type)
+
+
+def _only_fitted(architecture: Architecture, plan: Plan, *, forced: bool) -> Problem:
+    message = f"{architecture.class_name} has no exact route for this edit, only the fitted `{plan.route}`"
+    return Problem(
+        f"the route `{plan.route}` is fitted, not exact" if forced else message,
+        remedy="--no-exact shows it; in a recipe the line `exact: false` allows it, and what it is off by is measured",
+    )
 
 
 def _route(finding: Finding) -> dict[str, Any]:

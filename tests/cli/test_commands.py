@@ -95,7 +95,6 @@ def test_dry_run_writes_nothing(run: Run, llama: tuple[Path, int], tmp_path: Pat
 WRONG: dict[str, tuple[dict, str]] = {
     "no such layer": ({"layer": 99}, "use 0 to 3"),
     "negative layer": ({"layer": -1}, "not counted from the end"),
-    "before the embedding": ({"layer": None, "before_layer": 0}, "embedding"),
     "same ids": ({"pairs": [{"positive": "a", "negative": "a"}]}, "same tokens"),
     "no pairs file": ({"pairs": "nowhere.jsonl"}, "nowhere.jsonl"),
     "no vector file": ({"pairs": None, "method": "file", "file": "nowhere.safetensors"}, "nowhere.safetensors"),
