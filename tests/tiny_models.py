@@ -88,13 +88,23 @@ def tiny_checkpoint(
 
 
 def default_checkpoint(
-    folder: Path, model_type: str, layer: int = 2, *, tokenizer: bool = True, trained_scale: bool = False
+    folder: Path,
+    model_type: str,
+    layer: int = 2,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: bool = True,
+    trained_scale: bool = False,
+    **changes: Any,
 ) -> int:
     """The same from a class's default config, for types without a released one here; the layer to steer.
 
     With ``trained_scale`` the residual stream is about as large as a trained model's, so that no norm's epsilon counts.
     """
-    config, stand_in = shrink_config(default_config(model_type), layer)
+    full = default_config(model_type)
+    for key, value in changes.items():
+        setattr(full, key, value)
+    config, stand_in = shrink_config(full, layer)
     config.vocab_size = VOCABULARY
     if hasattr(config, "vocab_size_per_layer_input"):
         config.vocab_size_per_layer_input = VOCABULARY
@@ -105,18 +115,21 @@ def default_checkpoint(
         if trained_scale:
             embedding = model.get_input_embeddings().weight
             embedding.data.div_(embedding.data.std())
-        model.save_pretrained(folder)
+        model.to(dtype).save_pretrained(folder)
     if tokenizer:
         tiny_tokenizer().save_pretrained(folder)
     return stand_in
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Norm weights of one and biases of zero would hide mistakes."""
+    """Norm weights of one and biases of zero would hide mistakes; a padding token of zeros is no trained model's."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            empty = parameter.ndim == 2 and ~parameter.any(dim=-1)
+            if isinstance(empty, torch.Tensor) and empty.any():
+                parameter[empty] = parameter.std() * noise[empty]
             if name.endswith("bias") or (parameter.ndim == 1 and "norm" in name.lower()):
                 parameter.add_(0.1 * noise)
             elif parameter.ndim >= 2:

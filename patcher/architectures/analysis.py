@@ -194,7 +194,7 @@ class Architecture:
             }
             return Slot(layer, parameter, shapes[parameter], stated, {**flags, **also}, created), ""
         none = f"the class creates no bias after this block's {'attention' if attention else 'MLP'}"
-        return None, reasons[0] if reasons else none
+        return None, max(reasons, key=lambda reason: "not causal" in reason) if reasons else none
 
     def _stated_factor(self, config: Any) -> float | None:
         if self.row is None:

@@ -16,10 +16,7 @@ from patcher.architectures.carrier_fills import Fill, content
 from patcher.architectures.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
 from patcher.architectures.probe import _logits, _randomise, _run, _stand_in
-from patcher.architectures.shrink import HIDDEN, _kept_layers, block_count, shrink_config
-
-WIDE, NARROW = 160, 96
-"""Inner widths of the stand-in's MLPs: with two neurons a coordinate and some to spare, and with fewer."""
+from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, _kept_layers, block_count, shrink_config
 
 _INNER_SIZES = ("intermediate", "ffn_hidden", "n_inner", "ffn_dim", "dim_ff")
 _REAL_COUNTS = (

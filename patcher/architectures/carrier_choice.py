@@ -84,6 +84,7 @@ class _Search:
         self.config, self.trust = architecture.config, architecture.trust_remote_code
         self.kinds = block_kinds(base, architecture.blocks)
         self._found: dict[Any, tuple[Bench, Form] | str] = {}
+        self._last: tuple[Any, tuple[Insertion, nn.Module]] | None = None
 
     def stages(self) -> Iterator[Stage]:
         yield Stage()
@@ -96,13 +97,21 @@ class _Search:
     def all_layers(self, layers: Sequence[int], stage: Stage) -> Choice:
         chosen = {layer: self._one_layer(layer, stage) for layer in layers}
         templates = {layer: template for layer, (template, _, _) in chosen.items()}
-        insertion, extended = self._inserted(layers, templates, stage)
+        insertion, extended = self._inserted(tuple(layers), templates, stage)
         forms = {layer: form for layer, (_, _, form) in chosen.items()}
         benches = {layer: bench for layer, (_, bench, _) in chosen.items()}
         return Choice(insertion, forms, benches, dict(stage.flags), self.base, extended)
 
     def _inserted(
-        self, layers: Sequence[int], templates: Mapping[int, int], stage: Stage
+        self, layers: tuple[int, ...], templates: Mapping[int, int], stage: Stage
+    ) -> tuple[Insertion, nn.Module]:
+        key = (layers, tuple(templates.items()), stage)
+        if self._last is None or key != self._last[0]:
+            self._last = key, self._insert(layers, templates, stage)
+        return self._last[1]
+
+    def _insert(
+        self, layers: tuple[int, ...], templates: Mapping[int, int], stage: Stage
     ) -> tuple[Insertion, nn.Module]:
         insertion = insert_blocks(self.config, layers, templates, dense=stage.dense)
         extended = require_neutral(self.base, insertion, self.architecture.blocks, trust_remote_code=self.trust)
@@ -117,7 +126,7 @@ class _Search:
         why = ""
         for template in self._templates(layer):
             try:
-                insertion, extended = self._inserted([layer], {layer: template}, stage)
+                insertion, extended = self._inserted((layer,), {layer: template}, stage)
                 block = submodule(extended, f"{self.architecture.blocks}.{insertion.copy_layers[layer]}")
                 bench, form = self._form(template, stage, block)
                 self._require_proof(layer, template, stage, bench, form)

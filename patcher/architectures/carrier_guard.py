@@ -14,6 +14,7 @@ from torch import nn
 
 from patcher.architectures.insertion import CannotInsert, Insertion, sources_of
 from patcher.architectures.model_class import on_meta, submodule
+from patcher.errors import InputError
 
 _INDEX = re.compile(r"(^|_)(idx|index|layer_id|block_id|layer_number|layer_num|block_number)$")
 _PARTS = 4
@@ -33,7 +34,10 @@ def require_neutral(
     Raises:
         CannotInsert: a module or an attribute differs; the text names it.
     """
-    extended = on_meta(insertion.config, trust_remote_code=trust_remote_code)
+    try:
+        extended = on_meta(insertion.config, trust_remote_code=trust_remote_code)
+    except InputError as error:
+        raise CannotInsert(f"the class does not build one more block: {error.problems[0].found}") from None
     old, new = submodule(base, blocks), submodule(extended, blocks)
     total = insertion.count + len(insertion.layers)
     if not isinstance(new, nn.ModuleList) or len(new) != total or len(old) != insertion.count:

@@ -114,6 +114,14 @@ def sources_of(count: int, layers: tuple[int, ...], templates: Mapping[int, int]
 
 
 def _extended(name: str, value: Any, sources: Sequence[int], count: int) -> Any:
+    if _is_per_block(value, count):
+        # transformers pads the index with zeros
+        return {
+            f"{place:0{len(str(key))}d}": copy.deepcopy(item)
+            for key, item in value.items()
+            for place, source in enumerate(sources)
+            if source == int(key)
+        }
     if isinstance(value, dict):
         first = 1 if any(_is_index_list(item, count, 1) and count in item for item in value.values()) else 0
         return {
@@ -155,6 +163,13 @@ def names_blocks(name: str, value: Any, count: int, first: int = 0) -> bool:
     if not _INDEX_LIST.search(name) or not _is_index_list(value, count, first):
         return False
     return len(value) < count or list(value) == list(range(first, count + first))
+
+
+def _is_per_block(value: Any, count: int) -> bool:
+    """Whether it holds the settings of single blocks, by index."""
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(str(key).isdigit() and int(key) < count and isinstance(item, dict) for key, item in value.items())
 
 
 def _is_index_list(value: Any, count: int, first: int) -> bool:

@@ -10,6 +10,8 @@ import copy
 from typing import Any
 
 HIDDEN = 64
+WIDE, NARROW = 160, 96
+"""Inner widths of the stand-in's MLPs: with two neurons a coordinate and some to spare, and with fewer."""
 LAYERS = 4
 VOCABULARY = 256
 
@@ -79,7 +81,7 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     for name in _INTERMEDIATE:
         # Zero means that the module is not there.
         if _has_integer(config, name) and getattr(config, name):
-            _set(tiny, name, HIDDEN if name == "lru_width" else 96)
+            _set(tiny, name, HIDDEN if name == "lru_width" else _inner(getattr(config, name), config))
     for name in _EXPERTS:
         if _has_integer(config, name):
             _set(tiny, name, min(4, getattr(config, name)))
@@ -108,7 +110,7 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     for name, value in vars(config).items():
         if isinstance(value, (list, tuple)) and len(value) == count and not isinstance(value, str):
             small = [value[index] for index in kept]
-            _set(tiny, name, [96] * len(kept) if name in _INTERMEDIATE else small)
+            _set(tiny, name, [_inner(width, config) for width in small] if name in _INTERMEDIATE else small)
     for name in ("block_types", "layer_types"):
         if isinstance(getattr(config, name, None), list) and len(getattr(tiny, name)) != len(kept):
             _set(tiny, name, [getattr(config, name)[index % len(getattr(config, name))] for index in kept])
@@ -181,6 +183,11 @@ def _shrink_layer_by_layer(config: Any, layer: int) -> tuple[Any, int]:
     return tiny, stand_in
 
 
+def _inner(real: int, config: Any) -> int:
+    """An MLP's small width: some routes need two neurons a coordinate, so the stand-in has them if the model has."""
+    return WIDE if real >= 2 * (_get(config, _HIDDEN) or 0) else NARROW
+
+
 def _get(config: Any, names: tuple[str, ...]) -> int | None:
     for name in names:
         value = getattr(config, name, None)
@@ -215,7 +222,7 @@ def _shrink_latent_heads(tiny: Any, config: Any) -> None:
 def _shrink_parts(tiny: Any) -> None:
     """Sizes that DBRX keeps in configs of its parts."""
     for part in (getattr(tiny, "attn_config", None), getattr(tiny, "ffn_config", None)):
-        for names, most in ((_HIDDEN, HIDDEN), (_INTERMEDIATE, 96), (_EXPERTS, 4), (_EXPERTS_PER_TOKEN, 2)):
+        for names, most in ((_HIDDEN, HIDDEN), (_INTERMEDIATE, NARROW), (_EXPERTS, 4), (_EXPERTS_PER_TOKEN, 2)):
             for name in names:
                 if _has_integer(part, name):
                     _set(part, name, min(most, getattr(part, name)))

@@ -55,7 +55,7 @@ def slot_content(write: TensorWrite, vector: torch.Tensor) -> torch.Tensor:
     if write.right is None:
         return slot.expand(write.shape)
     outer = torch.outer(slot, write.right.float())
-    return outer.T if write.transposed else outer
+    return (outer.T if write.transposed else outer).expand(write.shape)
 
 
 def _constant(write: TensorWrite, base: CheckpointFolder) -> torch.Tensor | LazyTensor:

@@ -150,14 +150,14 @@ def _slot(
     right, transposed = None, bool(tensor.get("transposed"))
     if tensor.get("outer"):
         right = vectors[RIGHT_PREFIX + name].double()
-        matrix = now.double() - before.double()
-        matrix = matrix.T if transposed else matrix
-        delta = matrix @ right / (right @ right)
-        error = (delta - wanted).norm() / wanted.norm()
-        if not added:
-            # What was added to a half-precision weight is rounded beside it, at random; a created one holds it exactly.
-            rest = (matrix - torch.outer(delta, right)).norm() / (delta.norm() * right.norm())
-            error = torch.maximum(error, rest)
+        matrices = now.reshape(-1, *now.shape[-2:])
+        # What was added to a half-precision weight is rounded beside it, at random; a created one holds it exactly.
+        held = [
+            _outer((matrix.T if transposed else matrix), right, wanted, exact=not added)
+            for matrix in (part.double() - before.double() for part in matrices)
+        ]
+        delta = torch.stack([found for found, _ in held]).mean(dim=0)
+        error = torch.stack([off for _, off in held]).max()
     else:
         delta, error = _rows(now.reshape(-1, now.shape[-1]), before, wanted)
     return StoredSlot(
@@ -170,6 +170,17 @@ def _slot(
         index=tensor.get("index"),
         original=before if added and right is not None else None,
     )
+
+
+def _outer(
+    matrix: torch.Tensor, right: torch.Tensor, wanted: torch.Tensor, *, exact: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The left factor that a matrix [hidden, n] has beside ``right``, and its relative error; all of it if exact."""
+    delta = matrix @ right / (right @ right)
+    error = (delta - wanted).norm() / wanted.norm()
+    if exact:
+        error = torch.maximum(error, (matrix - torch.outer(delta, right)).norm() / (delta.norm() * right.norm()))
+    return delta, error
 
 
 def _rows(now: torch.Tensor, before: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -59,6 +59,17 @@ def test_lists_of_indices_are_shifted() -> None:
     assert changed == {"full_attn_layers": [4, 5, 9, 33], "kda_layers": [1, 2, 3]}
 
 
+def test_settings_of_single_blocks_move_with_them() -> None:
+    config = default_config("gemma4_text")
+    config.hidden_size_per_layer_input = 0
+    own = config.to_dict()["per_layer_config"]
+    assert list(own) == ["05", "11", "17", "23", "29"]
+    insertion = insert_blocks(config, [5], {5: 5})
+    assert list(insertion.changes["per_layer_config"]) == ["05", "06", "12", "18", "24", "30"]
+    require_neutral(on_meta(config), insertion, "model.layers")
+    assert "id2label" not in insert_blocks(config, [0], {0: 0}).changes
+
+
 def test_counts_of_first_blocks_grow_with_what_is_inserted_among_them() -> None:
     assert inserted("deepseek_v3", 1).changes["first_k_dense_replace"] == 4
     assert "first_k_dense_replace" not in inserted("deepseek_v3", 30).changes
