@@ -36,6 +36,8 @@ LAYER = 2
 EXACT_LIMIT = 2e-5
 """Largest difference of an exact route, in log-probabilities; a share of the effect where that is large."""
 EXACT_SHARE = 5e-5
+EXACT_NOISE = 5.0
+"""Times what another rounding of the vector does."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Record:
-    """One architecture; the first run is the one that stands for it."""
+    """One architecture; the first run is the one that stands for it.
+
+    Attributes:
+        runs: one block of each kind, and the embedding.
+        seconds: wall time.
+        decoder_set: whether its default config is an encoder's.
+        free: where the planner's choice costs something at run time, the same block with ``prefer: free``.
+    """
 
     model_type: str
     class_name: str
     runs: tuple[Run, ...]
     seconds: float
     decoder_set: bool = False
+    free: Run | None = None
 
 
 def model_types() -> list[str]:
@@ -98,12 +108,16 @@ def check(model_type: str, *, kinds: bool = True) -> Record:
     start = time.monotonic()
     places = layer_kinds(model_type) if kinds else [(LAYER, "")]
     runs = [_run(model_type, layer, kind) for layer, kind in places]
+    free = None
+    if runs[0].route is not None and runs[0].cost != "none":
+        free = _run(model_type, runs[0].layer, runs[0].kind, prefer="free")
     return Record(
         model_type,
         rows()[model_type].class_name,
         tuple(runs),
         round(time.monotonic() - start, 1),
         needs_is_decoder(model_type),
+        free if free is not None and free.cost == "none" and free.status != "fitted" else None,
     )
 
 
@@ -138,7 +152,7 @@ def _kind_name(kind: tuple[str, ...], found: list[tuple[str, ...]]) -> str:
     return f"{kind[-1]} {detail}".strip()
 
 
-def _run(model_type: str, layer: int, kind: str) -> Run:
+def _run(model_type: str, layer: int, kind: str, **options: Any) -> Run:
     from tiny_models import default_checkpoint
     from tiny_patch import patch_tiny
 
@@ -152,7 +166,7 @@ def _run(model_type: str, layer: int, kind: str) -> Run:
         except Exception as error:
             return Run(layer, kind, "failed", f"no tiny model of it could be made: {_first_line(error)}")
         try:
-            patched = patch_tiny(base, Path(scratch) / "copy", [layer if layer < 0 else place])
+            patched = patch_tiny(base, Path(scratch) / "copy", [layer if layer < 0 else place], **options)
         except PatchModelError as error:
             problem = error.problems[0]
             return Run(
@@ -162,7 +176,7 @@ def _run(model_type: str, layer: int, kind: str) -> Run:
             print(f"{model_type}, layer {layer}:\n{traceback.format_exc()}", file=sys.stderr)
             return Run(layer, kind, "failed", f"{type(error).__name__}: {_first_line(error)}")
     plan = patched.plan
-    limit = max(EXACT_LIMIT, EXACT_SHARE * patched.effect)
+    limit = max(EXACT_LIMIT, EXACT_SHARE * patched.effect, EXACT_NOISE * patched.noise)
     if not plan.exact:
         status, reason = "fitted", plan.reason
     elif not patched.difference <= limit or not patched.effect > 0.01:
@@ -284,7 +298,7 @@ def main() -> int:
             names, kinds=not options.main_layer, processes=options.processes, timeout=options.timeout
         ):
             records.append(record)
-            for run in record.runs:
+            for run in (*record.runs, *([record.free] if record.free else ())):
                 measured = "" if run.difference is None else f" {run.difference:.1e} of {run.effect:.2g}"
                 print(
                     f"[{len(records)}/{len(names)}] {record.model_type} {run.layer} {run.kind}: {run.status} "

@@ -53,7 +53,7 @@ def render(results: dict[str, Any]) -> str:
     versions = {**results["versions"]}
     versions["python"] = f"Python {versions['python']}, "
     parts = [INTRODUCTION.format(**versions, command=results["command"]), _counts(records), _table(records)]
-    parts += [_other_layers(records), _embedding(records), _fits(records), _warnings(records)]
+    parts += [_free(records), _other_layers(records), _embedding(records), _fits(records), _warnings(records)]
     parts += [_reasons(records), _decoders(records)]
     return "\n".join(part for part in parts if part)
 
@@ -68,6 +68,14 @@ def _counts(records: list[dict[str, Any]]) -> str:
     lines = ["## Counts", "", "| a block in the middle | architectures |", "|---|---|"]
     lines += [f"| {group} | {counts[group]} |" for group in GROUPS if counts[group]]
     lines += [f"| all | {len(records)} |", ""]
+    free = [record for record in records if record.get("free")]
+    able = counts[GROUPS[0]] + sum(group_of(record["free"]) == GROUPS[0] for record in free)
+    exact = counts[GROUPS[0]] + counts[GROUPS[1]]
+    lines += [
+        f"{exact} are exact. {able} have an exact route that is free: {counts[GROUPS[0]]} take it by default; for the "
+        "others the planner prefers one that more stacks read, and `prefer: free` takes it.",
+        "",
+    ]
     routes = Counter(_main(record)["route"] for record in records if _main(record)["route"])
     lines += ["By route: " + ", ".join(f"{name} {count}" for name, count in routes.most_common()) + ".", ""]
     for stack in STACKS:
@@ -110,6 +118,16 @@ def _other_layers(records: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     text = "## Architectures with several kinds of blocks\n\nOne block of each kind was steered by itself.\n"
+    return "\n".join([text, _row(head), _row(["---"] * len(head)), *rows]) + "\n"
+
+
+def _free(records: list[dict[str, Any]]) -> str:
+    found = [(record, record["free"]) for record in records if record.get("free")]
+    if not found:
+        return ""
+    head = ["model type", "class", "route", "exact", "run-time cost", *STACKS, "difference", "effect"]
+    rows = [_row([f"`{record['model_type']}`", _class(record, run), *_outcome(run)]) for record, run in found]
+    text = "## With `prefer: free`\n\nThe same block, where the planner's choice above costs something at run time.\n"
     return "\n".join([text, _row(head), _row(["---"] * len(head)), *rows]) + "\n"
 
 

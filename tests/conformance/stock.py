@@ -29,7 +29,7 @@ def hooked_against_folder(base: Path, folder: Path, blocks: str, ids: torch.Tens
     vectors = load_file(folder / "steering.safetensors")
     candidate, unsteered = log_probs(steered, ids), log_probs(plain, ids)
     for key, vector in vectors.items():
-        if key.startswith("original/"):
+        if key.startswith(("original/", "right/", "spread/")):
             continue
         block = plain.get_submodule(f"{blocks}.{key.rpartition('.')[2]}")
 

@@ -24,6 +24,7 @@ from patcher.routes.planner import choose_route
 
 RESIDUAL_SHARE = 0.5
 LEAST_EFFECT = 0.05
+ROUNDING = 1e-7
 AMPLIFICATIONS = (1.0, 8.0, 64.0)
 REPORTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
@@ -36,6 +37,7 @@ class Patched:
         plan: the route that was chosen.
         difference: largest difference of the copy's log-probabilities from those of the hooked base.
         effect: largest difference of the hooked base's from the base's own.
+        noise: the same from a base that is hooked with a vector rounded otherwise.
         vector_share: the vector's norm, as a share of the residual stream's.
         report: what the stock library reports of loading the copy and does not report of loading the base.
         moved: the largest difference of the copy from the base.
@@ -44,6 +46,7 @@ class Patched:
     plan: Plan
     difference: float
     effect: float
+    noise: float
     vector_share: float
     report: Mapping[str, Sequence[str]]
     moved: float
@@ -95,6 +98,11 @@ def patch_tiny(base: Path, copy: Path, layers: Sequence[int], **options: Any) ->
         effect = largest(hooked, before)
         if effect > LEAST_EFFECT:
             break
+    rounded = {
+        layer: vector * (1.0 + ROUNDING * torch.randn(hidden, generator=generator)) for layer, vector in vectors.items()
+    }
+    with hooks(model, plan.blocks, rounded):
+        noise = largest(log_probs(model, ids), hooked)
     if not plan.exact:
         plan = fitted(plan, model, base, vectors)
     folder = CheckpointFolder(base)
@@ -122,6 +130,7 @@ def patch_tiny(base: Path, copy: Path, layers: Sequence[int], **options: Any) ->
         plan=plan,
         difference=largest(after, hooked),
         effect=effect,
+        noise=noise,
         vector_share=share,
         report={key: names for key, names in new.items() if names},
         moved=largest(after, before),
