@@ -34,6 +34,10 @@ ROUTES = {
     "HuggingFaceTB/SmolLM3-3B": "flag",
     "microsoft/phi-2": "native",
     "bigcode/starcoder2-3b": "native",
+    "mistralai/Mistral-7B-Instruct-v0.3": "relabel",
+    "Qwen/Qwen3-8B": "carrier",
+    "allenai/OLMo-2-0425-1B-Instruct": "carrier",
+    "google/gemma-3-1b-it": "carrier",
 }
 DEPTH = ("num_hidden_layers", "n_layer")
 TEMPLATE = (
@@ -178,9 +182,10 @@ def test_it_is_planned_on_a_tiny_model_of_its_architecture(
     recipe, _ = load_recipe(path)
     done = plan(path, tiny(recipe))
     assert_planned(recipe, done)
-    stored = CheckpointFolder(tiny(recipe)).tensors
+    moved = done.plan.renamed
+    kept = {moved.get(name, name) for name in CheckpointFolder(tiny(recipe)).tensors if name not in done.plan.dropped}
     for tensor in done.plan.tensors:
-        assert (tensor.name in stored) == (tensor.kind == "added")
+        assert (tensor.name in kept) == (tensor.kind == "added")
 
 
 @pytest.mark.parametrize("path", BUILDABLE, ids=name_of)
@@ -191,7 +196,7 @@ def test_it_is_planned_by_its_released_config(
     done = plan(path, released_only(recipe), hub=True)
     assert_planned(recipe, done)
     config = parsed_config(released_config(fixture_of(recipe)), tmp_path / "parsed")
-    assert all(tensor.shape == (config.hidden_size,) for tensor in done.plan.carriers)
+    assert all(config.hidden_size in tensor.shape for tensor in done.plan.carriers)
     assert done.architecture.block_count == config.num_hidden_layers
 
 
@@ -207,28 +212,13 @@ def test_what_is_not_yet_buildable_is_refused_saying_why(
     if "quantised" in said:
         assert error.code == "quantised"
         assert "quantised" in str(error)
-    elif "wraps a vision model" in said:
-        assert "multimodal wrapper" in str(error)
     else:
-        assert error.code == "no_route"
-        assert f"native: layer {expected_layers(recipe)[0]}: " in str(error)
-        assert "flag: layer" in str(error)
+        assert "wraps a vision model" in said
+        assert "multimodal wrapper" in str(error)
     assert error.exit_code == 2
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in NOT_BUILDABLE if "gpt-oss" not in path.stem and "gemma" not in path.stem], ids=name_of
-)
-def test_it_is_refused_on_a_tiny_model_as_well(
-    path: Path, tiny: Callable[[Recipe], Path], plan: Callable[..., DryRun]
-) -> None:
-    recipe, _ = load_recipe(path)
-    with pytest.raises(InputError) as caught:
-        plan(path, tiny(recipe))
-    assert caught.value.code == "no_route"
 
 
 def test_every_recipe_is_one_or_the_other() -> None:
     assert len(BUILDABLE) >= 40
     assert {load_recipe(path)[0].model for path in BUILDABLE} == set(ROUTES)
-    assert len(NOT_BUILDABLE) >= 5
+    assert len(NOT_BUILDABLE) >= 2
