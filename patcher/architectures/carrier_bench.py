@@ -15,8 +15,8 @@ from torch import nn
 from patcher.architectures.carrier_fills import Fill, content
 from patcher.architectures.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
-from patcher.architectures.probe import _logits, _randomise, _run, _stand_in
-from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, _kept_layers, block_count, shrink_config
+from patcher.architectures.probe import build_stand_in, logits_of, randomise, run_on
+from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, block_count, kept_layers, shrink_config
 
 _INNER_SIZES = ("intermediate", "ffn_hidden", "n_inner", "ffn_dim", "dim_ff")
 _REAL_COUNTS = (
@@ -68,9 +68,9 @@ class Bench:
         self.insertion: Insertion = insert_blocks(tiny, [layer], {layer: like}, dense=dense)
         self.place = self.insertion.copy_layers[layer]
         self.generator = torch.Generator().manual_seed(0)
-        self.base = _stand_in(tiny, trust_remote_code=trust_remote_code)
-        self.model = _stand_in(with_flags(self.insertion.config, flags or {}), trust_remote_code=trust_remote_code)
-        _randomise(self.base, self.generator)
+        self.base = build_stand_in(tiny, trust_remote_code=trust_remote_code)
+        self.model = build_stand_in(with_flags(self.insertion.config, flags or {}), trust_remote_code=trust_remote_code)
+        randomise(self.base, self.generator)
         _raise_residual(self.base)
         self.ids = torch.randint(3, int(tiny.vocab_size), (2, 11), generator=self.generator)
         self._fill_from_base(like, strict=not dense)
@@ -143,7 +143,7 @@ class Bench:
         handle = self.block.register_forward_pre_hook(before, with_kwargs=True)
         try:
             with torch.no_grad(), quiet_transformers(), contextlib.suppress(_Reached):
-                _logits(self.model, self.ids)
+                logits_of(self.model, self.ids)
         finally:
             handle.remove()
         return copy.deepcopy(seen[0])
@@ -158,12 +158,12 @@ class Bench:
         """Max |difference in logits| from the base under a hook, that hook's effect, and the largest logit."""
         block = submodule(self.base, f"{self.blocks}.{self.layer}")
         with torch.no_grad(), quiet_transformers():
-            residual, plain = _run(self.base, block, self.ids)
+            residual, plain = run_on(self.base, block, self.ids)
             # As large as the residual, or the effect would drown in what fp32 rounds off.
             vector = self.vector * float(residual.square().mean().sqrt())
             self.set(fills, vector)
-            logits = _logits(self.model, self.ids)
-            _, hooked = _run(self.base, block, self.ids, add=vector)
+            logits = logits_of(self.model, self.ids)
+            _, hooked = run_on(self.base, block, self.ids, add=vector)
         return float((logits - hooked).abs().max()), float((hooked - plain).abs().max()), float(hooked.abs().max())
 
 
@@ -198,7 +198,7 @@ def as_deep(tiny: Any, config: Any, layer: int) -> Any:
     Raises:
         CannotInsert: the config does not take so many.
     """
-    kept = _kept_layers(config, layer)
+    kept = kept_layers(config, layer)
     gaps = [right - left - 1 for left, right in itertools.pairwise(kept)]
     for place, gap in reversed(list(enumerate(gaps))):
         for _ in range(gap):
@@ -208,7 +208,7 @@ def as_deep(tiny: Any, config: Any, layer: int) -> Any:
 
 def _shrink_indices(tiny: Any, config: Any, layer: int) -> None:
     """Lists of block indices that the general shrinking does not know."""
-    kept = _kept_layers(config, layer)
+    kept = kept_layers(config, layer)
     for name, value in vars(config).items():
         if names_blocks(name, value, block_count(config)):
             setattr(tiny, name, [kept.index(index) for index in value if index in kept])

@@ -222,7 +222,7 @@ def _measured(
     base = {**neutral, **fills}
     size = gain(right, bench.hidden)
     plain = Fill("carrier", right=right, transposed=transposed, factor=size)
-    found = _constant(bench, {**base, sink: plain}, bench.vector)
+    found = constant_gain(bench, {**base, sink: plain}, bench.vector)
     if found is not None:
         unit, deviation, epsilon = found
         carrier = replace(plain, factor=unit * size)
@@ -246,7 +246,7 @@ def _through_norm(
     bench: Bench, fills: Mapping[str, Fill], norm: str, offset: float, source: str, sink: str
 ) -> Form | None:
     """The form in which a norm's weight carries the vector, given that the norm sees a constant."""
-    found = _constant(bench, {**fills, norm: Fill("carrier", offset=offset)}, bench.vector)
+    found = constant_gain(bench, {**fills, norm: Fill("carrier", offset=offset)}, bench.vector)
     if found is None:
         return None
     unit, deviation, epsilon = found
@@ -259,7 +259,7 @@ def _direct(bench: Bench, neutral: Mapping[str, Fill]) -> Iterator[Form]:
     for name in reversed(bench.parameters):
         if not name.endswith("bias") or tuple(bench.parameters[name].shape) != (bench.hidden,):
             continue
-        found = _constant(bench, {**neutral, name: Fill("carrier")}, bench.vector)
+        found = constant_gain(bench, {**neutral, name: Fill("carrier")}, bench.vector)
         if found is not None:
             unit, deviation, _ = found
             fills = {**neutral, name: Fill("carrier", factor=unit)}
@@ -274,7 +274,7 @@ def _moves(bench: Bench, fills: Mapping[str, Fill]) -> bool:
     return bool(torch.isfinite(gains[0]).all()) and float(gains[0].abs().max()) > 1e-6
 
 
-def _constant(bench: Bench, fills: Mapping[str, Fill], vector: torch.Tensor) -> tuple[float, float, float] | None:
+def constant_gain(bench: Bench, fills: Mapping[str, Fill], vector: torch.Tensor) -> tuple[float, float, float] | None:
     """Gain per unit, deviation and epsilon where the block adds a multiple of the vector, else None."""
     bench.set(fills, vector)
     gains = bench.gains()

@@ -17,7 +17,7 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers, submodule
-from patcher.architectures.probe import TOLERANCE, _logits, _randomise, _stand_in
+from patcher.architectures.probe import TOLERANCE, build_stand_in, logits_of, randomise
 from patcher.architectures.shrink import shrink_config
 
 UNTIED = {"tie_word_embeddings": False}
@@ -86,10 +86,10 @@ def _measure(
         setattr(config, key, value)
     generator = torch.Generator().manual_seed(0)
     try:
-        model = _stand_in(config, trust_remote_code=architecture.trust_remote_code)
+        model = build_stand_in(config, trust_remote_code=architecture.trust_remote_code)
         if changes and parameter in parameter_aliases(model).values():
             return None, "the class ties it whatever the config says"
-        _randomise(model, generator)
+        randomise(model, generator)
         block = submodule(model, f"{architecture.blocks}.0")
         slot = dict(model.named_parameters())[parameter]
         ids = torch.randint(3, int(config.vocab_size), (2, 11), generator=generator)
@@ -130,7 +130,7 @@ def _entering(
 
     handle = block.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        logits = _logits(model, ids)
+        logits = logits_of(model, ids)
     finally:
         handle.remove()
     return seen[-1], logits

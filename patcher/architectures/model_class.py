@@ -76,18 +76,8 @@ def causal_lm_class(model_type: str) -> type | None:
 def on_meta(config: Any, flags: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> nn.Module:
     """The class without weights (nothing is allocated), with ``flags`` set in its config."""
     changed = with_flags(config, flags or {})
-    with torch.device("meta"), _without_initialisation():
+    with torch.device("meta"):
         return causal_lm_from_config(changed, trust_remote_code=trust_remote_code)
-
-
-def _without_initialisation() -> contextlib.AbstractContextManager[Any]:
-    """A third of the time that a class takes to build is spent on weights that are not there."""
-    try:
-        from transformers.initialization import no_init_weights
-    except ImportError:
-        return contextlib.nullcontext()
-    context: contextlib.AbstractContextManager[Any] = no_init_weights()
-    return context
 
 
 def with_flags(config: Any, flags: Mapping[str, Any]) -> Any:

@@ -49,8 +49,8 @@ def probe_slot(tiny_config: Any, blocks: str, slot: str, layer: int, *, trust_re
         layer: 0-based index in the tiny model.
     """
     generator = torch.Generator().manual_seed(0)
-    model = _stand_in(tiny_config, trust_remote_code=trust_remote_code)
-    _randomise(model, generator)
+    model = build_stand_in(tiny_config, trust_remote_code=trust_remote_code)
+    randomise(model, generator)
     block = submodule(model, f"{blocks}.{layer}")
     parameter = dict(block.named_parameters()).get(slot)
     if parameter is None:
@@ -60,20 +60,20 @@ def probe_slot(tiny_config: Any, blocks: str, slot: str, layer: int, *, trust_re
     vector = torch.randn(width, generator=generator)
     with torch.no_grad(), quiet_transformers():
         parameter.zero_()
-        still, _ = _run(model, block, ids)
+        still, _ = run_on(model, block, ids)
         if still.shape[-1] != width:
             return ProbeResult(False, 0.0, float("inf"), "the slot's width is not the residual's")
         factor, deviation = 0.0, 0.0
         for amplitude in _AMPLITUDES:
             parameter.copy_((amplitude * vector).expand_as(parameter))
-            shifted, logits = _run(model, block, ids)
+            shifted, logits = run_on(model, block, ids)
             gain = (shifted - still) / amplitude
             if amplitude == _AMPLITUDES[0]:
                 factor = float((gain * vector).sum() / (vector * vector).sum() / gain[..., 0].numel())
             scale = max(abs(factor) * float(vector.abs().max()), 1e-12)
             deviation = max(deviation, float((gain - factor * vector).abs().max()) / scale)
             parameter.zero_()
-            _, hooked = _run(model, block, ids, add=amplitude * factor * vector)
+            _, hooked = run_on(model, block, ids, add=amplitude * factor * vector)
             downstream = float((logits - hooked).abs().max())
             # Comparisons with NaN are false, so none of the limits below would be broken by it.
             if not all(bool(torch.isfinite(seen).all()) for seen in (still, shifted, logits, hooked)):
@@ -98,9 +98,9 @@ def flags_change_nothing(tiny_config: Any, flags: Mapping[str, Any], *, trust_re
         flags: config keys of a route.
     """
     generator = torch.Generator().manual_seed(0)
-    plain = _stand_in(tiny_config, trust_remote_code=trust_remote_code)
-    flagged = _stand_in(with_flags(tiny_config, flags), trust_remote_code=trust_remote_code)
-    _randomise(plain, generator)
+    plain = build_stand_in(tiny_config, trust_remote_code=trust_remote_code)
+    flagged = build_stand_in(with_flags(tiny_config, flags), trust_remote_code=trust_remote_code)
+    randomise(plain, generator)
     try:
         missing = flagged.load_state_dict(plain.state_dict(), strict=False).missing_keys
     except RuntimeError:
@@ -109,11 +109,16 @@ def flags_change_nothing(tiny_config: Any, flags: Mapping[str, Any], *, trust_re
     with torch.no_grad(), quiet_transformers():
         for name in missing:
             flagged.state_dict()[name].zero_()
-        before, after = _logits(plain, ids), _logits(flagged, ids)
+        before, after = logits_of(plain, ids), logits_of(flagged, ids)
     return bool((before - after).abs().max() <= 1e-5 * max(1.0, float(before.abs().max())))
 
 
-def _stand_in(tiny_config: Any, *, trust_remote_code: bool) -> nn.Module:
+def build_stand_in(tiny_config: Any, *, trust_remote_code: bool) -> nn.Module:
+    """A tiny model in fp32, with the same initial weights each time.
+
+    Raises:
+        InputError: it would not be tiny, or the class cannot be built.
+    """
     size = sum(
         parameter.numel() for parameter in on_meta(tiny_config, trust_remote_code=trust_remote_code).parameters()
     )
@@ -127,13 +132,14 @@ def _stand_in(tiny_config: Any, *, trust_remote_code: bool) -> nn.Module:
 def _looks_ahead(model: nn.Module, block: nn.Module, ids: torch.Tensor) -> bool:
     changed = ids.clone()
     changed[:, -1] = 3 + (changed[:, -1] + 1) % (int(ids.max()) - 2)
-    before, after = _run(model, block, ids)[1], _run(model, block, changed)[1]
+    before, after = run_on(model, block, ids)[1], run_on(model, block, changed)[1]
     return float((before - after)[:, :-1].abs().max()) > 1e-3 * max(1.0, float(before.abs().max()))
 
 
-def _run(
+def run_on(
     model: nn.Module, block: nn.Module, ids: torch.Tensor, add: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``block`` returns ([batch, position, hidden]) and the logits, with ``add`` added to what it returns."""
     seen: list[torch.Tensor] = []
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -145,19 +151,20 @@ def _run(
 
     handle = block.register_forward_hook(hook)
     try:
-        logits = _logits(model, ids)
+        logits = logits_of(model, ids)
     finally:
         handle.remove()
     return seen[-1].float(), logits
 
 
-def _logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """[batch, position, vocabulary] fp32, computed without a cache."""
     call: Callable[..., Any] = model
     logits: torch.Tensor = call(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits.float()
 
 
-def _randomise(model: nn.Module, generator: torch.Generator) -> None:
+def randomise(model: nn.Module, generator: torch.Generator) -> None:
     """Norms and scales of one and biases of zero would hide what a slot goes through.
 
     A factor that is a weight differs from model to model, so no rule over the config can state it; here it shows.

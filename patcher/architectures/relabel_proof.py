@@ -10,7 +10,7 @@ from torch import nn
 
 from patcher.architectures.analysis import Slot
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers
-from patcher.architectures.probe import _randomise, _stand_in
+from patcher.architectures.probe import build_stand_in, randomise
 from patcher.architectures.relabel_config import parsed, target_config
 from patcher.architectures.relabel_guards import has_window
 from patcher.architectures.relabel_rows import Candidate
@@ -64,9 +64,9 @@ def _prove(config: Any, row: Candidate, slot: Slot) -> Proof:
     tiny, layer = shrink_config(config, slot.layer)
     _shorten(tiny, config)
     generator = torch.Generator().manual_seed(0)
-    source = _stand_in(tiny, trust_remote_code=False)
-    _randomise(source, generator)
-    target = _stand_in(parsed(target_config(tiny, row.to, row.config)), trust_remote_code=False)
+    source = build_stand_in(tiny, trust_remote_code=False)
+    randomise(source, generator)
+    target = build_stand_in(parsed(target_config(tiny, row.to, row.config)), trust_remote_code=False)
     _fill(source, target, row, tiny)
     blocks, _, name = slot.parameter.partition(f".{slot.layer}.")
     path = f"{blocks}.{layer}"
@@ -79,11 +79,11 @@ def _prove(config: Any, row: Candidate, slot: Slot) -> Proof:
     for ids, mask in _prompts(generator):
         with torch.no_grad(), quiet_transformers():
             carrier.zero_()
-            logits, residual = _run(source, path, ids, mask)
-            relabelled, gained = _run(target, path, ids, mask)
-            hooked, _ = _run(source, path, ids, mask, add=vector)
+            logits, residual = run_on(source, path, ids, mask)
+            relabelled, gained = run_on(target, path, ids, mask)
+            hooked, _ = run_on(source, path, ids, mask, add=vector)
             carrier.copy_((in_copy / slot.factor).expand_as(carrier))
-            baked, _ = _run(target, path, ids, mask)
+            baked, _ = run_on(target, path, ids, mask)
         if not all(bool(torch.isfinite(seen).all()) for seen in (logits, relabelled, hooked, baked)):
             raise NoRelabel("the stand-ins do not compute finite numbers")
         if row.residual == "centred":
@@ -156,7 +156,7 @@ def _prompts(generator: torch.Generator) -> list[tuple[torch.Tensor, torch.Tenso
     return [(short, torch.ones_like(short)), (long, padded)]
 
 
-def _run(
+def run_on(
     model: nn.Module, path: str, ids: torch.Tensor, mask: torch.Tensor, add: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and residual after the block ``path``, at the positions that are no padding."""

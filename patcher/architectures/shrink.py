@@ -54,7 +54,7 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
         return _shrink_layer_by_layer(config, layer)
     tiny = copy.deepcopy(config)
     count = block_count(config)
-    kept = _kept_layers(config, layer)
+    kept = kept_layers(config, layer)
     stand_in = kept.index(layer)
 
     head_dim = 16
@@ -147,7 +147,8 @@ def block_count(config: Any) -> int:
     return int(config.num_hidden_layers)
 
 
-def _kept_layers(config: Any, layer: int) -> list[int]:
+def kept_layers(config: Any, layer: int) -> list[int]:
+    """The blocks of the real model that the stand-in has: ``layer``, the next, the ends, and what they depend on."""
     count = block_count(config)
     wanted = {0, layer, min(layer + 1, count - 1), count - 1}
     types = getattr(config, "layer_types", None)
@@ -171,7 +172,7 @@ def _shrink_layer_by_layer(config: Any, layer: int) -> tuple[Any, int]:
     """The same for a config whose sizes may differ from layer to layer: each layer's own are shrunk like any."""
     uniform = copy.deepcopy(config)
     uniform.per_layer_config = None
-    kept = _kept_layers(uniform, layer)
+    kept = kept_layers(uniform, layer)
     tiny, stand_in = shrink_config(uniform, layer)
     overrides = {}
     for place, index in enumerate(kept):

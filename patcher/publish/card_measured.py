@@ -8,6 +8,8 @@ from typing import Any
 from patcher.publish import card_texts as texts
 from patcher.publish.card_values import counted, grid, is_fitted, number, percent, rows, table
 
+_TOKENS = {"tokens": "tokens", "held_out": "held_out_tokens"}
+
 
 def approximation(route: Mapping[str, Any]) -> str:
     """For the introduction: by how much a fitted route is off."""
@@ -37,13 +39,13 @@ def fit(manifest: Mapping[str, Any]) -> str:
     ]
     head = ("block", "mean error", "95 % of tokens below", "mean cosine with the vector", "along the vector")
     own = found.get("sampled_tokens")
-    sampled = f" (of both together, the model wrote {own} itself)" if own else ""
-    numbers = {"tokens": number(found.get("tokens")), "held_out": number(found.get("held_out_tokens"))}
+    sampled = f" (of both together, the model wrote {own:,} itself)" if own else ""
+    numbers = {name: f"{int(found.get(key) or 0):,}" for name, key in _TOKENS.items()}
     parts = ["## How well it fits", grid(head, lines), texts.FIT.format(sampled=sampled, **numbers)]
     if found.get("ratio") is not None:
         kl = {"fit": number(found.get("kl_hook_fit")), "base": number(found.get("kl_hook_base"))}
         ratio = number(found["ratio"])
-        parts.append(texts.FIT_KL.format(tokens=number(found.get("kl_tokens")), ratio=ratio, **kl))
+        parts.append(texts.FIT_KL.format(tokens=f"{int(found.get('kl_tokens') or 0):,}", ratio=ratio, **kl))
     without = sum(int(layer.get("unfitted_experts") or 0) for layer in layers.values())
     if without:
         parts.append(texts.UNFITTED.format(experts=counted(without, "routed expert")))

@@ -17,7 +17,7 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers, submodule
-from patcher.architectures.probe import TOLERANCE, _randomise, _run, _stand_in
+from patcher.architectures.probe import TOLERANCE, build_stand_in, randomise, run_on
 from patcher.architectures.shrink import shrink_config
 from patcher.errors import InputError
 from patcher.routes.plan import NotApplicable
@@ -104,8 +104,8 @@ class _Bench:
     def __init__(self, architecture: Architecture, layer: int) -> None:
         self.config, stand_in = shrink_config(architecture.config, layer)
         generator = torch.Generator().manual_seed(0)
-        self.model = _stand_in(self.config, trust_remote_code=architecture.trust_remote_code)
-        _randomise(self.model, generator)
+        self.model = build_stand_in(self.config, trust_remote_code=architecture.trust_remote_code)
+        randomise(self.model, generator)
         self.block = submodule(self.model, f"{architecture.blocks}.{stand_in}")
         self.ids = torch.randint(3, int(self.config.vocab_size), (2, 11), generator=generator)
         self.generator = generator
@@ -115,7 +115,7 @@ class _Bench:
     def output(self, add: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The block's output [tokens, hidden] and the logits."""
         with torch.no_grad(), quiet_transformers():
-            hidden, logits = _run(self.model, self.block, self.ids, add=add)
+            hidden, logits = run_on(self.model, self.block, self.ids, add=add)
         return hidden.reshape(-1, self.hidden), logits
 
     def random(self, *shape: int) -> torch.Tensor:

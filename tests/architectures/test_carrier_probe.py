@@ -13,7 +13,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.carrier_bench import Bench
 from patcher.architectures.carrier_choice import choose_insertion
 from patcher.architectures.carrier_fills import Fill, balance, content, matches, right_of
-from patcher.architectures.carrier_probe import _constant, find_forms, neutral_fills, why_none
+from patcher.architectures.carrier_probe import constant_gain, find_forms, neutral_fills, why_none
 from patcher.architectures.insertion import CannotInsert
 
 # model type, template, source of the constant, what carries the vector, gain per unit
@@ -79,15 +79,15 @@ class TestWhatIsNoConstant:
             return whole(right, inner, hidden).clamp(min=0.0)
 
         form = next(find_forms(bench))
-        assert _constant(bench, form.fills, bench.vector) is not None
+        assert constant_gain(bench, form.fills, bench.vector) is not None
         monkeypatch.setattr(carrier_fills, "right_of", half)
-        assert _constant(bench, form.fills, bench.vector) is None
+        assert constant_gain(bench, form.fills, bench.vector) is None
         assert next(find_forms(bench), None) is None
 
     def test_behind_a_norm_that_scales(self, bench: Bench) -> None:
         form = next(find_forms(bench))
         fills = {**form.fills, "post_attention_layernorm.weight": Fill("copied")}
-        assert _constant(bench, fills, bench.vector) is None
+        assert constant_gain(bench, fills, bench.vector) is None
 
     def test_with_fewer_neurons_than_the_identity_needs(self) -> None:
         narrow = Bench(default_config("qwen3"), "model.layers", 1, narrow=True)
@@ -100,7 +100,7 @@ class TestWhatIsNoConstant:
         form = next(find_forms(bench))
         sink = Fill("carrier", right="gated", factor=carrier_fills.gain("gated", bench.hidden))
         fills = {**form.fills, form.carrier: Fill("constant", 1.0), form.sink: sink}
-        assert _constant(bench, fills, bench.vector) is None
+        assert constant_gain(bench, fills, bench.vector) is None
 
     def test_half_the_vector_is_another_model(self, bench: Bench) -> None:
         form = next(find_forms(bench))

@@ -375,13 +375,13 @@ def test_a_stand_in_that_computes_no_finite_numbers_is_refused(
 def test_numbers_that_are_not_finite_under_the_hook_only_are_refused(
     released: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = probe._run
+    real = probe.run_on
 
     def spoiled(model: nn.Module, block: nn.Module, ids: torch.Tensor, add: torch.Tensor | None = None) -> Any:
         hidden, logits = real(model, block, ids, add)
         return hidden, logits if add is None else logits * float("nan")
 
-    monkeypatch.setattr(probe, "_run", spoiled)
+    monkeypatch.setattr(probe, "run_on", spoiled)
     result = probed(released("openai-community--gpt2"), "transformer.h", "mlp.c_proj.bias")
     assert not result.constant
     assert result.reason == "the tiny stand-in does not compute finite numbers"

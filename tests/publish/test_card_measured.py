@@ -70,7 +70,7 @@ def test_a_fit_of_several_layers_and_what_was_not_measured() -> None:
         "by at most 15 % for 95 % of the tokens.\n",
         "| 0 | under 0.1 % | 15 % |",
         "| 1 | 7.1 % |",
-        "The fit saw 9000 tokens of calibration text; the numbers",
+        "The fit saw 9,000 tokens of calibration text; the numbers",
         "2 routed experts got no calibration token",
     ):
         assert words in card

@@ -206,8 +206,8 @@ CASES: dict[str, tuple[str, list[int] | None, dict[str, Any], list[str], list[st
             "distributions are off by 2.1 % of what the steering changes (KL divergence).",
             "it is what the residual stream should gain.",
             "| 1 | 7.1 % | 15 % | 0.9961 | 98 % |",
-            "The fit saw 9000 tokens of calibration text; the numbers are of 1000 tokens that it did not see (of both "
-            "together, the model wrote 4000 itself).",
+            "The fit saw 9,000 tokens of calibration text; the numbers are of 1,000 tokens that it did not see (of "
+            "both together, the model wrote 4,000 itself).",
             "this copy 0.0021 nats, the unsteered base 0.1 nats; the ratio is 0.021.",
             "the outer product of the vector and a fitted row was added to it",
             "(fitted, not exact; runtime cost: none)",
