@@ -175,7 +175,7 @@ def test_unknown_keys_are_refused_with_a_suggestion(
 
 def test_an_unknown_key_like_no_other_lists_the_known_ones(refused: Any) -> None:
     remedy = one(refused(SMALLEST + "verify: {xyzzy: 1}\n"))["remedy"]
-    assert remedy == "known keys here: stacks, probes, tolerance, long_prompt_limit"
+    assert remedy == "known keys here: stacks, probes, tolerance, long_prompt_limit, fit_error, fit_kl"
 
 
 def test_a_key_that_is_no_text(refused: Any) -> None:
@@ -525,7 +525,7 @@ def test_schema_is_json_and_closed() -> None:
     assert all(part["additionalProperties"] is False for part in objects)
     for part in objects:
         for name, field in part["properties"].items():
-            assert field.get("description") or name in ("evaluate", "verify", "capture", "push"), name
+            assert field.get("description") or name in ("evaluate", "verify", "capture", "calibration", "push"), name
 
 
 KEYWORDS = {

@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Mapping  # noqa: E402
 from inspect import signature  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -35,6 +36,26 @@ def main(job_path: str) -> None:
     save_file(run.tensors, job["result"] + ".safetensors")
     with open(job["result"] + ".json", "w", encoding="utf-8") as file:  # noqa: PTH123
         json.dump(run.facts, file)
+
+
+class Changed(Mapping[str, Any]):
+    """The weights of a module that lie on the disk, one of them changed when it is read."""
+
+    def __init__(self, stored: Any, name: str, change: Any) -> None:
+        self.stored, self.name, self.change = stored, name, change
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.stored[name]
+        if name == self.name:
+            value = value.detach().clone()
+            self.change(value)
+        return value
+
+    def __iter__(self) -> Any:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 class StockRun:
@@ -160,30 +181,48 @@ class StockRun:
             def __enter__(self) -> None:
                 parameters = dict(run.model.named_parameters(remove_duplicate=False))
                 self.before: list[tuple[Any, Any]] = []
-                with torch.no_grad():
-                    for number, slot in enumerate(run.job["slots"]):
-                        parameter = parameters.get(slot["parameter"])
-                        if parameter is None:
-                            continue  # dropped by the loader; its report says so
-                        if slot["index"] is not None:
-                            parameter = parameter[slot["index"]]
-                        held = run.slots[f"delta/{number}"]
-                        if slot["outer"]:
-                            held = torch.outer(held, run.slots[f"right/{number}"])
-                            held = held.T if slot["transposed"] else held
-                        self.before.append((parameter, parameter.detach().clone()))
-                        if factor == 0.0 and f"original/{number}" in run.slots:
-                            # Half precision rounded the sum once, so taking the vector out again would not give this.
-                            parameter.copy_(run.slots[f"original/{number}"])
-                            continue
-                        parameter += (factor - 1) * held.to(parameter.device, parameter.dtype)
+                self.offloaded: list[tuple[Any, Any]] = []
+                for number, slot in enumerate(run.job["slots"]):
+                    parameter = parameters.get(slot["parameter"])
+                    if parameter is None:
+                        continue  # dropped by the loader; its report says so
+                    if parameter.is_meta:
+                        self.change_on_disk(number, slot)
+                        continue
+                    self.before.append((parameter, parameter.detach().clone()))
+                    with torch.no_grad():
+                        run.set_factor(parameter, number, slot, factor)
+
+            def change_on_disk(self, number: int, slot: Any) -> None:
+                path, _, name = slot["parameter"].rpartition(".")
+                loader = run.model.get_submodule(path)._hf_hook
+                self.offloaded.append((loader, loader.weights_map))
+                loader.weights_map = Changed(
+                    loader.weights_map, name, lambda value: run.set_factor(value, number, slot, factor)
+                )
 
             def __exit__(self, *_exception: object) -> None:
                 with torch.no_grad():
                     for parameter, value in reversed(self.before):
                         parameter.copy_(value)
+                for loader, stored in reversed(self.offloaded):
+                    loader.weights_map = stored
 
         return Context()
+
+    def set_factor(self, parameter: Any, number: int, slot: Any, factor: float) -> None:
+        """Change a parameter that holds the vector once, in place, so that it holds it ``factor`` times."""
+        if slot["index"] is not None:
+            parameter = parameter[slot["index"]]
+        held = self.slots[f"delta/{number}"]
+        if slot["outer"]:
+            held = torch.outer(held, self.slots[f"right/{number}"])
+            held = held.T if slot["transposed"] else held
+        if factor == 0.0 and f"original/{number}" in self.slots:
+            # Half precision rounded the sum once, so taking the vector out again would not give this.
+            parameter.copy_(self.slots[f"original/{number}"])
+        else:
+            parameter += (factor - 1) * held.to(parameter.device, parameter.dtype)
 
     # --- what is measured --------------------------------------------------------------------------------------
 

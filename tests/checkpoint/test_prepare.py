@@ -115,7 +115,7 @@ def test_the_dtype_of_most_parameters(checkpoint: Checkpoint, tmp_path: Path) ->
         ({"quantization_config": ["odd"]}, "quantised .unknown"),
         ({"model_type": "not-a-model"}, "does not understand"),
         ({"model_type": None}, "does not understand"),
-        ({"model_type": "custom", "auto_map": {"AutoConfig": "configuration.Custom"}}, "does not understand"),
+        ({"model_type": "custom", "auto_map": {"AutoConfig": "configuration.Custom"}}, "trust_remote_code: true"),
         ({"num_hidden_layers": "many"}, "does not understand"),
     ],
 )

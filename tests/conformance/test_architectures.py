@@ -24,7 +24,7 @@ REPRESENTATIVE = {
     "gpt2": "a bias that is always there, transposed weights",
     "gpt_oss": "experts with biases",
     "granite": "a residual multiplier",
-    "jamba": "state-space blocks among attention, experts in some",
+    "jamba": "state-space blocks among attention, experts in some; which is computed from the index",
     "llama": "a bias by a flag",
     "mistral": "no bias, another class computes the same",
     "mixtral": "experts without a bias",
@@ -38,6 +38,7 @@ REPRESENTATIVE = {
     "qwen3_next": "linear attention, a shared expert",
 }
 NOT_STEERABLE = {("nemotron_h", "full_attention"): "its blocks of attention alone have no MLP"}
+FITTED = ("jamba",)
 FITTED_ERROR = 0.5
 
 
@@ -60,7 +61,7 @@ def test_an_architecture_of_each_layout_is_steered_exactly(model_type: str) -> N
     record = check(model_type)
     kinds = [run for run in record.runs if (model_type, run.kind) not in NOT_STEERABLE]
     assert_steered(Record(record.model_type, record.class_name, tuple(kinds), record.seconds))
-    assert record.runs[0].status == "exact"
+    assert record.runs[0].status == ("fitted" if model_type in FITTED else "exact")
 
 
 def documented() -> dict[str, Any]:

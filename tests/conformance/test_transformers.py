@@ -76,7 +76,7 @@ def test_the_folder_equals_the_hook(tmp_path: Path, name: str, route: str, shard
     assert result.manifest["route"]["name"] == route
     assert entry["status"] == "passed"
     assert entry["max_abs_logprob_diff"] <= 2e-5
-    assert entry["steering_effect"] > 0.1
+    assert entry["steering_effect"] > 0.05
     assert entry["vector_rel_error"] <= 1e-3
     assert {check["name"]: check["passed"] for check in entry["checks"]}["greedy decoding with a cache"] is True
     assert {item.name: item.read_bytes() for item in base.iterdir()} == before
@@ -84,7 +84,7 @@ def test_the_folder_equals_the_hook(tmp_path: Path, name: str, route: str, shard
     ids = torch.randint(3, VOCABULARY, (2, 19), generator=torch.Generator().manual_seed(5))
     difference, effect, info = hooked_against_folder(base, tmp_path / "out", result.manifest["route"]["blocks"], ids)
     assert difference <= 2e-5
-    assert effect > 0.1
+    assert effect > 0.05
     assert not info["missing_keys"] and not info["mismatched_keys"]
 
 

@@ -240,7 +240,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 def assert_the_copy_is_steered(tmp_path: Path, base: Path, layers: list[int]) -> Plan:
     folder = CheckpointFolder(base)
     architecture = Architecture(read_config(base))
-    plan = choose_route(architecture, layers, folder)
+    plan = choose_route(architecture, layers, folder, prefer="free")
     vectors = {layer: random(architecture.hidden, seed=layer, scale=0.5) for layer in layers}
     created, replaced = tensors_to_write(plan, vectors, folder)
     copy = tmp_path / "copy"
