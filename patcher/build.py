@@ -214,7 +214,7 @@ def _find(
     total = sum_by_layer(vectors)
     fit = ROUTES[plan.route].fit
     if fit is not None:
-        from patcher.routes.calibration import load_calibration
+        from patcher.routes.fitting.calibration import load_calibration
 
         say("fitting the constant on calibration text")
         with clock.time("capture"):

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.carrier_choice import Choice, choose_insertion
-from patcher.architectures.carrier_disk import DiskTensor, class_tensors, disk_tensors, saved_block
-from patcher.architectures.carrier_fills import content, right_of
-from patcher.architectures.insertion import DRAFT_COUNT, CannotInsert
+from patcher.architectures.carrier.choice import Choice, choose_insertion
+from patcher.architectures.carrier.disk import DiskTensor, class_tensors, disk_tensors, saved_block
+from patcher.architectures.carrier.fills import content, right_of
+from patcher.architectures.carrier.insertion import DRAFT_COUNT, CannotInsert
 from patcher.architectures.model_class import quiet_transformers, saved_names
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.carrier_choice import Choice
-from patcher.architectures.carrier_disk import saved_block, stored_prefix
+from patcher.architectures.carrier.choice import Choice
+from patcher.architectures.carrier.disk import saved_block, stored_prefix
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import TensorInfo
 from patcher.routes.plan import NotApplicable

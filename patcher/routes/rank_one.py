@@ -20,14 +20,14 @@ from patcher.architectures.model_class import on_meta
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.names import stored_name
 from patcher.checkpoint.safetensors_file import FLOATS
-from patcher.routes.calibration import calibration_tokens
 from patcher.routes.disk_names import existing_name
+from patcher.routes.fitting.calibration import calibration_tokens
+from patcher.routes.fitting.collect import fit_layers
+from patcher.routes.fitting.divergence import kl_report
+from patcher.routes.fitting.gather import LayerFit
+from patcher.routes.fitting.norm import norm_spread
+from patcher.routes.fitting.sites import Site, find_site
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite
-from patcher.routes.rank_one_check import kl_report
-from patcher.routes.rank_one_collect import fit_layers
-from patcher.routes.rank_one_gather import LayerFit
-from patcher.routes.rank_one_norm import norm_spread
-from patcher.routes.rank_one_sites import Site, find_site
 
 NAME = "rank_one"
 COST = "none"
@@ -137,10 +137,10 @@ def fit(
         plan: from :func:`plan`.
         model: the base, loaded by stock code, in any dtype and on any device.
         tokenizer: its tokenizer.
-        texts: calibration passages, from :func:`patcher.routes.calibration.load_calibration`.
+        texts: calibration passages, from :func:`patcher.routes.fitting.calibration.load_calibration`.
         vectors: layer -> [hidden]; what the residual stream is to gain after each block.
         tokens: use at most this many calibration tokens. Where the texts are few for the MLP's width, the model writes
-            the rest itself (:mod:`patcher.routes.calibration`).
+            the rest itself (:mod:`patcher.routes.fitting.calibration`).
         seed: of the order, the held-out split and the samples.
         progress: called with a line about what is going on.
 

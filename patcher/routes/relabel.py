@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.relabel_proof import NoRelabel
-from patcher.architectures.relabel_tensors import Derivation, derive
-from patcher.architectures.relabel_tokenizer import tokenizer_changes
-from patcher.architectures.relabelling import Relabel, find_relabel
+from patcher.architectures.relabel.finding import Relabel, find_relabel
+from patcher.architectures.relabel.proof import NoRelabel
+from patcher.architectures.relabel.tensors import Derivation, derive
+from patcher.architectures.relabel.tokenizer import tokenizer_changes
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.disk_names import existing_name

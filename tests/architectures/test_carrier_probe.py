@@ -8,13 +8,13 @@ import pytest
 import torch
 from default_configs import default_config
 
-from patcher.architectures import carrier_fills
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.carrier_bench import Bench
-from patcher.architectures.carrier_choice import choose_insertion
-from patcher.architectures.carrier_fills import Fill, balance, content, matches, right_of
-from patcher.architectures.carrier_probe import constant_gain, find_forms, neutral_fills, why_none
-from patcher.architectures.insertion import CannotInsert
+from patcher.architectures.carrier import fills as contents
+from patcher.architectures.carrier.bench import Bench
+from patcher.architectures.carrier.choice import choose_insertion
+from patcher.architectures.carrier.fills import Fill, balance, content, matches, right_of
+from patcher.architectures.carrier.insertion import CannotInsert
+from patcher.architectures.carrier.probe import constant_gain, find_forms, neutral_fills, why_none
 
 # model type, template, source of the constant, what carries the vector, gain per unit
 FORMS = [
@@ -75,12 +75,12 @@ class TestWhatIsNoConstant:
     def test_without_the_negative_neurons(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = right_of
 
-        def half(right: carrier_fills.Right, inner: int, hidden: int) -> torch.Tensor:
+        def half(right: contents.Right, inner: int, hidden: int) -> torch.Tensor:
             return whole(right, inner, hidden).clamp(min=0.0)
 
         form = next(find_forms(bench))
         assert constant_gain(bench, form.fills, bench.vector) is not None
-        monkeypatch.setattr(carrier_fills, "right_of", half)
+        monkeypatch.setattr(contents, "right_of", half)
         assert constant_gain(bench, form.fills, bench.vector) is None
         assert next(find_forms(bench), None) is None
 
@@ -98,7 +98,7 @@ class TestWhatIsNoConstant:
     def test_a_norm_behind_the_projection_does_not_pass_for_a_gain(self) -> None:
         bench = Bench(default_config("olmo2"), "model.layers", 1)
         form = next(find_forms(bench))
-        sink = Fill("carrier", right="gated", factor=carrier_fills.gain("gated", bench.hidden))
+        sink = Fill("carrier", right="gated", factor=contents.gain("gated", bench.hidden))
         fills = {**form.fills, form.carrier: Fill("constant", 1.0), form.sink: sink}
         assert constant_gain(bench, fills, bench.vector) is None
 

@@ -9,8 +9,8 @@ from default_configs import default_config
 from transformers.models.qwen3 import modeling_qwen3
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.carrier_guard import block_kinds, require_neutral
-from patcher.architectures.insertion import CannotInsert, insert_blocks
+from patcher.architectures.carrier.guard import block_kinds, require_neutral
+from patcher.architectures.carrier.insertion import CannotInsert, insert_blocks
 from patcher.architectures.model_class import on_meta
 
 

@@ -19,11 +19,11 @@ from patcher.architectures.analysis import Architecture
 from patcher.capture.model import load_causal_lm, pick_device
 from patcher.capture.residuals import run_blocks
 from patcher.routes import rank_one
-from patcher.routes.calibration import chunks, load_calibration, sample_rows
+from patcher.routes.fitting.calibration import chunks, load_calibration, sample_rows
+from patcher.routes.fitting.collect import batches, fit_layers
+from patcher.routes.fitting.divergence import kl_report
+from patcher.routes.fitting.sites import find_site
 from patcher.routes.plan import Plan
-from patcher.routes.rank_one_check import kl_report
-from patcher.routes.rank_one_collect import batches, fit_layers
-from patcher.routes.rank_one_sites import find_site
 from patcher.vectors import load_vector_file
 
 COUNTS = "1000,2000,5000,10000,20000,50000,100000,200000,400000"

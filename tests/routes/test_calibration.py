@@ -10,7 +10,7 @@ from tiny_models import TEXTS, tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patcher.errors import InputError
-from patcher.routes.calibration import CHUNK, calibration_tokens, chunks, load_calibration, sample_rows
+from patcher.routes.fitting.calibration import CHUNK, calibration_tokens, chunks, load_calibration, sample_rows
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ from patcher.capture.residuals import run_blocks, steering_hooks
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
 from patcher.routes import rank_one
-from patcher.routes.calibration import calibration_tokens
+from patcher.routes.fitting.calibration import calibration_tokens
+from patcher.routes.fitting.collect import batches, fit_layers
+from patcher.routes.fitting.divergence import edited, kl_report
+from patcher.routes.fitting.experts import expert_inputs, watch_routing
+from patcher.routes.fitting.norm import NormResponse, norm_spread
+from patcher.routes.fitting.ridge import ConstantFit
+from patcher.routes.fitting.sites import find_site
 from patcher.routes.plan import NotApplicable
-from patcher.routes.rank_one_check import edited, kl_report
-from patcher.routes.rank_one_collect import batches, fit_layers
-from patcher.routes.rank_one_experts import expert_inputs, watch_routing
-from patcher.routes.rank_one_fit import ConstantFit
-from patcher.routes.rank_one_norm import NormResponse, norm_spread
-from patcher.routes.rank_one_sites import find_site
 
 
 class Loaded:

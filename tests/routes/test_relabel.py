@@ -16,8 +16,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
-from patcher.architectures.relabel_config import config_class
-from patcher.architectures.relabel_tokenizer import tokenizer_changes
+from patcher.architectures.relabel.config import config_class
+from patcher.architectures.relabel.tokenizer import tokenizer_changes
 from patcher.architectures.shrink import shrink_config
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from patcher.architectures.carrier_bench import Bench
-from patcher.architectures.carrier_fills import Fill, matches
-from patcher.architectures.carrier_probe import Form
-from patcher.architectures.insertion import CannotInsert
+from patcher.architectures.carrier.bench import Bench
+from patcher.architectures.carrier.fills import Fill, matches
+from patcher.architectures.carrier.insertion import CannotInsert
+from patcher.architectures.carrier.probe import Form
 from patcher.architectures.model_class import submodule
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

@@ -12,12 +12,12 @@ from transformers import CONFIG_MAPPING
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import on_meta, quiet_transformers
-from patcher.architectures.relabel_config import config_class, own_fields, parsed, target_config
-from patcher.architectures.relabel_guards import GUARDS
-from patcher.architectures.relabel_proof import LIMIT, NoRelabel, prove
-from patcher.architectures.relabel_rows import candidates
-from patcher.architectures.relabel_tensors import OPERATIONS, derivations, derive
-from patcher.architectures.relabelling import Relabel, find_relabel
+from patcher.architectures.relabel.config import config_class, own_fields, parsed, target_config
+from patcher.architectures.relabel.finding import Relabel, find_relabel
+from patcher.architectures.relabel.guards import GUARDS
+from patcher.architectures.relabel.proof import LIMIT, NoRelabel, prove
+from patcher.architectures.relabel.rows import candidates
+from patcher.architectures.relabel.tensors import OPERATIONS, derivations, derive
 
 LAYER = 2
 FULL = {"rope_type": "default", "rope_theta": 10000.0}

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from patcher.architectures.insertion import CannotInsert, Insertion, sources_of
+from patcher.architectures.carrier.insertion import CannotInsert, Insertion, sources_of
 from patcher.architectures.model_class import on_meta, submodule
 from patcher.errors import InputError
 

@@ -5,7 +5,7 @@ projection is given v, with each source of a constant for its input, and what wo
 
 1. biases beside the projection (those of queries, keys and values; of an MLP's first half),
 2. a norm's bias, with the norm's weight set to zero,
-3. the sum of squares of a norm without bias (:mod:`patcher.architectures.carrier_fills`).
+3. the sum of squares of a norm without bias (:mod:`patcher.architectures.carrier.fills`).
 
 Where a norm follows the projection, that norm's weight takes the vector, and the projection returns a constant.
 """
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.architectures.carrier_bench import SCALES, Bench
-from patcher.architectures.carrier_fills import Fill, Right, gain
+from patcher.architectures.carrier.bench import SCALES, Bench
+from patcher.architectures.carrier.fills import Fill, Right, gain
 from patcher.architectures.model_class import submodule
 
 TOLERANCE = 1e-3

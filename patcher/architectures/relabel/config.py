@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from patcher.architectures.model_class import quiet_transformers
-from patcher.architectures.relabel_guards import rope, rotary_fraction
+from patcher.architectures.relabel.guards import rope, rotary_fraction
 from patcher.architectures.shrink import block_count
 
 CARRIED = ("dtype", "torch_dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id")

@@ -1,6 +1,6 @@
 """The rows of relabels.json: for each model type, which other classes may compute the same, and how to get there.
 
-A row is a lead, never a proof (:mod:`patcher.architectures.relabel_proof`).
+A row is a lead, never a proof (:mod:`patcher.architectures.relabel.proof`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Candidate:
 
     Attributes:
         to: the target's model type.
-        guards: names of :data:`patcher.architectures.relabel_guards.GUARDS`, all of which must hold.
-        config: target field -> rule; see :func:`patcher.architectures.relabel_config.target_config`.
-        tensors: target pattern -> rule; see :func:`patcher.architectures.relabel_tensors.derivations`.
+        guards: names of :data:`patcher.architectures.relabel.guards.GUARDS`, all of which must hold.
+        config: target field -> rule; see :func:`patcher.architectures.relabel.config.target_config`.
+        tensors: target pattern -> rule; see :func:`patcher.architectures.relabel.tensors.derivations`.
         residual: how the target's residual stream compares with the source's.
         stacks: rules for the stacks that read the target in a way of their own.
     """

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.architectures.carrier_fills import Fill, content
-from patcher.architectures.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
+from patcher.architectures.carrier.fills import Fill, content
+from patcher.architectures.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
 from patcher.architectures.probe import build_stand_in, logits_of, randomise, run_on
 from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, block_count, kept_layers, shrink_config

@@ -2,7 +2,7 @@
 
 A block's type may be stated in a list with an entry a layer, in a list of indices, as the number of blocks at the
 start, or be computed from the block's index. The first three are rewritten here; the last cannot be, and is found by
-:mod:`patcher.architectures.carrier_guard`.
+:mod:`patcher.architectures.carrier.guard`.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from torch import nn
 
 from patcher.capture.residuals import block_output
 from patcher.errors import InputError
-from patcher.routes.rank_one_experts import RoutedCall, expert_inputs, watch_routing
-from patcher.routes.rank_one_fit import RIDGES, ConstantFit
-from patcher.routes.rank_one_norm import NormResponse
-from patcher.routes.rank_one_sites import Site
+from patcher.routes.fitting.experts import RoutedCall, expert_inputs, watch_routing
+from patcher.routes.fitting.norm import NormResponse
+from patcher.routes.fitting.ridge import RIDGES, ConstantFit
+from patcher.routes.fitting.sites import Site
 
 _KEPT = 1 << 13
 """Held-out tokens of which more than the fit needs is kept."""

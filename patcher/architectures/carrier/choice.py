@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.carrier_bench import Bench
-from patcher.architectures.carrier_guard import block_kinds, require_neutral
-from patcher.architectures.carrier_probe import Form, find_forms, why_none
-from patcher.architectures.insertion import CannotInsert, Insertion, insert_blocks
+from patcher.architectures.carrier.bench import Bench
+from patcher.architectures.carrier.guard import block_kinds, require_neutral
+from patcher.architectures.carrier.insertion import CannotInsert, Insertion, insert_blocks
+from patcher.architectures.carrier.probe import Form, find_forms, why_none
 from patcher.architectures.model_class import on_meta, submodule, with_flags
 from patcher.errors import InputError
 

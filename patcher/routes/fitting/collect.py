@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from patcher.capture.residuals import forward, padded, steering_hooks
-from patcher.routes.rank_one_gather import ConstantGatherer, ExpertGatherer, Gatherer, LayerFit, NormGatherer
-from patcher.routes.rank_one_sites import Site
+from patcher.routes.fitting.gather import ConstantGatherer, ExpertGatherer, Gatherer, LayerFit, NormGatherer
+from patcher.routes.fitting.sites import Site
 
 BATCH = 8
 
@@ -42,7 +42,7 @@ def fit_layers(
         sites: layer -> where it is edited.
         vectors: layer -> [hidden]; what the residual stream is to gain.
         train, held_out: sequences of token ids.
-        rank: of the fits; see :class:`patcher.routes.rank_one_fit.ConstantFit`.
+        rank: of the fits; see :class:`patcher.routes.fitting.ridge.ConstantFit`.
 
     Raises:
         InputError: the activations are not finite or too few.

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from patcher.architectures.relabel_config import head_dim, rotary_scale
-from patcher.architectures.relabel_guards import rotary_fraction
+from patcher.architectures.relabel.config import head_dim, rotary_scale
+from patcher.architectures.relabel.guards import rotary_fraction
 
 Step = Sequence[Any]
 """An operation and its argument, such as ``["rows", "q"]``."""

@@ -1,7 +1,7 @@
 """One function, two names: a source class whose function is another stock class's, one that has the slot.
 
 relabels.json states the leads as data; a relabel is used only after the two classes were seen to compute the same on
-a tiny stand-in, with the very config and tensor operations that will be written (:mod:`.relabel_proof`).
+a tiny stand-in, with the very config and tensor operations that will be written (:mod:`.proof`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from patcher.architectures.analysis import Architecture, Slot
-from patcher.architectures.relabel_config import config_class, parsed, target_config
-from patcher.architectures.relabel_guards import GUARDS
-from patcher.architectures.relabel_proof import NoRelabel, Proof, prove
-from patcher.architectures.relabel_rows import Candidate, candidates
-from patcher.architectures.relabel_tensors import Derivation, derivations
+from patcher.architectures.relabel.config import config_class, parsed, target_config
+from patcher.architectures.relabel.guards import GUARDS
+from patcher.architectures.relabel.proof import NoRelabel, Proof, prove
+from patcher.architectures.relabel.rows import Candidate, candidates
+from patcher.architectures.relabel.tensors import Derivation, derivations
 from patcher.errors import InputError
 
 

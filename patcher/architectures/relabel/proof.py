@@ -11,10 +11,10 @@ from torch import nn
 from patcher.architectures.analysis import Slot
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers
 from patcher.architectures.probe import build_stand_in, randomise
-from patcher.architectures.relabel_config import parsed, target_config
-from patcher.architectures.relabel_guards import has_window
-from patcher.architectures.relabel_rows import Candidate
-from patcher.architectures.relabel_tensors import derivations, derive
+from patcher.architectures.relabel.config import parsed, target_config
+from patcher.architectures.relabel.guards import has_window
+from patcher.architectures.relabel.rows import Candidate
+from patcher.architectures.relabel.tensors import derivations, derive
 from patcher.architectures.shrink import VOCABULARY, shrink_config
 from patcher.errors import InputError
 

@@ -20,8 +20,8 @@ from patcher.architectures.model_class import quiet_transformers, submodule
 from patcher.architectures.probe import TOLERANCE, build_stand_in, randomise, run_on
 from patcher.architectures.shrink import shrink_config
 from patcher.errors import InputError
+from patcher.routes.fitting.experts import RoutedCall, expert_inputs, outer, watch_routing
 from patcher.routes.plan import NotApplicable
-from patcher.routes.rank_one_experts import RoutedCall, expert_inputs, outer, watch_routing
 
 Gain = Literal["constant", "token", "norm"]
 _ATTENTION = ("attn", "attention")

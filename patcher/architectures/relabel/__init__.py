@@ -1,0 +1,1 @@
+"""Two classes that compute the same function: how one becomes the other, and the proof that it does."""
