@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("build_command", "Build what a recipe describes (the default: patch-model RECIPE)."),
     "verify": ("verify_command", "Compare a patched folder with the hook reference again."),
     "inspect": ("inspect_command", "Which routes a model's architecture has, for which stacks, at what cost."),
+    "gguf": ("gguf_command", "Add the vectors of a patched folder to a GGUF file of any quantisation."),
     "push": ("push_command", "Publish a patched folder on the Hub."),
     "demo": ("demo_command", "Write the quickstart: a tiny model, contrast pairs, a recipe."),
     "schema": ("schema_command", "Print the JSON schema of a recipe."),

@@ -1,0 +1,159 @@
+"""The vectors that go into a GGUF file: those of a patched folder, or one from a vector file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from patcher.checkpoint.folder import read_json_object
+from patcher.checkpoint.staging import MANIFEST
+from patcher.errors import InputError
+from patcher.vectors.files import load_vector_file
+
+_VECTORS = "steering.safetensors"
+_BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+@dataclass(frozen=True)
+class GgufEdit:
+    """One steering edit.
+
+    Attributes:
+        name: for people.
+        layer: 0-based block after which the residual stream gains ``vector``.
+        vector: fp32 [hidden], with coefficient and scale in it.
+        coefficient: for the record.
+        original: fp32 [hidden] or [experts, hidden]: what the unsteered checkpoint holds in the tensor that the
+            patched folder added to; None where it had none.
+    """
+
+    name: str
+    layer: int
+    vector: torch.Tensor
+    coefficient: float
+    original: torch.Tensor | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "layer": self.layer,
+            "coefficient": self.coefficient,
+            "norm": float(self.vector.norm()),
+        }
+
+
+def edits_of_folder(folder: Path, hidden: int, blocks: int) -> list[GgufEdit]:
+    """The edits of a folder that patch-model wrote.
+
+    Args:
+        folder: the patched folder.
+        hidden: the size of the GGUF model's residual stream.
+        blocks: how many blocks the GGUF model has.
+
+    Raises:
+        InputError: it is no patched folder, is damaged, or is one of a model of another size.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"this is not a patched folder: it has no {MANIFEST}",
+            where=str(folder),
+            remedy="give the folder that patch-model wrote, or --vector FILE --layer K",
+        )
+    manifest = read_json_object(folder / MANIFEST)
+    _check_blocks(folder, manifest, blocks)
+    path = folder / _VECTORS
+    try:
+        with safe_open(path, framework="pt") as file:
+            originals = {
+                int(tensor["layer"]): file.get_tensor(tensor["original"]).float()
+                for tensor in manifest["route"]["tensors"]
+                if tensor.get("original") and not tensor.get("outer") and not tensor.get("transposed")
+            }
+            return [
+                _checked(
+                    GgufEdit(
+                        name=str(edit["name"]),
+                        layer=int(edit["layer"]),
+                        vector=file.get_tensor(edit["tensor"]).float(),
+                        coefficient=float(edit["coefficient"]),
+                        original=originals.get(int(edit["layer"])),
+                    ),
+                    hidden,
+                    f"{path}: {edit['tensor']}",
+                )
+                for edit in manifest["edits"]
+            ]
+    except (OSError, SafetensorError) as error:
+        raise InputError("the vectors cannot be read", where=str(path), found=error, remedy="build it again") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            "the manifest is incomplete", where=str(folder / MANIFEST), remedy="build the folder again"
+        ) from None
+
+
+def edit_of_file(path: Path, *, layer: int, hidden: int, coefficient: float, tensor: str | None = None) -> GgufEdit:
+    """One vector of a file that :func:`patcher.vectors.files.load_vector_file` reads, times the coefficient.
+
+    Raises:
+        InputError: there is no such vector, it does not fit, or it is zero.
+    """
+    values = load_vector_file(path, layer=layer, hidden=hidden, tensor=tensor)
+    edit = GgufEdit(path.stem, layer, values * coefficient, coefficient)
+    return _checked(edit, hidden, f"{path}, times {coefficient:g}")
+
+
+def summed(edits: list[GgufEdit]) -> Mapping[int, torch.Tensor]:
+    """Per block, the sum of the vectors: fp64 [hidden].
+
+    Raises:
+        InputError: they cancel out.
+    """
+    sums: dict[int, torch.Tensor] = {}
+    for edit in edits:
+        sums[edit.layer] = sums.get(edit.layer, torch.zeros(len(edit.vector), dtype=torch.float64)) + edit.vector
+    for layer, vector in sums.items():
+        if not float(vector.norm()) > 0:
+            raise InputError("the vectors of a block cancel out", where=f"block {layer}", remedy="leave both out")
+    return sums
+
+
+def _check_blocks(folder: Path, manifest: Mapping[str, Any], blocks: int) -> None:
+    """Refuse another model's GGUF file, as far as its depth tells."""
+    if not (folder / "config.json").is_file():
+        return
+    config = read_json_object(folder / "config.json")
+    found = next((config[key] for key in _BLOCK_COUNTS if isinstance(config.get(key), int)), None)
+    route = manifest.get("route")
+    if found is None or not isinstance(route, Mapping):
+        return
+    if route.get("name") == "carrier":
+        found -= len(route.get("copy_layers") or ())
+    if found != blocks:
+        raise InputError(
+            "this is the GGUF file of another model: it has not as many blocks as the base of the patched folder",
+            where=str(folder),
+            found=f"{blocks} blocks instead of {found}",
+            remedy="give the GGUF file of the base model",
+        )
+
+
+def _checked(edit: GgufEdit, hidden: int, where: str) -> GgufEdit:
+    if edit.vector.ndim != 1 or len(edit.vector) != hidden:
+        raise InputError(
+            f"the vector does not fit this GGUF model, whose hidden size is {hidden}",
+            where=where,
+            found=f"shape {list(edit.vector.shape)}",
+            remedy="give the GGUF file of the same model",
+        )
+    norm = float(edit.vector.norm())
+    if not math.isfinite(norm) or norm == 0.0:
+        raise InputError(
+            "the vector is zero, or not finite", where=where, found=f"norm {norm}", remedy="use another coefficient"
+        )
+    return edit
