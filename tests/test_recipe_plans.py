@@ -38,6 +38,7 @@ ROUTES = {
     "Qwen/Qwen3-8B": "carrier",
     "allenai/OLMo-2-0425-1B-Instruct": "carrier",
     "google/gemma-3-1b-it": "carrier",
+    "openai/gpt-oss-20b": "native",
 }
 DEPTH = ("num_hidden_layers", "n_layer")
 TEMPLATE = (
@@ -91,7 +92,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Path]:
         name = fixture_of(recipe)
         if name not in made:
             made[name] = tmp_path_factory.mktemp("models") / name
-            tiny_checkpoint(made[name], name, tokenizer=False, **real_depth(name))
+            dense = {"quantization_config": None} if "quantization_config" in released_config(name) else {}
+            tiny_checkpoint(made[name], name, tokenizer=False, **real_depth(name), **dense)
             tiny_tokenizer(TEMPLATE if is_chat(recipe) else None).save_pretrained(made[name])
         return made[name]
 
@@ -209,16 +211,12 @@ def test_what_is_not_yet_buildable_is_refused_saying_why(
         plan(path, released_only(recipe), hub=True)
     error = caught.value
     said = " ".join(leading_comment(path)).replace("# ", "")
-    if "quantised" in said:
-        assert error.code == "quantised"
-        assert "quantised" in str(error)
-    else:
-        assert "wraps a vision model" in said
-        assert "multimodal wrapper" in str(error)
+    assert "wraps a vision model" in said
+    assert "multimodal wrapper" in str(error)
     assert error.exit_code == 2
 
 
 def test_every_recipe_is_one_or_the_other() -> None:
     assert len(BUILDABLE) >= 40
     assert {load_recipe(path)[0].model for path in BUILDABLE} == set(ROUTES)
-    assert len(NOT_BUILDABLE) >= 2
+    assert len(NOT_BUILDABLE) >= 1

@@ -21,6 +21,7 @@ from patcher.architectures.model_class import (
     with_flags,
 )
 from patcher.architectures.probe import ProbeResult, flags_change_nothing, probe_slot
+from patcher.architectures.quantised import Quantisation, quantisation_of
 from patcher.architectures.registry import Row, rows
 from patcher.architectures.shrink import block_count, shrink_config
 from patcher.errors import InputError
@@ -97,6 +98,13 @@ class Architecture:
                 remedy="this architecture needs a row in patcher/architectures/rows.json",
             )
         return found
+
+    @functools.cached_property
+    def quantisation(self) -> Quantisation | None:
+        """The format that the checkpoint is quantised in, if it is."""
+        stated = getattr(self.config, "quantization_config", None)
+        to_dict = getattr(stated, "to_dict", None)
+        return quantisation_of({"quantization_config": to_dict() if to_dict else stated})
 
     @property
     def loads(self) -> Mapping[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
+from patcher.architectures.quantised import quantisation_of
+from patcher.checkpoint.folder import read_json_object
 from patcher.errors import InputError, OutsideError
 
 
@@ -63,21 +67,38 @@ def load_causal_lm(
         InputError: the folder's model or tokenizer cannot be loaded.
         OutsideError: not enough memory.
     """
+    import transformers
     from transformers import AutoModelForCausalLM
 
+    quantisation = quantisation_of(read_json_object(folder / "config.json"))
+    options: dict[str, Any] = {}
+    if quantisation is not None and device == "cpu" and quantisation.dequantise not in (None, "method"):
+        # The kernels of these formats are for accelerators.
+        options["quantization_config"] = getattr(transformers, str(quantisation.dequantise))(dequantize=True)
     try:
-        with quiet_transformers():
+        # GPTQModel prints what it does, and stdout is for results.
+        with quiet_transformers(), contextlib.redirect_stdout(sys.stderr):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 device_map=device,
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
+                **options,
             ).eval()
     except torch.OutOfMemoryError as error:
         raise _no_memory(str(folder), error) from None
     except MemoryError as error:
         raise _no_memory(str(folder), error) from None
+    except ImportError as error:
+        needed = "" if quantisation is None else f"pip install {' '.join(quantisation.packages)}"
+        raise InputError(
+            "the model needs a package that is not installed",
+            where=str(folder),
+            found=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            remedy=needed or "install it and try again",
+            code="missing_extra",
+        ) from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
             "the model cannot be loaded",
@@ -85,6 +106,11 @@ def load_causal_lm(
             found=(str(error).strip().splitlines() or [type(error).__name__])[0],
             remedy="check that AutoModelForCausalLM.from_pretrained loads it",
         ) from None
+    if quantisation is not None and dtype == torch.float32:
+        # What such a checkpoint keeps in half precision stays so, whatever dtype is asked for.
+        for parameter in model.parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.float()
     return model, load_tokenizer(folder, trust_remote_code=trust_remote_code)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from patcher.architectures.quantised import quantisation_of
 from patcher.checkpoint.adapter import merge_adapter, require_adapter
 from patcher.checkpoint.bin_files import convert_bin
 from patcher.checkpoint.copying import sha256_of
@@ -70,7 +71,8 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The folder's transformers config.
 
     Raises:
-        InputError: no config, an architecture that this transformers does not know, or a quantised checkpoint.
+        InputError: no config, an architecture that this transformers does not know, or a checkpoint that is quantised
+            in a way that is not known here.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -78,17 +80,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from patcher.architectures.model_class import quiet_transformers
     from patcher.checkpoint.folder import read_json_object
 
-    raw = read_json_object(folder / "config.json")
-    if raw.get("quantization_config"):
-        quantisation = raw["quantization_config"]
-        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
-        raise InputError(
-            f"the checkpoint is quantised ({method}), and quantised bases are not patched yet",
-            where=str(folder / "config.json"),
-            found="quantization_config",
-            remedy="use the unquantised version of this model",
-            code="quantised",
-        )
+    quantisation_of(read_json_object(folder / "config.json"), str(folder / "config.json"))
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
@@ -118,12 +110,21 @@ def prepared_base(
     """Convert ``.bin`` weights and merge the adapter, in a scratch folder beside the output that is removed after.
 
     Raises:
-        InputError: see :mod:`patcher.checkpoint.bin_files` and :mod:`patcher.checkpoint.adapter`.
+        InputError: see :mod:`patcher.checkpoint.bin_files` and :mod:`patcher.checkpoint.adapter`; or the base is
+            quantised, and there is an adapter.
     """
     checkpoint = CheckpointFolder(source.folder)
     if not checkpoint.is_bin and recipe.adapter is None:
         yield PreparedBase(checkpoint, source.folder, None)
         return
+    quantisation = quantisation_of(checkpoint.config)
+    if recipe.adapter is not None and quantisation is not None:
+        raise InputError(
+            f"the base is quantised ({quantisation.method}), and no adapter can be merged into quantised weights",
+            where="adapter",
+            remedy="use the unquantised version of this model",
+            code="quantised",
+        )
     with disk_errors(output), scratch_folder(output) as scratch:
         reference, adapter = source.folder, None
         if checkpoint.is_bin:

@@ -10,7 +10,7 @@ from typing import Any
 
 from patcher.architectures.analysis import Architecture, Slot
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.safetensors_file import FLOATS
+from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo, read_tensor
 from patcher.routes.disk_names import new_names
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite
 
@@ -56,7 +56,7 @@ def plan_flags(
     """The plan for slots that config flags create.
 
     Raises:
-        NotApplicable: two layers need different flags.
+        NotApplicable: two layers need different flags, or a bias is stored already that the class does not read.
     """
     first = next(iter(slots.values()))
     if any(dict(slot.flags) != dict(first.flags) for slot in slots.values()):
@@ -69,15 +69,17 @@ def plan_flags(
         if stored is not None
         else {parameter: (name, None) for parameter, name in architecture.saved_names(first.created).items()}
     )
+    quantisation = architecture.quantisation
+    # In F32 the vector survives every conversion exactly; a loader casts it to the model's dtype.
+    carrier_dtype = "F32" if quantisation is None else quantisation.bias
     tensors = []
     for parameter, shape in first.created.items():
         name, sibling = names[parameter]
-        beside = stored[sibling].dtype if stored is not None and sibling is not None else "F32"
-        zero_dtype = beside if beside in FLOATS else "F32"
+        beside = stored[sibling].dtype if stored is not None and sibling is not None else carrier_dtype
+        zero_dtype = beside if beside in FLOATS else carrier_dtype
         carrier = carried.get(parameter)
-        # In F32 the vector survives every conversion exactly; a loader casts it to the model's dtype.
         tensors.append(
-            TensorWrite(name, parameter, "created", carrier.layer, carrier.factor, shape, "F32")
+            TensorWrite(name, parameter, "created", carrier.layer, carrier.factor, shape, carrier_dtype)
             if carrier is not None
             else TensorWrite(name, parameter, "created", None, 1.0, shape, zero_dtype)
         )
@@ -92,8 +94,22 @@ def plan_flags(
         tensors=tuple(tensors),
         config_changes=_changes(architecture, first.flags, checkpoint),
         stacks=stacks,
+        dropped=_idle_zeros(stored or {}, [tensor.name for tensor in tensors]),
         reason=f"the config key `{flags}` makes the class create the bias; a probe found it a constant residual shift",
     )
+
+
+def _idle_zeros(stored: Mapping[str, TensorInfo], names: Sequence[str]) -> frozenset[str]:
+    """Biases of zero that are stored although the class has none, as some GPTQ checkpoints do; they are replaced.
+
+    Raises:
+        NotApplicable: one is not zero: the class leaves it out today, and would read it with the flag.
+    """
+    there = [name for name in names if name in stored]
+    for name in there:
+        if stored[name].dtype not in FLOATS or read_tensor(stored[name]).any():
+            raise NotApplicable(f"the checkpoint stores `{name}`, which the class does not read without the flag")
+    return frozenset(there)
 
 
 def _changes(

@@ -29,6 +29,8 @@ class Route:
     cost: str
     fit: Callable[..., Plan] | None = None
     """Completes the plan of a fitted route with what is measured on the loaded model."""
+    quantised: bool = False
+    """Whether it touches biases alone, so that it also serves a checkpoint whose weights are quantised."""
 
     @property
     def exact(self) -> bool:
@@ -37,7 +39,8 @@ class Route:
 
 ROUTES: Mapping[str, Route] = {
     **{
-        module.NAME: Route(module.plan, module.COST) for module in (native, flag, relabel, parallel, embedding, carrier)
+        module.NAME: Route(module.plan, module.COST, quantised=module in (native, flag))
+        for module in (native, flag, relabel, parallel, embedding, carrier)
     },
     rank_one.NAME: Route(rank_one.plan, rank_one.COST, rank_one.fit),
 }
@@ -64,10 +67,17 @@ def survey(
     """Every route in turn, planned when it is asked for: a plan that all ``targets`` read, or the reason against it."""
     for name in ROUTES if names is None else names:
         try:
+            _check_quantised(ROUTES[name], architecture)
             plan = ROUTES[name].plan(architecture, layers, checkpoint)
             yield Finding(name, _serving(plan, architecture, targets))
         except NotApplicable as finding:
             yield Finding(name, None, str(finding))
+
+
+def _check_quantised(route: Route, architecture: Architecture) -> None:
+    quantisation = architecture.quantisation
+    if quantisation is not None and not route.quantised:
+        raise NotApplicable(f"the checkpoint is quantised ({quantisation.method}), and this route does not keep it so")
 
 
 def choose_route(
@@ -148,6 +158,8 @@ def _could_beat(route: Route, best: Plan, architecture: Architecture, prefer: Pr
 
 def _serving(plan: Plan, architecture: Architecture, targets: Sequence[str]) -> Plan:
     """The plan if all targets read it, through vLLM's Transformers backend where its own class would not."""
+    if architecture.quantisation is not None and not architecture.quantisation.llama_cpp:
+        plan = replace(plan, stacks={**plan.stacks, "llama.cpp": "no"})
     if "vllm" in targets and not _reads(plan, "vllm"):
         plan = through_backend(plan, architecture)
     unread = [stack for stack in targets if not _reads(plan, stack)]

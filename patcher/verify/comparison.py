@@ -89,6 +89,7 @@ def compare(
     written: Sequence[str] = (),
     long_note: str = "",
     fit: FitLimits | None = None,
+    quantised: str | None = None,
 ) -> Comparison:
     """Hold a candidate against the hook reference.
 
@@ -102,6 +103,7 @@ def compare(
         written: parameters that the folder gained; none of them may be unexpected to the loader.
         long_note: why no long prompt was run, if none was.
         fit: the limits of a fitted route; None for an exact one.
+        quantised: the format of a quantised base.
     """
     result = Comparison()
     add = result.checks.append
@@ -142,6 +144,8 @@ def compare(
     else:
         add(_measured("long prompt", "long_prompt", reference, candidate, limit))
     add(_own_dtype(reference, candidate, count))
+    if quantised is not None:
+        add(_quantised(quantised, reference, candidate))
     return result
 
 
@@ -255,6 +259,18 @@ def _greedy(reference: Run, candidate: Run, limit: float) -> Check:
     # Up to the first token that differs the two have seen the same text; a tie may fall either way.
     note = "" if expected == found else f"{same} tokens agree, then a tie within the tolerance"
     return Check(name, difference <= limit, difference, limit, note)
+
+
+def _quantised(method: str, reference: Run, candidate: Run) -> Check:
+    """Whether the own dtype was computed with the weights as they are stored."""
+    name = f"quantised weights ({method})"
+    if "own_dtype/0" not in reference.tensors or "own_dtype/0" not in candidate.tensors:
+        return Check(name, None, note=reference.facts["skipped"].get("own_dtype", "not run as they are stored"))
+    if not reference.facts["quantised"]:
+        return Check(
+            name, None, note="transformers dequantises them on this machine; its kernels for them were not run"
+        )
+    return Check(name, True, note="run as they are stored, in the own dtype")
 
 
 def _own_dtype(reference: Run, candidate: Run, count: int, *, fitted: bool = False) -> Check:

@@ -123,6 +123,11 @@ class StockRun:
                 "offload_folder": self.job["offload"]["folder"],
                 "max_memory": {"cpu": self.job["offload"]["bytes"]},
             }
+        undo = self.job["dequantise"] if dtype == "float32" else None
+        if undo not in (None, "method"):
+            import transformers
+
+            options["quantization_config"] = getattr(transformers, undo)(dequantize=True)
         model, info = AutoModelForCausalLM.from_pretrained(
             self.job["folder"],
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -131,13 +136,23 @@ class StockRun:
             output_loading_info=True,
             **options,
         )
+        if undo == "method":
+            model = model.dequantize(torch.float32)
         model.eval()
+        if dtype == "float32":
+            # What a quantised checkpoint keeps in half precision stays so, whatever dtype is asked for.
+            for parameter in model.parameters():
+                if parameter.dtype in (torch.bfloat16, torch.float16):
+                    parameter.data = parameter.data.float()
         self.facts.setdefault("class", type(model).__name__)
         self.facts.setdefault(
             "loading", {key: sorted(map(str, value)) for key, value in info.items() if isinstance(value, (list, set))}
         )
         if dtype == "auto":
-            self.facts["own_dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+            floats = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+            self.facts["own_dtype"] = str(next(floats)).removeprefix("torch.")
+            # A loader that had to dequantise takes this out of the config.
+            self.facts["quantised"] = getattr(model.config, "quantization_config", None) is not None
         return model
 
     # --- hooks -------------------------------------------------------------------------------------------------
@@ -180,6 +195,7 @@ class StockRun:
         class Context:
             def __enter__(self) -> None:
                 parameters = dict(run.model.named_parameters(remove_duplicate=False))
+                parameters |= dict(run.model.named_buffers(remove_duplicate=False))  # biases of GPTQ and AWQ
                 self.before: list[tuple[Any, Any]] = []
                 self.offloaded: list[tuple[Any, Any]] = []
                 for number, slot in enumerate(run.job["slots"]):

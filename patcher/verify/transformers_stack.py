@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from patcher.architectures.quantised import quantisation_of
 from patcher.capture.model import available_memory, has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import OutsideError
@@ -40,6 +41,7 @@ def verify_in_transformers(
     trust_remote_code: bool = False,
     scratch: Path | None = None,
     progress: Callable[[str], None] | None = None,
+    keep: Callable[[Run, Run], None] | None = None,
 ) -> dict[str, Any]:
     """Compare a finished folder with the base under a hook, both in stock transformers and fp32.
 
@@ -52,6 +54,7 @@ def verify_in_transformers(
         manifest: ``edits`` and ``route`` of ``steering.json``.
         fit_error, fit_kl: limits of a fitted route, see :class:`patcher.verify.comparison.FitLimits`.
         scratch: where intermediate files may lie; a build gives a place that the next one cleans if this one dies.
+        keep: called with the reference and the candidate, for whoever compares another stack with them.
 
     Returns:
         An entry of ``steering.json``'s ``verification``: status ``passed`` or ``failed``, numbers and checks.
@@ -79,7 +82,9 @@ def verify_in_transformers(
                 "loading", False, note=f"stock transformers cannot run the folder: {error.problems[0].found}"
             )
             return _entry(Comparison([failed]), reference)
-        route = manifest["route"]
+        if keep is not None:
+            keep(reference, candidate)
+        route, quantisation = manifest["route"], quantisation_of(CheckpointFolder(base).config)
         written = [str(tensor["parameter"]) for tensor in route["tensors"]]
         written += [str(name) for name in (*route.get("zeros", {}).get("names", []), *route.get("derived", {}))]
         result = compare(
@@ -92,8 +97,29 @@ def verify_in_transformers(
             written=written,
             long_note=long_note,
             fit=None if route["exact"] else FitLimits.of(route.get("fit") or {}, fit_error, fit_kl),
+            quantised=None if quantisation is None else quantisation.method,
         )
         return _entry(result, reference)
+
+
+def run_reference(
+    folder: Path,
+    base: Path,
+    manifest: Mapping[str, Any],
+    *,
+    probes: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+    scratch: Path | None = None,
+) -> Run:
+    """The base without and under the hook, as :func:`verify_in_transformers` runs it, without the finished folder.
+
+    Raises:
+        OutsideError: the process died, or stock transformers could not run the base.
+    """
+    with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=scratch) as name:
+        place, stored = Path(name), read_stored(folder, manifest)
+        job, _ = _job(folder, base, manifest, stored, place, probes, 0, trust_remote_code)
+        return _run({**job, "own_dtype": False, "role": "reference", "folder": str(base)}, place / "reference")
 
 
 def _entry(result: Comparison, reference: Run) -> dict[str, Any]:
@@ -144,7 +170,9 @@ def _job(
     save_file(held_by, scratch / "slots.safetensors")
     long_tokens, long_note = _long_prompt(config, long_prompt_limit)
     positions = _positions(config)
+    quantisation = quantisation_of(config)
     job = {
+        "dequantise": None if quantisation is None else quantisation.dequantise,
         "texts": list(probes or PROBES),
         "ids": None if has_tokenizer(base) else _ids_without_tokenizer(config),
         "max_tokens": min(MAX_TOKENS, positions - GREEDY_TOKENS) if positions else MAX_TOKENS,

@@ -111,7 +111,7 @@ def test_the_dtype_of_most_parameters(checkpoint: Checkpoint, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised .gptq"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantised .hqq"),
         ({"quantization_config": ["odd"]}, "quantised .unknown"),
         ({"model_type": "not-a-model"}, "does not understand"),
         ({"model_type": None}, "does not understand"),

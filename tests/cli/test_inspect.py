@@ -168,7 +168,7 @@ def test_wrong_input_is_one_clear_message(run: Run, name: str) -> None:
         ({"hidden_size": 0}, "hidden 0"),
         ({"num_attention_heads": 0}, "does not understand"),
         ({"model_type": "nope"}, "nope"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantised"),
     ],
 )
 def test_a_config_that_makes_no_model(

@@ -1,0 +1,108 @@
+"""Tiny quantised model -> recipe -> folder: the stock loader of each format steers as the hook does.
+
+FP8 and MXFP4 need nothing besides transformers (on a CPU it dequantises them); the other formats are run where their
+packages are installed: compressed-tensors; bitsandbytes; optimum and gptqmodel.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from old_transformers import skip_if_too_old
+from quantised_models import bitsandbytes, quantise
+from tiny_models import tiny_checkpoint, write_recipe
+
+from patcher.build import build
+from patcher.checkpoint.folder import CheckpointFolder
+from patcher.recipe_file import load_recipe
+from patcher.verify.later import verify_folder
+
+LLAMA, NARROW = "meta-llama--Llama-3.2-1B", {"intermediate_size": 128}
+# (format, released config, changes, route, packages, whether a CPU runs the weights as they are stored)
+CASES: list[tuple[str, str, dict[str, Any], str, tuple[str, ...], bool]] = [
+    ("fp8", LLAMA, {}, "flag", (), False),
+    ("fp8", "ibm-granite--granite-3.3-2b-instruct", NARROW, "flag", (), False),
+    ("mxfp4", "openai--gpt-oss-20b", {"quantization_config": None}, "native", (), False),
+    ("compressed-tensors int", LLAMA, {}, "flag", ("compressed_tensors",), True),
+    ("compressed-tensors float", LLAMA, {}, "flag", ("compressed_tensors",), True),
+    ("compressed-tensors packed", LLAMA, {}, "flag", ("compressed_tensors",), True),
+    ("gptq", LLAMA, NARROW, "flag", ("optimum", "gptqmodel"), True),
+    ("gptq", "facebook--opt-125m", {}, "native", ("optimum", "gptqmodel"), True),
+    ("awq", LLAMA, NARROW, "flag", ("gptqmodel",), True),
+    ("bitsandbytes 4", LLAMA, NARROW, "flag", ("bitsandbytes",), True),
+    ("bitsandbytes 8", LLAMA, NARROW, "flag", ("bitsandbytes",), True),
+    ("bitsandbytes 4", "openai-community--gpt2", {}, "native", ("bitsandbytes",), True),
+]
+
+
+def quantised_base(folder: Path, method: str, name: str, changes: dict[str, Any]) -> int:
+    """A tiny quantised checkpoint; the layer to steer."""
+    layer = tiny_checkpoint(folder, name, dtype=torch.bfloat16, **changes)
+    if method.startswith("bitsandbytes"):
+        bitsandbytes(folder, int(method.split()[1]))
+    else:
+        quantise(folder, method)
+    return layer
+
+
+def run(folder: Path, base: Path, layer: int) -> dict[str, Any]:
+    path = write_recipe(folder.with_suffix(".yaml"), base, layer, folder)
+    recipe, text = load_recipe(path)
+    return build(recipe, text, path, folder, say=lambda _line: None).manifest
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "changes", "route", "packages", "as_stored"),
+    CASES,
+    ids=[f"{case[0]}-{case[1]}".replace(" ", "-") for case in CASES],
+)
+def test_the_folder_equals_the_quantised_base_under_a_hook(
+    tmp_path: Path,
+    method: str,
+    name: str,
+    changes: dict[str, Any],
+    route: str,
+    packages: tuple[str, ...],
+    as_stored: bool,
+) -> None:
+    skip_if_too_old(name)
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    layer = quantised_base(tmp_path / "base", method, name, changes)
+    before = {item.name: item.read_bytes() for item in (tmp_path / "base").iterdir()}
+
+    manifest = run(tmp_path / "out", tmp_path / "base", layer)
+
+    entry = manifest["verification"][0]
+    assert manifest["route"]["name"] == route
+    assert entry["status"] == "passed"
+    assert entry["max_abs_logprob_diff"] <= 2e-5
+    assert entry["steering_effect"] > 0.05
+    assert entry["vector_rel_error"] <= 1e-5
+    checks = {check["name"]: check for check in entry["checks"]}
+    kind = method.split()[0]
+    assert checks[f"quantised weights ({kind})"]["passed"] is (True if as_stored else None)
+    assert checks["own dtype (bfloat16)"]["passed"] is True
+    assert {item.name: item.read_bytes() for item in (tmp_path / "base").iterdir()} == before
+    old, new = CheckpointFolder(tmp_path / "base").tensors, CheckpointFolder(tmp_path / "out").tensors
+    for key, info in old.items():
+        if key not in {tensor["name"] for tensor in manifest["route"]["tensors"]}:
+            there = new[key]
+            assert info.file.read_bytes()[info.start : info.end] == there.file.read_bytes()[there.start : there.end]
+
+
+def test_a_quantised_folder_whose_bias_the_loader_drops_fails(tmp_path: Path) -> None:
+    layer = quantised_base(tmp_path / "base", "fp8", LLAMA, {})
+    run(tmp_path / "out", tmp_path / "base", layer)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**config, "mlp_bias": False}))
+    entry = verify_folder(tmp_path / "out")
+    assert entry["status"] == "failed"
+    failed = {check["name"] for check in entry["checks"] if check["passed"] is False}
+    assert {"loading", "log-probabilities"} <= failed

@@ -1,0 +1,166 @@
+"""Quantised checkpoints: which routes serve them, under which names and dtypes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from quantised_models import METHODS, quantise
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_checkpoint
+
+from patcher.architectures.analysis import Architecture
+from patcher.architectures.quantised import FORMATS, quantisation_of
+from patcher.capture.model import load_causal_lm
+from patcher.checkpoint.folder import CheckpointFolder
+from patcher.checkpoint.prepare import prepared_base, read_config
+from patcher.checkpoint.source import Source
+from patcher.checkpoint.writer import write_copy
+from patcher.errors import InputError
+from patcher.routes.apply import tensors_to_write
+from patcher.routes.plan import Plan
+from patcher.routes.planner import ROUTES, choose_route, survey
+
+LLAMA, GPT_OSS = "meta-llama--Llama-3.2-1B", "openai--gpt-oss-20b"
+LAYER = 1
+
+
+def quantised(folder: Path, method: str, name: str = LLAMA) -> CheckpointFolder:
+    dense = {"quantization_config": None} if name == GPT_OSS else {}
+    tiny_checkpoint(folder, name, dtype=torch.bfloat16, tokenizer=False, **dense)
+    quantise(folder, method)
+    return CheckpointFolder(folder)
+
+
+def planned(checkpoint: CheckpointFolder, **options: Any) -> Plan:
+    return choose_route(Architecture(read_config(checkpoint.path)), [LAYER], checkpoint, **options)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "mxfp4"])
+def test_a_created_bias_lies_beside_the_quantised_weight(tmp_path: Path, method: str) -> None:
+    checkpoint = quantised(tmp_path / "base", method)
+    plan = planned(checkpoint)
+    assert plan.route == "flag"
+    dtype = FORMATS[method.split()[0]].bias
+    assert [(tensor.name, tensor.dtype) for tensor in plan.carriers] == [
+        (f"model.layers.{LAYER}.mlp.down_proj.bias", dtype)
+    ]
+    assert {tensor.dtype for tensor in plan.tensors} <= {dtype, "F32", "BF16"}
+    assert len(plan.tensors) == 4 * 3
+
+    vector = {LAYER: torch.randn(64, generator=torch.Generator().manual_seed(0))}
+    created, replaced = tensors_to_write(plan, vector, checkpoint)
+    (tmp_path / "out").mkdir()
+    write_copy(checkpoint, tmp_path / "out", created=created, replaced=replaced, config_changes=plan.config_changes)
+    copied = CheckpointFolder(tmp_path / "out")
+    for name, info in checkpoint.tensors.items():
+        now = copied.tensors[name]
+        assert (now.dtype, now.shape) == (info.dtype, info.shape)
+        before, after = (x.file.read_bytes()[x.start : x.end] for x in (info, now))
+        assert before == after
+    assert copied.config["quantization_config"] == METHODS[method][1]
+
+
+def test_the_experts_of_gpt_oss_have_the_bias_beside_their_blocks(tmp_path: Path) -> None:
+    checkpoint = quantised(tmp_path / "base", "mxfp4", GPT_OSS)
+    plan = planned(checkpoint)
+    assert plan.route == "native"
+    (carrier,) = plan.carriers
+    assert carrier.name == f"model.layers.{LAYER}.mlp.experts.down_proj_bias"
+    assert (carrier.kind, carrier.dtype) == ("added", "F32")
+    assert f"model.layers.{LAYER}.mlp.experts.down_proj_blocks" in checkpoint.tensors
+
+
+def test_all_other_routes_refuse_it(tmp_path: Path) -> None:
+    checkpoint = quantised(tmp_path / "base", "gptq", "Qwen--Qwen2.5-0.5B")
+    architecture = Architecture(read_config(checkpoint.path))
+    findings = {finding.name: finding for finding in survey(architecture, [LAYER], checkpoint)}
+    assert all(finding.plan is None for finding in findings.values())
+    for name in ROUTES:
+        assert (name in ("native", "flag")) != ("the checkpoint is quantised (gptq)" in findings[name].why_not)
+    with pytest.raises(InputError, match="has no route"):
+        planned(checkpoint, exact=False)
+
+
+@pytest.mark.parametrize(("method", "reads"), [("gptq", "native"), ("fp8", "native"), ("awq", "no")])
+def test_what_llama_cpp_converts(tmp_path: Path, method: str, reads: str) -> None:
+    plan = planned(quantised(tmp_path / "base", method))
+    assert plan.stacks["llama.cpp"] == reads
+
+
+def test_biases_of_zero_that_the_class_does_not_read_are_replaced(tmp_path: Path) -> None:
+    """Some tools store one for every layer that they quantised, whether the class has it or not."""
+    checkpoint = quantised(tmp_path / "base", "gptq")
+    file = tmp_path / "base" / "model.safetensors"
+    names = [f"model.layers.{layer}.mlp.down_proj.bias" for layer in range(4)]
+    stored = load_file(file)
+    save_file({**stored, **{name: torch.zeros(64).half() for name in names}}, file, {"format": "pt"})
+    checkpoint = CheckpointFolder(tmp_path / "base")
+    plan = planned(checkpoint)
+    assert plan.dropped == set(names)
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    created, replaced = tensors_to_write(plan, {LAYER: vector}, checkpoint)
+    (tmp_path / "out").mkdir()
+    write_copy(
+        checkpoint, tmp_path / "out", created=created, replaced=replaced, config_changes={}, dropped=plan.dropped
+    )
+    copied = CheckpointFolder(tmp_path / "out").tensors
+    assert set(copied) == set(stored) | {tensor.name for tensor in plan.tensors}
+
+    save_file({**stored, names[2]: torch.ones(64).half()}, file, {"format": "pt"})
+    with pytest.raises(InputError, match="which the class does not read without the flag"):
+        planned(CheckpointFolder(tmp_path / "base"), route="flag")
+
+
+@pytest.mark.parametrize(
+    ("stated", "method"),
+    [
+        ({"quant_method": "hqq"}, "hqq"),
+        ({"bits": 4}, "unknown"),
+        (["odd"], "unknown"),
+        ("odd", "unknown"),
+        ({"quant_method": ["odd"]}, "odd"),
+    ],
+)
+def test_other_formats_are_refused(stated: Any, method: str) -> None:
+    with pytest.raises(InputError, match="the checkpoint is quantised") as caught:
+        quantisation_of({"quantization_config": stated})
+    assert caught.value.code == "quantised" and method in str(caught.value)
+    assert "gptq" in str(caught.value.problems[0].remedy)
+
+
+@pytest.mark.parametrize("stated", [None, {}])
+def test_what_is_not_quantised(stated: Any) -> None:
+    assert quantisation_of({"quantization_config": stated}) is None
+    assert quantisation_of({}) is None
+
+
+def test_older_bitsandbytes_configs_state_no_method() -> None:
+    found = quantisation_of({"quantization_config": {"load_in_4bit": True}})
+    assert found is not None and found.method == "bitsandbytes"
+
+
+def test_no_adapter_is_merged_into_quantised_weights(tmp_path: Path) -> None:
+    folder = quantised(tmp_path / "base", "fp8").path
+    recipe: Any = SimpleNamespace(adapter="somewhere", trust_remote_code=False)
+    source = Source("base", False, None, folder)
+    with (
+        pytest.raises(InputError, match="no adapter can be merged into quantised weights"),
+        prepared_base(source, recipe, tmp_path, tmp_path / "out", lambda _line: None),
+    ):
+        pass
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.quantizers.quantizer_gptq as loader
+
+    monkeypatch.setattr(loader, "is_optimum_available", lambda: False)
+    folder = quantised(tmp_path / "base", "gptq").path
+    with pytest.raises(InputError, match="needs a package that is not installed") as caught:
+        load_causal_lm(folder, dtype=torch.float32)
+    assert caught.value.problems[0].remedy == "pip install optimum gptqmodel"
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == "gptq"
