@@ -42,9 +42,10 @@ from patcher.routes.planner import ROUTES, choose_route
 from patcher.vectors import SteeringVector, save_vectors
 from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
 from patcher.vectors.finding import find_vectors, prepare_vectors, sum_by_layer
+from patcher.verify.of_build import require_stacks, verify_build
+from patcher.verify.oldest import oldest_versions
 from patcher.verify.probes import PROBES
 from patcher.verify.stored import VECTORS, read_stored
-from patcher.verify.transformers_stack import verify_in_transformers
 
 Say = Callable[[str], None]
 
@@ -56,6 +57,7 @@ def dry_run(recipe: Recipe, recipe_path: Path, output: Path, *, force: bool = Fa
         InputError: anything that would stop the build before its real work.
     """
     say("reading the model's config")
+    require_stacks(recipe)
     source = find_model(recipe.model, recipe_path.parent, weights=False)
     check_output(output, force=force, inputs=(source.folder,))
     config = read_config(source.folder, trust_remote_code=recipe.trust_remote_code)
@@ -148,26 +150,21 @@ def build(
                 evaluation=evaluation,
                 notes=[*planned.notes, *notes],
             )
+            manifest["route"]["oldest"] = oldest_versions(manifest["route"])
             for layer, stored in read_stored(stage, manifest).items():
                 for edit in manifest["edits"]:
                     if edit["layer"] == layer:
                         edit["stored_rel_error"] = stored.rel_error
             with clock.time("verify"), scratch_folder(output) as scratch:
-                entry = verify_in_transformers(
+                manifest["verification"] = verify_build(
+                    recipe,
                     stage,
                     base.reference_folder,
                     manifest,
-                    tolerance=recipe.verify.tolerance,
-                    probes=recipe.verify.probes,
-                    long_prompt_limit=recipe.verify.long_prompt_limit,
-                    fit_error=recipe.verify.fit_error,
-                    fit_kl=recipe.verify.fit_kl,
-                    trust_remote_code=recipe.trust_remote_code,
                     scratch=scratch,
                     progress=say,
+                    check=lambda entry: require_passed(entry, str(output), exact=plan.exact),
                 )
-            require_passed(entry, str(output), exact=plan.exact)
-            manifest["verification"] = [entry]
             size = written.bytes_written + _write_texts(stage, manifest, source)
     result = BuildResult(output, manifest, clock.stop(), peak_rss_bytes(), size + (output / VECTORS).stat().st_size)
     if recipe.push is not None:

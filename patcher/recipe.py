@@ -131,8 +131,8 @@ class EvaluateSpec(_Strict):
 class VerifySpec(_Strict):
     """How the finished folder is checked against the hook reference."""
 
-    stacks: list[Literal["transformers"]] = ["transformers"]
-    """The stock stacks that are run."""
+    stacks: Literal["installed"] | Annotated[list[Stack], Field(min_length=1)] = ["transformers"]
+    """The stock stacks that are run, transformers in any case. `installed`: those of `targets` that are installed."""
     probes: list[str] | None = None
     """Texts to compare on; by default a bundled set that no recipe uses."""
     tolerance: Annotated[float, Field(gt=0, le=1e-3)] = 1e-4

@@ -19,8 +19,10 @@ from patcher.errors import OutsideError, PatchModelError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("build_command", "Build what a recipe describes (the default: patch-model RECIPE)."),
-    "verify": ("verify_command", "Compare a patched folder with the hook reference again."),
+    "verify": ("verify_command", "Compare a patched folder with the hook reference again, in any stack."),
+    "stacks": ("stacks_command", "Which stock stacks are found here; install one in an environment of its own."),
     "inspect": ("inspect_command", "Which routes a model's architecture has, for which stacks, at what cost."),
+    "export": ("export_command", "Write the same edits as a vector file, a control vector or a PEFT adapter."),
     "gguf": ("gguf_command", "Add the vectors of a patched folder to a GGUF file of any quantisation."),
     "push": ("push_command", "Publish a patched folder on the Hub."),
     "demo": ("demo_command", "Write the quickstart: a tiny model, contrast pairs, a recipe."),
@@ -71,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     as_json = "--json" in chosen
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        cli.main(args=_with_default_command(chosen), prog_name="patch-model", standalone_mode=False)
+        # Outside of its standalone mode, click returns what `Exit` carries.
+        status = cli.main(args=_with_default_command(chosen), prog_name="patch-model", standalone_mode=False)
     except PatchModelError as error:
         _fail(error.exit_code, str(error), error.as_json(), as_json)
     except click.exceptions.Exit as done:
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             "not enough memory", remedy="dtype: bfloat16, or a machine with more memory", code="memory"
         )
         _fail(memory.exit_code, str(memory), memory.as_json(), as_json)
-    sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _with_default_command(arguments: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from patcher.build_result import BuildResult, DryRun
@@ -14,6 +15,7 @@ from patcher.routes.plan import Plan, TensorWrite
 
 NO_TERMINAL_WIDTH = 118
 NUMBERS = ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_error")
+_COLOURS = {"passed": "green", "not_checked": "yellow"}
 COLUMNS = ("max |Δ log-prob|", "tolerance", "effect", "residual error")
 
 
@@ -130,12 +132,16 @@ def print_verification(
         if share is not None:
             numbers["tolerance"] = "-"
         table.add_row(
-            f"{entry['stack']} {entry['version']}",
-            f"[{'green' if entry['passed'] else 'red'}]{entry['status']}[/]",
+            f"{entry['stack']} {entry['version'] or ''}",
+            f"[{_COLOURS.get(entry['status'], 'red')}]{entry['status'].replace('_', ' ')}[/]",
             *numbers.values(),
             *([f"{_shown(share)} ({_shown(_limit(entry, 'KL of the fit'))})"] if share is not None else []),
         )
     console.print(table)
+    for entry in entries:
+        if entry.get("note"):
+            remedy = f" ({entry['remedy']})" if entry.get("remedy") else ""
+            console.print(f"{entry['stack']}: {entry['note']}{remedy}", markup=False, soft_wrap=True)
     if not every_check:
         unmade = [check for entry in entries for check in entry["checks"] if check["passed"] is None]
         if unmade:
@@ -145,13 +151,14 @@ def print_verification(
                 style="dim",
             )
         return
-    checks = empty_table("check", "result", "value", "limit", "")
     words = {True: "[green]passed[/]", False: "[red]failed[/]", None: "not made"}
     for entry in entries:
+        checks = empty_table(f"check in {entry['stack']}", "result", "value", "limit", "")
         for check in entry["checks"]:
             value, limit = _shown(check["value"]), _shown(check["limit"])
-            checks.add_row(check["name"], words[check["passed"]], value, limit, check["note"])
-    console.print(checks)
+            checks.add_row(check["name"], words[check["passed"]], value, limit, escape(check["note"]))
+        if entry["checks"]:
+            console.print(checks)
 
 
 def console_for(*, to_stderr: bool = False) -> Console:

@@ -1,4 +1,4 @@
-"""Files that hold steering vectors: safetensors, torch and GGUF. A new format is one reader and one entry."""
+"""Files that hold steering vectors: safetensors, torch, GGUF and PEFT. A new format is one reader and one entry."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patcher.errors import InputError, MissingExtraError, OutsideError
+from patcher.vectors.peft_files import is_adapter, read_adapter
 
 # In steering.safetensors: the former values of overwritten tensors, kept so that the edit can be taken out again.
 ORIGINAL_PREFIX = "original/"
@@ -26,20 +27,22 @@ SPREAD_PREFIX = "spread/"
 
 @dataclass(frozen=True)
 class _Contents:
-    """The tensors of a file: their names, and how to read one."""
+    """The tensors of a file: their names, and how to read one; ``vague`` where only a person can say what they are."""
 
     names: list[str]
     read: Callable[[str], Tensor]
+    vague: bool = False
 
 
 def load_vector_file(path: Path, *, layer: int, hidden: int, tensor: str | None = None) -> Tensor:
     """Read the vector for one layer.
 
     The file is ``.safetensors`` (also the ``steering.safetensors`` of a patched folder), ``.pt``/``.pth``/``.bin``
-    (a tensor, as CAA saves it, or a dict of tensors; only read with ``weights_only=True``), or a ``.gguf`` control
-    vector, whose ``direction.N`` is added after 0-based block N. The tensor is the one named ``tensor``, else the
-    only one, else ``layer.N``, ``direction.N``, ``layers.N`` or ``N`` for this layer. It may be [hidden], [1, hidden],
-    [1, 1, hidden], or [layers, hidden], which is indexed by layer.
+    (a tensor, as CAA saves it, or a dict of tensors; only read with ``weights_only=True``), a ``.gguf`` control
+    vector, whose ``direction.N`` is added after 0-based block N, or the folder of a PEFT adapter that adds a constant.
+    The tensor is the one named ``tensor``, else the only one, else ``layer.N``, ``direction.N``, ``layers.N`` or ``N``
+    for this layer, else the only ``NAME.layer.N``. It may be [hidden], [1, hidden], [1, 1, hidden], or
+    [layers, hidden], which is indexed by layer.
 
     Args:
         path: the file.
@@ -54,14 +57,22 @@ def load_vector_file(path: Path, *, layer: int, hidden: int, tensor: str | None 
         InputError: if the file is not there, broken, holds code, or holds no such vector.
         MissingExtraError: for ``.gguf`` without the ``gguf`` package.
     """
-    reader = _READERS.get(path.suffix.lower())
+    adapter = is_adapter(path)
+    reader = _read_peft if adapter else _READERS.get(path.suffix.lower())
     if reader is None:
-        remedy = "use one of: " + ", ".join(_READERS)
+        remedy = "use one of: " + ", ".join(_READERS) + ", or a PEFT adapter's folder"
         raise InputError("vectors are not read from this kind of file", where=str(path), remedy=remedy)
-    if not path.is_file():
+    if not (adapter or path.is_file()):
         remedy = "check the spelling; paths are relative to the recipe's folder"
         raise InputError("there is no such vector file", where=str(path), remedy=remedy)
     contents = reader(path)
+    if contents.vague and tensor is None:
+        raise InputError(
+            "what a module's output gains is not in every model what the residual stream gains",
+            where=str(path),
+            found="an adapter of another tool: " + _listed(contents.names),
+            remedy="to use it as it is, name one with `tensor:`",
+        )
     name = _choose(contents.names, layer, tensor, str(path))
     where = f"{path}: {name}" if name else str(path)
     return _as_vector(contents.read(name), layer, hidden, where)
@@ -104,6 +115,7 @@ def _choose(names: list[str], layer: int, tensor: str | None, where: str) -> str
         return vectors[0]
     wanted = [f"layer.{layer}", f"direction.{layer}", f"layers.{layer}", str(layer)]
     there = [name for name in wanted if name in vectors]
+    there = there or [name for name in vectors if name.endswith(f".{wanted[0]}")]
     if len(there) == 1:
         return there[0]
     if there:
@@ -214,6 +226,11 @@ def _read_gguf(path: Path) -> _Contents:
         return torch.tensor(values)
 
     return _Contents(list(found), read)
+
+
+def _read_peft(path: Path) -> _Contents:
+    tensors = read_adapter(path)
+    return _Contents(list(tensors), tensors.__getitem__, vague=not all(name.startswith("layer.") for name in tensors))
 
 
 def _broken(path: Path, kind: str, error: object) -> InputError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +10,71 @@ from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.prepare import find_adapter, find_model, temporary_base
 from patcher.checkpoint.source import Source, fetch
 from patcher.errors import InputError
+from patcher.verify.all_stacks import Options, verify_in_stacks
 from patcher.verify.comparison import FIT_ERROR, FIT_KL
+from patcher.verify.environments import TRANSFORMERS, find
 from patcher.verify.stored import read_manifest
-from patcher.verify.transformers_stack import verify_in_transformers
 
 
-def verify_folder(
+def verify_folder(folder: Path, **options: Any) -> dict[str, Any]:
+    """Repeat the verification in transformers: the one entry of :func:`verify_folder_in`, whose options it takes."""
+    return verify_folder_in(folder, [TRANSFORMERS], **options)[0]
+
+
+def verify_folder_in(
     folder: Path,
+    stacks: Sequence[str],
     *,
     base: str | None = None,
     adapter: str | None = None,
+    places: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Repeat the verification of a patched folder.
+) -> list[dict[str, Any]]:
+    """Repeat the verification of a patched folder, in one or several stacks.
 
     Args:
         folder: what a build wrote.
+        stacks: of :data:`patcher.verify.environments.STACKS`.
         base: where the base is, if not where the manifest says.
         adapter: where the merged adapter is, if not where the manifest says.
+        places: stack -> where it is installed, if not where the tool looks.
 
     Returns:
-        An entry as in ``steering.json``'s ``verification``.
+        Entries as in ``steering.json``'s ``verification``; of a stack that is not installed, ``not_checked``.
 
     Raises:
-        InputError: the folder is not ours, or the base is not there or not the one it was made from.
+        InputError: the folder is not ours, the base is not there or not the one it was made from, or a place does not
+            hold its stack.
         OutsideError: the base could not be downloaded, or stock software could not run.
     """
     say = progress or (lambda _text: None)
     manifest = read_manifest(folder)
+    for stack in stacks:
+        find(stack, (places or {}).get(stack))
     source = _base(manifest, base)
     say("checking that the base is the one the folder was made from")
     _require_same(source.folder, manifest)
     with temporary_base(source, _adapter(manifest, adapter), trust_remote_code=trust_remote_code) as reference:
-        options = (manifest.get("recipe") or {}).get("resolved", {}).get("verify") or {}
-        return verify_in_transformers(
+        asked = (manifest.get("recipe") or {}).get("resolved", {}).get("verify") or {}
+        options = Options(
+            tolerance=float(asked.get("tolerance") or 1e-4),
+            probes=asked.get("probes"),
+            trust_remote_code=trust_remote_code,
+            places=places,
+        )
+        only_transformers = {
+            "long_prompt_limit": int(asked.get("long_prompt_limit", 4608)),
+            "fit_error": float(asked.get("fit_error", FIT_ERROR)),
+            "fit_kl": float(asked.get("fit_kl", FIT_KL)),
+        }
+        return verify_in_stacks(
+            stacks,
             folder,
             reference,
             manifest,
-            tolerance=float(options.get("tolerance") or 1e-4),
-            probes=options.get("probes"),
-            long_prompt_limit=int(options.get("long_prompt_limit", 4608)),
-            fit_error=float(options.get("fit_error", FIT_ERROR)),
-            fit_kl=float(options.get("fit_kl", FIT_KL)),
-            trust_remote_code=trust_remote_code,
+            options,
+            transformers_options=only_transformers,
             progress=progress,
         )
 

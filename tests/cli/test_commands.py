@@ -182,10 +182,10 @@ def test_schema_is_json_and_knows_the_keys(run: Run) -> None:
     assert code == 0 and {"model", "vectors", "push"} <= set(schema["properties"])
 
 
-def test_a_quantised_base_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_base_that_is_quantised_in_another_way_is_refused(run: Run, tmp_path: Path) -> None:
     layer = tiny_checkpoint(tmp_path / "base", "meta-llama--Llama-3.2-1B")
     config = json.loads((tmp_path / "base" / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "hqq", "bits": 4}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     code, _, err = run(write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out"))
-    assert code == 2 and "quantised (gptq)" in err
+    assert code == 2 and "quantised (hqq)" in err

@@ -1,0 +1,110 @@
+"""The edits of a patched folder, as its base would gain them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from patcher.architectures.analysis import Architecture
+from patcher.checkpoint.folder import read_json_object
+from patcher.checkpoint.prepare import read_config
+from patcher.errors import InputError
+from patcher.verify.stored import VECTORS, read_manifest
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What a folder's base gains.
+
+    Attributes:
+        vectors: layer of the base (-1: the embedding) -> fp32 [hidden], all of its edits together.
+        names: layer -> names of its edits.
+        base: Hub id or folder name of the base.
+        revision: the base's commit, of a Hub model.
+        place: the Hub id, or the local folder: for what is shown here, never for what is written.
+        on_hub: whether ``base`` is a Hub id.
+        base_config: the base's config.json.
+        trust_remote_code: whether the build ran code that came with the base.
+        notes: what the user should know.
+    """
+
+    vectors: Mapping[int, torch.Tensor]
+    names: Mapping[int, list[str]]
+    base: str
+    revision: str | None
+    place: str
+    on_hub: bool
+    base_config: Mapping[str, Any]
+    trust_remote_code: bool
+    notes: tuple[str, ...]
+
+    @property
+    def model_type(self) -> str:
+        return str(self.base_config.get("model_type", ""))
+
+    def architecture(self) -> Architecture:
+        """The base's stock class, without weights.
+
+        Raises:
+            InputError: this transformers cannot build it.
+        """
+        # A quantised base has the same modules; which of them hold what does not matter here.
+        plain = {key: value for key, value in self.base_config.items() if key != "quantization_config"}
+        with tempfile.TemporaryDirectory(prefix="patch-model-config-") as name:
+            (Path(name) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+            config = read_config(Path(name), trust_remote_code=self.trust_remote_code)
+        return Architecture(config, trust_remote_code=self.trust_remote_code)
+
+
+def read_edits(folder: Path) -> Edits:
+    """The edits of a patched folder.
+
+    Raises:
+        InputError: it is not one, or its files contradict each other.
+    """
+    manifest = read_manifest(folder)
+    base, recipe = manifest["base"], (manifest.get("recipe") or {}).get("resolved") or {}
+    sums: dict[int, torch.Tensor] = {}
+    names: dict[int, list[str]] = {}
+    path = folder / VECTORS
+    try:
+        with safe_open(path, framework="pt") as file:
+            for edit in manifest["edits"]:
+                layer = int(edit["layer"])
+                sums[layer] = sums.get(layer, torch.zeros(())) + file.get_tensor(edit["tensor"]).double()
+                names.setdefault(layer, []).append(str(edit["name"]))
+    except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            "the folder's vectors cannot be read", where=str(path), found=error, remedy="build the folder again"
+        ) from None
+    if not sums:
+        raise InputError("the manifest lists no edit", where=str(folder), remedy="build the folder again")
+    notes = []
+    if base.get("adapter"):
+        notes.append("an adapter was merged into the base before it was steered; the export holds the steering alone")
+    return Edits(
+        vectors={layer: sums[layer].float().contiguous() for layer in sorted(sums)},
+        names={layer: names[layer] for layer in sorted(names)},
+        base=str(base.get("model", "")),
+        revision=base.get("revision"),
+        place=str(base.get("path") or base.get("model", "")),
+        on_hub=bool(base.get("hub")),
+        base_config=_base_config(read_json_object(folder / "config.json"), manifest["route"]),
+        trust_remote_code=bool(recipe.get("trust_remote_code", False)),
+        notes=tuple(notes),
+    )
+
+
+def _base_config(copied: Mapping[str, Any], route: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that the route started from: the copy's, with what the route changed put back."""
+    before, changes = route.get("config_before") or {}, route.get("config_changes") or {}
+    if before.keys() - changes.keys():
+        return dict(before)  # the route wrote a whole config, so all of the base's was kept
+    return {key: value for key, value in {**copied, **before}.items() if key not in before or value is not None}

@@ -1,0 +1,269 @@
+"""Verification in any of the stock stacks: one hook reference, one entry of ``verification`` a stack."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patcher.capture.model import has_tokenizer
+from patcher.checkpoint.folder import CheckpointFolder, read_json_object
+from patcher.errors import OutsideError
+from patcher.verify.comparison import Run
+from patcher.verify.environments import LLAMA_CPP, TRANSFORMERS, VLLM, Environment, Missing, find
+from patcher.verify.llama_cpp_stack import llama_cpp_process
+from patcher.verify.probes import PROBES
+from patcher.verify.stack_comparison import Expected, StackComparison, compare_in_stack
+from patcher.verify.stack_jobs import MOST_TOKENS, Job, Process, StackRun, run_jobs
+from patcher.verify.stored import read_stored
+from patcher.verify.transformers_stack import GREEDY_TOKENS, run_reference, verify_in_transformers
+from patcher.verify.vllm_stack import vllm_process
+
+ONE_PROCESS_BYTES = 2 << 30
+REFERENCE = "the base with a forward hook in transformers, adding the vector that the file stores"
+FITTED_REFERENCE = "the same folder in transformers, whose fit is held against the hook there"
+
+
+PROCESSES: Mapping[str, Callable[[Environment], Process]] = {VLLM: vllm_process, LLAMA_CPP: llama_cpp_process}
+"""Stack -> how its process is started; a new stack is one module, one runner and one entry."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The recipe's ``verify`` keys that matter here, and where stacks are."""
+
+    tolerance: float = 1e-4
+    probes: Sequence[str] | None = None
+    trust_remote_code: bool = False
+    places: Mapping[str, str] | None = None
+
+    def where(self, stack: str) -> str | None:
+        return (self.places or {}).get(stack)
+
+
+def verify_in_stacks(
+    stacks: Sequence[str],
+    folder: Path,
+    base: Path,
+    manifest: Mapping[str, Any],
+    options: Options,
+    *,
+    transformers_options: Mapping[str, Any],
+    scratch: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+    after_transformers: Callable[[Mapping[str, Any]], None] = lambda _entry: None,
+) -> list[dict[str, Any]]:
+    """Verify a folder in each of the stacks.
+
+    Args:
+        stacks: names; what is not installed gets an entry ``not_checked``.
+        folder: the finished folder.
+        base: the base checkpoint, adapter merged.
+        manifest: ``edits`` and ``route`` of ``steering.json``.
+        transformers_options: keywords for :func:`verify_in_transformers` that other stacks have no use for.
+        scratch: where intermediate files may lie.
+        after_transformers: called with the entry of transformers before any other stack is run.
+
+    Returns:
+        Entries as in ``steering.json``'s ``verification``, in the order of ``stacks``.
+
+    Raises:
+        InputError: a path that was given for a stack does not hold it.
+        OutsideError: the memory or stock software failed in a way that says nothing of the folder.
+    """
+    say = progress or (lambda _text: None)
+    found = {stack: find(stack, options.where(stack)) for stack in stacks}
+    kept: list[Run] = []
+    entries: dict[str, dict[str, Any]] = {}
+    exact = bool(manifest["route"]["exact"])
+    others = [where for stack, where in found.items() if stack != TRANSFORMERS and isinstance(where, Environment)]
+    if TRANSFORMERS in found or (others and not exact):
+        entry = verify_in_transformers(
+            folder,
+            base,
+            manifest,
+            tolerance=options.tolerance,
+            probes=options.probes,
+            trust_remote_code=options.trust_remote_code,
+            scratch=scratch,
+            progress=progress,
+            keep=lambda *runs: kept.extend(runs),
+            **transformers_options,
+        )
+        entries[TRANSFORMERS] = entry
+        after_transformers(entry)
+    if others and not kept:
+        say("the base under a hook, in transformers")
+        kept.append(
+            run_reference(
+                folder,
+                base,
+                manifest,
+                probes=options.probes,
+                trust_remote_code=options.trust_remote_code,
+                scratch=scratch,
+            )
+        )
+    for stack, where in found.items():
+        if stack == TRANSFORMERS:
+            continue
+        if isinstance(where, Missing):
+            entries[stack] = not_checked(stack, None, f"not installed: {where.why}", where.remedy)
+        elif not exact and len(kept) < 2:
+            entries[stack] = not_checked(
+                stack, where.version, "transformers cannot run the folder, so nothing is known"
+            )
+        else:
+            say(f"verifying: {stack}")
+            entries[stack] = _in_stack(where, folder, base, manifest, kept, options, scratch, say)
+    return [entries[stack] for stack in stacks]
+
+
+def _in_stack(
+    where: Environment,
+    folder: Path,
+    base: Path,
+    manifest: Mapping[str, Any],
+    kept: Sequence[Run],
+    options: Options,
+    scratch: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    exact = bool(manifest["route"]["exact"])
+    texts = list(options.probes or PROBES) if has_tokenizer(base) else []
+    ids, expected = _expected(kept, exact=exact, from_texts=bool(texts))
+    positions = _positions(base)
+    top = min(MOST_TOKENS, expected.plain[0].shape[-1])
+    jobs = [
+        Job(label, str(place.resolve()), ids, ids[0], GREEDY_TOKENS, texts, top, positions)
+        for label, place in (("base", base), ("copy", folder))
+    ]
+    process = PROCESSES[where.stack](where)
+    runs: dict[str, StackRun] = {}
+    with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=scratch) as name:
+        # Two large models in a row need not fit into one process: not every stack gives back all memory.
+        together = _fp32_bytes(folder) <= ONE_PROCESS_BYTES
+        for number, batch in enumerate([jobs] if together else [[job] for job in jobs]):
+            place = Path(name) / str(number)
+            runs |= run_jobs(process, batch, place, trust_remote_code=options.trust_remote_code, say=say)
+    run, of_base = runs["copy"], runs["base"]
+    hidden = [
+        (str(folder.resolve()), "DIR"),
+        (str(base.resolve()), "BASE"),
+        (str(where.python.parent.parent), "ENVIRONMENT"),
+        (name, "SCRATCH"),
+    ]
+    if run.error is not None and of_base.error is not None:
+        note = f"it runs neither the folder nor the base: {_without_paths(run.error, hidden)}"
+        return not_checked(where.stack, run.version, note, detail=run.detail)
+    off = max(layer.rel_error for layer in read_stored(folder, manifest).values())
+    result = compare_in_stack(run, of_base, expected, tolerance=options.tolerance, stored_error=off)
+    entry = _entry(where, run, result, exact=exact)
+    for check in entry["checks"]:
+        check["note"] = _without_paths(check["note"], hidden)
+    if of_base.error is not None:
+        entry["note"] = f"the base itself does not run there: {_without_paths(of_base.error, hidden)}"
+    return entry
+
+
+def _expected(kept: Sequence[Run], *, exact: bool, from_texts: bool) -> tuple[list[list[int]], Expected]:
+    reference = kept[0]
+    ids = [list(row) for row in reference.facts["ids"]]
+    count = range(len(ids))
+    truth, label = (reference, "hook") if exact else (kept[1], "candidate")
+    floor = max(
+        float((reference.tensors[f"hook/{number}"] - reference.tensors[f"hook_again/{number}"]).abs().max())
+        for number in count
+    )
+    return ids, Expected(
+        plain=[reference.tensors[f"base/{number}"] for number in count],
+        steered=[truth.tensors[f"{label}/{number}"] for number in count],
+        noise_floor=floor,
+        greedy=truth.facts.get("greedy", ()),
+        greedy_logprobs=truth.tensors.get("greedy"),
+        text_ids=ids if from_texts else (),
+    )
+
+
+def _entry(where: Environment, run: StackRun, result: StackComparison, *, exact: bool) -> dict[str, Any]:
+    passed = result.passed and not result.blind
+    status = "passed" if passed else ("not_checked" if result.passed else "failed")
+    return {
+        "stack": where.stack,
+        "version": run.version,
+        "detail": run.detail,
+        "status": status,
+        "passed": passed,
+        "reference": REFERENCE if exact else FITTED_REFERENCE,
+        "dtype": "float32",
+        "max_abs_logprob_diff": _number(result.max_abs_logprob_diff),
+        "noise_floor": _number(result.noise_floor),
+        "own_error": _number(result.own_error),
+        "steering_effect": _number(result.steering_effect),
+        "vector_rel_error": None,
+        "gain": _number(result.gain),
+        "tolerance": _number(result.tolerance),
+        "positions": result.positions,
+        "tokens": result.tokens,
+        "note": result.blind,
+        "checks": [
+            {**check.as_json(), "value": _number(check.value), "limit": _number(check.limit)} for check in result.checks
+        ],
+    }
+
+
+def not_checked(stack: str, version: str | None, why: str, remedy: str = "", *, detail: str = "") -> dict[str, Any]:
+    """The entry of a stack that was not run, or could not be."""
+    numbers = ("max_abs_logprob_diff", "noise_floor", "steering_effect", "vector_rel_error", "tolerance")
+    return {
+        "stack": stack,
+        "version": version,
+        "detail": detail,
+        "status": "not_checked",
+        "passed": False,
+        "reference": None,
+        "dtype": None,
+        **dict.fromkeys(numbers),
+        "note": why,
+        "remedy": remedy,
+        "checks": [],
+    }
+
+
+def require_installed(stacks: Sequence[str], where: str) -> None:
+    """Refuse before any work what could not be verified after it.
+
+    Raises:
+        OutsideError: a stack is not installed.
+        InputError: a variable names a path that does not hold it.
+    """
+    for stack in stacks:
+        found = find(stack)
+        if isinstance(found, Missing):
+            raise OutsideError(
+                f"{stack} is not installed", where=where, found=found.why, remedy=found.remedy, code="no_stack"
+            )
+
+
+def _without_paths(text: str, hidden: Sequence[tuple[str, str]]) -> str:
+    for path, word in hidden:
+        text = text.replace(path, word)
+    return text
+
+
+def _positions(base: Path) -> int | None:
+    config = read_json_object(base / "config.json")
+    value = config.get("n_positions") or config.get("max_position_embeddings")
+    return value if isinstance(value, int) else None
+
+
+def _fp32_bytes(folder: Path) -> int:
+    return 4 * sum(math.prod(info.shape) for info in CheckpointFolder(folder).tensors.values())
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no infinity and no not-a-number."""
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -1,0 +1,87 @@
+"""The verification of a build: which stacks the recipe asks for, and what it demands of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from patcher.errors import OutsideError
+from patcher.recipe import Recipe
+from patcher.verify.all_stacks import Options, require_installed, verify_in_stacks
+from patcher.verify.environments import TRANSFORMERS
+
+
+def stacks_of(recipe: Recipe) -> list[str]:
+    """The stacks that are run: transformers in any case, then those listed, or those that are aimed at."""
+    if recipe.verify.stacks == "installed":
+        wanted = [] if isinstance(recipe.targets, str) else list(recipe.targets)
+    else:
+        wanted = list(recipe.verify.stacks)
+    return list(dict.fromkeys([TRANSFORMERS, *wanted]))
+
+
+def require_stacks(recipe: Recipe) -> None:
+    """Refuse a build whose listed stacks are not installed, before any work.
+
+    Raises:
+        OutsideError: one is not installed.
+        InputError: a variable names a path that does not hold it.
+    """
+    if recipe.verify.stacks != "installed":
+        require_installed(stacks_of(recipe), "verify.stacks")
+
+
+def verify_build(
+    recipe: Recipe,
+    folder: Path,
+    base: Path,
+    manifest: Mapping[str, Any],
+    *,
+    scratch: Path,
+    progress: Callable[[str], None],
+    check: Callable[[Mapping[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """Verify the staged folder in every stack that the recipe asks for.
+
+    Args:
+        check: called with every entry of a stack that was run; raises if it failed.
+
+    Returns:
+        The entries of ``verification``.
+
+    Raises:
+        OutsideError: a stack that the recipe lists could not check the folder.
+    """
+    options = recipe.verify
+    entries = verify_in_stacks(
+        stacks_of(recipe),
+        folder,
+        base,
+        manifest,
+        Options(options.tolerance, options.probes, recipe.trust_remote_code),
+        transformers_options={
+            "long_prompt_limit": options.long_prompt_limit,
+            "fit_error": options.fit_error,
+            "fit_kl": options.fit_kl,
+        },
+        scratch=scratch,
+        progress=progress,
+        # Nothing else is run on a folder that is wrong already.
+        after_transformers=check,
+    )
+    for entry in entries:
+        if entry["version"] is None:
+            # Where it was looked for is nobody's business who gets the folder.
+            entry |= {"note": "not installed where the copy was made", "remedy": ""}
+        if entry["status"] != "not_checked":
+            check(entry)
+        elif options.stacks != "installed":
+            raise OutsideError(
+                f"{entry['stack']} could not check the folder",
+                where="verify.stacks",
+                found=entry["note"],
+                remedy=f"nothing was written; take {entry['stack']} out of verify.stacks",
+                code="not_checked",
+            )
+    return entries

@@ -1,0 +1,28 @@
+"""The oldest version of each stack that a route was run in.
+
+``oldest.json`` holds, for the class that reads a copy, the oldest version that was run with such a copy and computed
+what the hook computes (``slot``: the class's own bias; ``loads``: weights that any version of the class reads). Some
+older ones were tried as well: docs/stacks.md says what they do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+OLDEST = Path(__file__).with_name("oldest.json")
+_OF_THE_SLOT = ("native", "flag", "relabel", "parallel")
+
+
+def oldest_versions(route: Mapping[str, Any]) -> dict[str, str]:
+    """Stack -> version, of the stacks that read the route and were run with such a copy; from the manifest's ``route``.
+
+    A class that was measured with its bias also loads without it, so that version holds for other routes as well.
+    """
+    measured = json.loads(OLDEST.read_text(encoding="utf-8")).get(route["architecture"], {})
+    known = measured.get("slot", {})
+    if route["name"] not in _OF_THE_SLOT:
+        known = measured.get("loads", known)
+    return {stack: version for stack, version in known.items() if route["stacks"].get(stack, "no") != "no"}

@@ -1,0 +1,15 @@
+"""How vLLM is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patcher.verify.environments import Environment
+from patcher.verify.stack_jobs import Process, clean_variables
+
+RUNNER = Path(__file__).with_name("vllm_run.py")
+
+
+def vllm_process(environment: Environment) -> Process:
+    """Its own Python runs every folder in fp32, on the GPU if that vLLM has one."""
+    return Process([str(environment.python), "-I", "-B", str(RUNNER)], {}, clean_variables(environment))
