@@ -1,6 +1,6 @@
 """Patched GGUF files in stock llama.cpp: they load, and are steered as its own control vector steers the source.
 
-PATCH_MODEL_LLAMA_CPP is a python that has xllamacpp. The tests make quantised files themselves; where
+It is taken from wherever `patch-model stacks` finds it. The tests make quantised files themselves; where
 PATCH_MODEL_LLAMA_QUANTIZE names llama.cpp's own quantiser, its files are tried as well.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from gguf_models import BLOCKS, HIDDEN, KINDS, write_model
+from stack_support import xllamacpp_python
 
 from patcher.checkpoint.gguf.file import read_gguf
 from patcher.checkpoint.gguf.model import read_model
@@ -23,7 +24,7 @@ from patcher.routes.gguf.edits import GgufEdit
 from patcher.routes.gguf.patch import patch_in_place, write_patched
 from patcher.routes.gguf.slots import rows
 
-PYTHON = os.environ.get("PATCH_MODEL_LLAMA_CPP", "")
+PYTHON = xllamacpp_python()
 QUANTISE = os.environ.get("PATCH_MODEL_LLAMA_QUANTIZE", "")
 RUNNER = Path(__file__).with_name("gguf_logits.py")
 IDS = [5, 17, 200, 3, 99, 42, 250, 7, 11, 63]
@@ -34,7 +35,7 @@ EXACT = 1e-4
 ROUNDED = {"F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q6_K"}
 STEPS = 0.15
 
-pytestmark = pytest.mark.skipif(not PYTHON, reason="PATCH_MODEL_LLAMA_CPP names no python with xllamacpp")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="there is no xllamacpp: patch-model stacks install llama.cpp")
 SLOTS = [name for name in rows()["slots"] if name in KINDS]
 RELABELS = list(rows()["relabels"])
 
