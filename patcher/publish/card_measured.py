@@ -64,6 +64,7 @@ def verification(manifest: Mapping[str, Any]) -> str:
             number(check.get("max_abs_logprob_diff")),
             None if fitted else number(check.get("tolerance")),
             number(check.get("noise_floor")),
+            number(check.get("own_error")),
             number(check.get("steering_effect")),
             number(check.get("vector_rel_error")),
         )
@@ -71,8 +72,13 @@ def verification(manifest: Mapping[str, Any]) -> str:
     ]
     if not lines:
         return texts.UNVERIFIED
-    head = ("stack", "version", "status", "dtype", "max Δ log-prob", "limit", "noise floor", "effect", "vector error")
+    head = (
+        *("stack", "version", "status", "dtype", "max Δ log-prob", "limit", "noise floor", "own error", "effect"),
+        "vector error",
+    )
     parts = ["## Verification", grid(head, lines), texts.VERIFICATION]
+    if any(check.get("own_error") is not None for check in rows(manifest, "verification")):
+        parts.append(texts.OWN_ERROR)
     if fitted:
         parts.append(texts.NO_LIMIT)
     if route.get("residual") == "centred":
@@ -84,6 +90,10 @@ def verification(manifest: Mapping[str, Any]) -> str:
         for check in rows(manifest, "verification")
         for item in rows(check, "checks")
         if item.get("passed") is None
+    ] + [
+        f"- {check.get('stack')}: {check['note']}"
+        for check in rows(manifest, "verification")
+        if check.get("status") == "not_checked" and check.get("note")
     ]
     return "\n\n".join([*parts, "Not checked:\n\n" + "\n".join(not_run)] if not_run else parts)
 

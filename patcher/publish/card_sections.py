@@ -153,7 +153,8 @@ def _effect(found: Mapping[str, Any]) -> list[str]:
 
 
 def stacks(manifest: Mapping[str, Any]) -> str:
-    reads = table(table(manifest, "route"), "stacks")
+    route = table(manifest, "route")
+    reads, oldest = table(route, "stacks"), table(route, "oldest")
     checks: dict[str, Mapping[str, Any]] = {}
     for check in rows(manifest, "verification"):
         if check.get("status") != "not_checked":
@@ -163,12 +164,16 @@ def stacks(manifest: Mapping[str, Any]) -> str:
         known = str(reads.get(stack, "not known"))
         checked = "**not checked**"
         if stack in checks:
-            checked = f"{status(checks[stack])} ({checks[stack].get('version') or 'version not recorded'})"
-        lines.append((stack, texts.READS.get(known, known), checked))
+            check = checks[stack]
+            version = " ".join(filter(None, [check.get("version") or "version not recorded", check.get("detail")]))
+            checked = f"{status(check)} ({version})"
+        lines.append((stack, texts.READS.get(known, known), oldest.get(stack), checked))
     if not lines:
         return ""
-    text = texts.STACKS + (f" {texts.UNREAD}" if "no" in reads.values() else "")
-    head = ("stack", "reads this route", "checked on this copy")
+    text = (
+        texts.STACKS + (f" {texts.OLDEST}" if oldest else "") + (f" {texts.UNREAD}" if "no" in reads.values() else "")
+    )
+    head = ("stack", "reads this route", "oldest version run", "checked on this copy")
     return f"## Which software is steered\n\n{grid(head, lines)}\n\n{text}"
 
 

@@ -18,6 +18,7 @@ CHECKS = {
     "share of the effect": "the same, held to 1 % of the effect",
     "constant": "held-out calibration text, gain of the residual stream: mean relative error",
     "KL of the fit": "KL divergence from the base under the hook, as a share of that of the unsteered base",
+    "gain": "what the log-probabilities gain, as a multiple of what the hook adds: distance from 1",
     "residual stream": "gain of the residual stream where the vector is added: relative error",
     "left padding": "a batch with left padding: largest Δ log-prob",
     "greedy decoding with a cache": "greedy decoding with a KV cache: largest Δ log-prob",
@@ -96,6 +97,9 @@ Each stack loaded this folder as it is, and was compared with the base plus a fo
 vector, at every position of texts that the vector was not made from. *Noise floor*: the same hook in two \
 equivalent places. *Effect*: how far the steering moves the log-probabilities. *Vector error*: how far the gain of \
 the residual stream is from the vector, relative."""
+OWN_ERROR = """\
+*Own error*: how far that stack is from transformers with the unsteered base. The limit gives way to it; the effect \
+does not: what the stack is off by is at most 1 % of it, or where the own error is larger, 10 %."""
 NO_LIMIT = """\
 A fitted copy is not the hook's equal, so *max Δ log-prob* has no limit here. It is held to limits of its own, below, \
 and must equal the base once the vector is taken off."""
@@ -120,6 +124,9 @@ to do what the vector is named for."""
 STACKS = """\
 *Reads this route* is what the stack's code does; only a stack with a result in the last column was run on this \
 very copy."""
+OLDEST = """\
+*Oldest version run*: the oldest that was tried with a copy of this kind, on a tiny model, and was steered; older \
+ones may leave the steering out."""
 UNREAD = "A stack that does not read the route refuses the file, leaves the steering out, or computes something else."
 
 TAKING_OUT = """\
