@@ -257,7 +257,8 @@ def _stacks(architecture: Architecture, choice: Choice, changes: Mapping[str, An
     types = lists.get("mlp_layer_types", [])
     starts = types == sorted(types)
     # Settings of single blocks are transformers' own way to write them.
-    known = starts and "per_layer_config" not in changes
+    # vLLM's Llama 4 takes the blocks of experts from their distance, not from the list.
+    known = starts and "per_layer_config" not in changes and "moe_layers" not in changes
     vllm = "no" if choice.flags or not known else loads.get("vllm", "no")
     return {"transformers": "native", "vllm": vllm, "llama.cpp": llama_cpp}
 

@@ -23,7 +23,7 @@ class Candidate:
         config: target field -> rule; see :func:`patcher.architectures.relabel.config.target_config`.
         tensors: target pattern -> rule; see :func:`patcher.architectures.relabel.tensors.derivations`.
         residual: how the target's residual stream compares with the source's.
-        stacks: rules for the stacks that read the target in a way of their own.
+        stacks: rules for the stacks that read the target, or tokenise for it, in a way of their own.
     """
 
     to: str
@@ -49,5 +49,5 @@ def _candidate(row: Mapping[str, Any], data: Mapping[str, Any]) -> Candidate:
         config={**target["config"], **row.get("config", {})},
         tensors={key: rule for name in row.get("tensors", ()) for key, rule in data["tensors"][name].items()},
         residual=row.get("residual", "same"),
-        stacks=tuple(target.get("stacks", ())),
+        stacks=(*target.get("stacks", ()), *row.get("stacks", ())),
     )
