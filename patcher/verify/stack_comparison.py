@@ -90,6 +90,11 @@ def compare_in_stack(
         return result
     add(Check("loading", True, note=f"read by {copy.facts.get('class', 'it')}"))
     steered = _seen(copy, expected.steered)
+    plain = None if base is None or base.error is not None else _seen(base, expected.plain)
+    if isinstance(steered, str) and isinstance(plain, str):
+        result.blind = f"it does not run the base either: {plain}"
+        add(Check("finite", None, note=result.blind))
+        return result
     if isinstance(steered, str):
         add(Check("finite", False, note=steered))
         return result
@@ -98,7 +103,6 @@ def compare_in_stack(
         add(_tokenizer(copy, base, expected))
     result.positions = sum(len(rows) for rows in steered)
     result.tokens = min(int((~rows.isnan()).sum(dim=-1).min()) for rows in steered)
-    plain = None if base is None or base.error is not None else _seen(base, expected.plain)
     if isinstance(plain, list):
         result.own_error = max(_largest(left - right) for left, right in zip(plain, expected.plain, strict=True))
     own = 0.0 if math.isnan(result.own_error) else OWN_ERRORS * result.own_error

@@ -113,6 +113,14 @@ def test_what_cannot_be_read_fails(spoil: Any, found: str) -> None:
     assert outcome(result) == {"finite"} and found in result.checks[-1].note
 
 
+def test_a_stack_that_makes_nothing_of_the_base_either_is_blind() -> None:
+    broken, base = run(HOOKED), run(PLAIN)
+    for one in (broken, base):
+        one.tensors["logprobs/0"].fill_(float("nan"))
+    result = compare_in_stack(broken, base, EXPECTED)
+    assert not outcome(result) and "does not run the base either: not a number" in result.blind
+
+
 def test_a_row_may_be_filled_up_and_zero_probability_is_left_out() -> None:
     candidate = run(HOOKED)
     candidate.tensors["tokens/0"][0, -2:] = -1
