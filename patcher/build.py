@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from patcher.architectures.analysis import Architecture
 from patcher.build_result import BuildResult, Clock, DryRun, peak_rss_bytes
 from patcher.capture.model import load_causal_lm, load_tokenizer, pick_device, pick_dtype
+from patcher.capture.reader import reader_in_memory
 from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import (
@@ -41,7 +42,8 @@ from patcher.routes.plan import Plan
 from patcher.routes.planner import ROUTES, choose_route
 from patcher.vectors import SteeringVector, save_vectors
 from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
-from patcher.vectors.finding import find_vectors, prepare_vectors, sum_by_layer
+from patcher.vectors.finding import PreparedVector, answer_questions, find_vectors, prepare_vectors, sum_by_layer
+from patcher.vectors.persona import GENERATIONS, generations_text
 from patcher.verify.of_build import require_stacks, verify_build
 from patcher.verify.oldest import oldest_versions
 from patcher.verify.probes import PROBES
@@ -110,7 +112,7 @@ def build(
         # Again, now that the names on disk are known (a download, a merged adapter), for the route that was chosen.
         plan = _plan(recipe, planned.architecture, list(planned.plan.sites), base.checkpoint, planned.plan.route)
         plan = replace(plan, advice=planned.plan.advice)
-        vectors, plan, evaluation, notes = _find(recipe, recipe_path, planned, plan, base, clock, say)
+        vectors, prepared, plan, evaluation, notes = _find(recipe, recipe_path, planned, plan, base, clock, say)
         total = sum_by_layer(vectors)
         created, replaced = tensors_to_write(plan, total, base.checkpoint)
         with staged_folder(output, force=force) as stage:
@@ -148,8 +150,12 @@ def build(
                 stored_rel_errors=dict.fromkeys(total, 0.0),
                 config_before=base.checkpoint.config,
                 evaluation=evaluation,
-                notes=[*planned.notes, *notes],
+                notes=[*(note for entry in prepared for note in entry.notes), *notes],
             )
+            records = [record for entry in prepared for record in entry.records]
+            for edit in manifest["edits"]:
+                if any(record["vector"] == edit["name"] for record in records):
+                    edit["generations"] = GENERATIONS
             manifest["route"]["oldest"] = oldest_versions(manifest["route"])
             for layer, stored in read_stored(stage, manifest).items():
                 for edit in manifest["edits"]:
@@ -165,7 +171,7 @@ def build(
                     progress=say,
                     check=lambda entry: require_passed(entry, str(output), exact=plan.exact),
                 )
-            size = written.bytes_written + _write_texts(stage, manifest, source)
+            size = written.bytes_written + _write_texts(stage, manifest, source, records)
     result = BuildResult(output, manifest, clock.stop(), peak_rss_bytes(), size + (output / VECTORS).stat().st_size)
     if recipe.push is not None:
         result.push = _push(recipe, output, say, token)
@@ -188,7 +194,7 @@ def _plan(
 
 def _find(
     recipe: Recipe, recipe_path: Path, planned: DryRun, plan: Plan, base: PreparedBase, clock: Clock, say: Say
-) -> tuple[list[SteeringVector], Plan, dict[str, Any] | None, list[str]]:
+) -> tuple[list[SteeringVector], list[PreparedVector], Plan, dict[str, Any] | None, list[str]]:
     device = pick_device(recipe.device)
     dtype = pick_dtype(recipe.dtype, base.parameter_count, base.stored_dtype, device)
     say(f"loading the model ({str(dtype).removeprefix('torch.')}, {device})")
@@ -199,15 +205,16 @@ def _find(
     blocks = plan.blocks
     with clock.time("capture"):
         neutral = [tokenizer(text)["input_ids"] for text in PROBES] if tokenizer is not None else []
-        vectors = find_vectors(
-            planned.prepared,
+        reader = reader_in_memory(
             model,
-            blocks,
-            recipe_folder=recipe_path.parent,
-            neutral=neutral,
-            batch_size=recipe.capture.batch_size,
-            progress=say,
+            planned.architecture,
+            batch_size=None if recipe.capture.batch_size == "auto" else recipe.capture.batch_size,
+            note=say,
         )
+        prepared = answer_questions(
+            planned.prepared, model, tokenizer, recipe=recipe, recipe_name=recipe_path.name, progress=say
+        )
+        vectors = find_vectors(prepared, reader, recipe_folder=recipe_path.parent, neutral=neutral, progress=say)
     total = sum_by_layer(vectors)
     fit = ROUTES[plan.route].fit
     if fit is not None:
@@ -220,7 +227,7 @@ def _find(
             plan = fit(plan, model, tokenizer, texts, seed=recipe.seed, progress=say, **options)
     evaluation, notes = evaluate_build(
         recipe,
-        planned.prepared,
+        prepared,
         model,
         blocks,
         tokenizer,
@@ -231,7 +238,7 @@ def _find(
     # The verification loads the base again in processes of its own; both at once might not fit.
     del model
     gc.collect()
-    return vectors, plan, evaluation, notes
+    return vectors, prepared, plan, evaluation, notes
 
 
 def require_passed(entry: Mapping[str, Any], where: str, *, exact: bool = True) -> None:
@@ -284,13 +291,14 @@ def _file_records(base: CheckpointFolder) -> list[dict[str, Any]]:
     ]
 
 
-def _write_texts(stage: Path, manifest: Mapping[str, Any], source: Source) -> int:
+def _write_texts(stage: Path, manifest: Mapping[str, Any], source: Source, records: Sequence[Mapping[str, Any]]) -> int:
     card = source.folder / "README.md"
     base_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     licences = [item.name for item in sorted(stage.iterdir()) if item.name.lower().startswith(("licen", "notice"))]
     texts = {
         MANIFEST: json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "README.md": render_card(manifest, base_card, licences),
+        **({GENERATIONS: generations_text(records)} if records else {}),
     }
     for name, text in texts.items():
         (stage / name).write_text(text, encoding="utf-8")

@@ -1,225 +1,297 @@
-"""Residual activations: what the decoder blocks put out, at the tokens that a contrast pair reads."""
+"""Residual activations: what the decoder blocks put out, at the tokens that contrast pairs read."""
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from patcher.architectures.model_class import quiet_transformers
-from patcher.errors import InputError
+from patcher.capture.batches import Batch, Padding, Place, Readable, Row, make_batches, plain_rows, shared_rows
+from patcher.capture.forward import read_blocks
+from patcher.capture.sharing import Exactness, displaced_prompt, longest_shared_row
+from patcher.errors import InputError, OutsideError
 
-EMBEDDING = -1
-"""The layer index of the residual stream that enters block 0."""
+Collect = Callable[[int, int, torch.Tensor], None]
+"""Takes a layer, the index of a batch, and the residual stream of that batch, [rows, width, hidden]."""
+
+CONTROL_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""By how much a prompt read in a shared row may differ from the same prompt alone, relative to its residual's norm.
+
+Rounding makes 1e-6 of it. Half precision makes so much more that only gross errors show; there the proof on the
+stand-in (:mod:`patcher.capture.sharing`) has to do.
+"""
+CONTROL_TOLERANCE_HALF = 0.1
 
 
-class Readable(Protocol):
-    """A tokenised prompt: its ids, and the positions whose residuals are averaged."""
-
-    @property
-    def ids(self) -> Sequence[int]: ...
-
-    @property
-    def read(self) -> Sequence[int]: ...
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Residuals:
     """What was captured at one layer.
 
     Attributes:
-        read: [prompts, hidden], fp32; each row the mean over the prompt's read positions.
-        mean_norm: mean L2 norm of the residual over every token but the first (attention sinks live there).
+        read: [prompts, hidden], fp32; each row the mean over the prompt's read positions, taken in fp64.
+        norm_sums: [prompts], fp64: the sum of the residual's L2 norm over the prompt's tokens but the first (attention
+            sinks live there).
+        tokens: [prompts], int64: how many tokens each of those sums is taken over.
     """
 
     read: torch.Tensor
-    mean_norm: float
+    norm_sums: torch.Tensor
+    tokens: torch.Tensor
+
+    @property
+    def mean_norm(self) -> float:
+        """The mean residual norm a token."""
+        return float(self.norm_sums.sum() / self.tokens.sum().clamp(min=1))
+
+    def part(self, start: int, end: int) -> Residuals:
+        """Those of the prompts from ``start`` to before ``end``."""
+        return Residuals(self.read[start:end], self.norm_sums[start:end], self.tokens[start:end])
 
 
-def block_output(output: Any) -> torch.Tensor:
-    """The residual stream out of a block's return value."""
-    hidden: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
-    return hidden
+class Runner(Protocol):
+    """Runs batches through a model and hands over the residual stream."""
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that blocks compute in."""
+        ...
+
+    def run(
+        self,
+        batches: Sequence[Batch],
+        layers: Sequence[int],
+        collect: Collect,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Call ``collect`` for every layer of every batch, and ``progress`` with the number of batches done."""
+        ...
 
 
-def capture_residuals(
-    model: nn.Module,
-    blocks: str,
-    prompts: Sequence[Readable],
-    layers: Sequence[int],
-    *,
-    batch_size: int = 16,
-    padding: Literal["right", "left"] = "right",
-    pad_id: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> Mapping[int, Residuals]:
-    """Run the prompts and read the residual stream after each block of ``layers``.
+class InMemory:
+    """A model that is loaded, on one device or spread over several by accelerate.
 
-    A batch is padded with an attention mask and explicit positions, so a prompt's residuals do not depend on what
-    it is batched with. Works under any device map.
-
-    Args:
-        model: a causal LM in eval mode.
-        blocks: path of its list of decoder blocks.
-        prompts: token ids and read positions.
-        layers: 0-based block indices; -1 is the residual stream that enters block 0.
-        batch_size: prompts per forward pass.
-        padding: the side that is filled up.
-        pad_id: the id that fills up; it is masked out.
-        progress: called with the number of prompts done after each batch.
-
-    Returns:
-        For each layer, the residuals in the order of ``prompts``, accumulated in fp64.
-
-    Raises:
-        InputError: a prompt is longer than the model's positions, or its residuals are not finite.
+    A batch that does not fit on an accelerator is run in halves.
     """
-    limit = position_limit(model)
-    longest = max(len(prompt.ids) for prompt in prompts)
-    if limit is not None and longest > limit:
-        raise InputError(
-            f"a prompt of {longest} tokens is longer than the {limit} positions of the model",
-            remedy="shorten the contrast pairs",
-        )
-    hidden_size = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    rows = {layer: torch.zeros(len(prompts), hidden_size, dtype=torch.float32) for layer in layers}
-    norms, counted = dict.fromkeys(layers, 0.0), 0
-    # Prompts of like length share a batch; the rows keep their order.
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = [prompts[index] for index in chosen]
-        inputs, offsets = padded([prompt.ids for prompt in batch], padding, pad_id)
-        outputs = run_blocks(model, blocks, layers, inputs)
-        for layer, hidden in outputs.items():
-            for row, (index, prompt) in enumerate(zip(chosen, batch, strict=True)):
-                states = hidden[row, offsets[row] : offsets[row] + len(prompt.ids)].double()
-                rows[layer][index] = states[list(prompt.read)].mean(dim=0).float().cpu()
-                inner = states[1:] if len(states) > 1 else states
-                norms[layer] += float(inner.norm(dim=-1).sum())
-        counted += sum(max(1, len(prompt.ids) - 1) for prompt in batch)
-        if progress is not None:
-            progress(start + len(chosen))
-    for layer in layers:
-        if not torch.isfinite(rows[layer]).all():
+
+    def __init__(self, model: nn.Module, blocks: str) -> None:
+        self.model, self.blocks = model, blocks
+
+    @property
+    def hidden(self) -> int:
+        config: Any = self.model.config
+        return int(config.hidden_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+
+    def run(
+        self,
+        batches: Sequence[Batch],
+        layers: Sequence[int],
+        collect: Collect,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        for number, batch in enumerate(batches):
+            self._run(batch, layers, functools.partial(_numbered, collect, number))
+            if progress is not None:
+                progress(number + 1)
+
+    def _run(self, batch: Batch, layers: Sequence[int], use: Callable[[int, torch.Tensor], None]) -> None:
+        try:
+            read_blocks(self.model, self.blocks, layers, batch.inputs_in(self.dtype), use)
+            return
+        except torch.OutOfMemoryError as error:
+            if batch.shape[0] == 1:
+                raise OutsideError(
+                    "a single prompt does not fit into the device's memory",
+                    where=f"{batch.shape[1]} tokens",
+                    found=str(error).splitlines()[0],
+                    remedy="capture.mode: stream, or device: cpu",
+                    code="memory",
+                ) from None
+        halves: list[dict[int, torch.Tensor]] = []
+        for half in batch.halves():
+            seen: dict[int, torch.Tensor] = {}
+            self._run(half, layers, seen.__setitem__)
+            halves.append(seen)
+        for layer in layers:
+            use(layer, torch.cat([seen[layer] for seen in halves]))
+
+
+def _numbered(collect: Collect, number: int, layer: int, hidden: torch.Tensor) -> None:
+    collect(layer, number, hidden)
+
+
+class Collector:
+    """Keeps the rows that are read, and sums of norms; nothing else of a residual stream outlives its batch."""
+
+    def __init__(self, batches: Sequence[Batch], prompts: int, hidden: int, layers: Sequence[int]) -> None:
+        self.batches = batches
+        self.rows = {layer: torch.zeros(prompts, hidden, dtype=torch.float64) for layer in layers}
+        self.norms = {layer: torch.zeros(prompts, dtype=torch.float64) for layer in layers}
+        self.tokens = torch.zeros(prompts, dtype=torch.long)
+        for place in (place for batch in batches for place in batch.places):
+            self.tokens[place.prompt] = len(place.counted)
+
+    def collect(self, layer: int, number: int, hidden: torch.Tensor) -> None:
+        """Take what is read from the residual stream [rows, width, hidden] of a batch."""
+        places, device = self.batches[number].places, hidden.device
+        prompts = [place.prompt for place in places]
+        # Apple's GPUs have no fp64.
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        owner, rows, columns = _indices(places, [place.columns for place in places], device)
+        sums = torch.zeros(len(places), hidden.shape[-1], dtype=exact, device=device)
+        sums.index_add_(0, owner, hidden[rows, columns].to(exact))
+        counts = torch.tensor([[len(place.columns)] for place in places])
+        self.rows[layer][prompts] = sums.cpu().double() / counts
+        norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).to(exact)
+        owner, rows, columns = _indices(places, [place.counted for place in places], device)
+        totals = torch.zeros(len(places), dtype=exact, device=device).index_add_(0, owner, norms[rows, columns])
+        self.norms[layer][prompts] = totals.cpu().double()
+
+    def residuals(self, layer: int, prompts: int) -> Residuals:
+        """What was collected at a layer, for the first ``prompts`` of them.
+
+        Raises:
+            InputError: it is not finite.
+        """
+        read = self.rows[layer][:prompts].float()
+        if not torch.isfinite(read).all():
             raise InputError(
                 "the model computes residuals that are not finite",
                 where=f"layer {layer}",
                 remedy="capture in a wider dtype: dtype: float32 (or bfloat16 instead of float16)",
             )
-    return {layer: Residuals(rows[layer], norms[layer] / counted) for layer in layers}
+        return Residuals(read, self.norms[layer][:prompts].clone(), self.tokens[:prompts].clone())
 
 
-def padded(
-    sequences: Sequence[Sequence[int]], padding: Literal["right", "left"], pad_id: int
-) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """A padded batch (ids, mask, positions; [batch, width], int64) and where each sequence begins in its row."""
-    width = max(len(ids) for ids in sequences)
-    input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    offsets = []
-    for row, ids in enumerate(sequences):
-        offset = width - len(ids) if padding == "left" else 0
-        input_ids[row, offset : offset + len(ids)] = torch.tensor(list(ids), dtype=torch.long)
-        mask[row, offset : offset + len(ids)] = 1
-        offsets.append(offset)
-    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}, offsets
+def _indices(
+    places: Sequence[Place], columns: Sequence[tuple[int, ...]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For every column of every place: the place's number, its row, the column."""
+    counts = torch.tensor([len(one) for one in columns])
+    owner = torch.repeat_interleave(torch.arange(len(places)), counts)
+    rows = torch.tensor([place.row for place in places])[owner]
+    return owner.to(device), rows.to(device), torch.tensor([c for one in columns for c in one]).to(device)
 
 
-def run_blocks(
-    model: nn.Module, blocks: str, layers: Sequence[int], inputs: Mapping[str, torch.Tensor]
-) -> dict[int, torch.Tensor]:
-    """One forward pass; the output of each block of ``layers`` (-1: what enters block 0), [batch, width, hidden]."""
-    seen: dict[int, torch.Tensor] = {}
+def capture_residuals(
+    runner: Runner,
+    prompts: Sequence[Readable],
+    layers: Sequence[int],
+    *,
+    token_budget: int,
+    batch_size: int | None = None,
+    exactness: Exactness | None = None,
+    positions: int | None = None,
+    padding: Padding = "right",
+    pad_id: int = 0,
+    progress: Callable[[int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Mapping[int, Residuals]:
+    """Read the residual stream after each block of ``layers``, in one pass over the prompts.
 
-    def keep(layer: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            seen[layer] = block_output(output).detach()
+    Nothing after the last of the layers is computed. Tokens that prompts begin with alike are computed once, where
+    ``exactness`` says that this is exact for the architecture; one prompt is then also run alone, and if the two
+    disagree, all are run again without sharing. Batches hold rows of like length.
 
-        return hook
+    Args:
+        runner: the model.
+        prompts: token ids and read positions.
+        layers: 0-based block indices; -1 is the residual stream that enters block 0.
+        token_budget: most tokens in a batch, padding included; one row is always run.
+        batch_size: most rows in a batch.
+        exactness: what this architecture computes alike, from :func:`patcher.capture.sharing.exactness`; None: only
+            rows of one prompt, padded.
+        positions: how many positions the model has, if it has a table of them.
+        padding: the side on which rows of one prompt are filled up.
+        pad_id: the id that fills up; nothing sees it.
+        progress: called with the number of prompts done.
+        note: called with what a user may want to know.
 
-    def keep_input(_module: nn.Module, inputs: Any, keywords: Mapping[str, Any]) -> None:
-        seen[EMBEDDING] = (inputs[0] if inputs else keywords["hidden_states"]).detach()
+    Returns:
+        For each layer, the residuals in the order of ``prompts``.
 
-    handles = [
-        model.get_submodule(f"{blocks}.0").register_forward_pre_hook(keep_input, with_kwargs=True)
-        if layer == EMBEDDING
-        else model.get_submodule(f"{blocks}.{layer}").register_forward_hook(keep(layer))
-        for layer in layers
-    ]
-    try:
-        forward(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], **extra: Any) -> Any:
-    """One stock forward pass without gradients or cache; positions are passed where the class takes them."""
-    accepted = inspect.signature(model.forward).parameters
-    device = next(model.parameters()).device
-    if device.type == "meta":  # offloaded by accelerate, which moves inputs itself
-        device = torch.device("cpu")
-    chosen = {name: value.to(device) for name, value in inputs.items() if name in accepted}
-    if "logits_to_keep" in accepted and "logits_to_keep" not in extra:
-        extra["logits_to_keep"] = 1
-    with torch.no_grad(), quiet_transformers():
-        return model(**chosen, use_cache=False, **{name: value for name, value in extra.items() if name in accepted})
-
-
-@contextlib.contextmanager
-def steering_hooks(model: nn.Module, blocks: str, vectors: Mapping[int, torch.Tensor]) -> Iterator[None]:
-    """While open, the residual stream after block ``layer`` gains ``vectors[layer]`` ([hidden]) at every position.
-
-    Layer -1 is the residual stream that enters block 0.
+    Raises:
+        InputError: a prompt is longer than the model's positions, or its residuals are not finite.
+        OutsideError: a single prompt does not fit in the device's memory.
     """
+    longest = max(len(prompt.ids) for prompt in prompts)
+    if positions is not None and longest > positions:
+        raise InputError(
+            f"a prompt of {longest} tokens is longer than the {positions} positions of the model",
+            remedy="shorten the contrast pairs",
+        )
+    say = note or (lambda _text: None)
+    shared = None
+    if exactness is not None:
+        shared = _shared(prompts, exactness, token_budget, say)
+    together = exactness is None or exactness.padding
 
-    def adds(vector: torch.Tensor) -> Callable[..., Any]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            hidden = block_output(output)
-            shifted = hidden + vector.to(hidden.device, hidden.dtype)
-            return shifted if isinstance(output, torch.Tensor) else (shifted, *output[1:])
+    def batches_of(rows: Sequence[Row], whose: Sequence[Readable]) -> list[Batch]:
+        return list(
+            make_batches(
+                rows,
+                whose,
+                token_budget=token_budget,
+                most_rows=batch_size if together else 1,
+                padding=padding,
+                pad_id=pad_id,
+            )
+        )
 
-        return hook
+    def run(batches: Sequence[Batch], count: int) -> Collector:
+        collector = Collector(batches, count, runner.hidden, layers)
+        done = [0, *itertools.accumulate(len(batch.places) for batch in batches)]
+        runner.run(
+            batches,
+            layers,
+            collector.collect,
+            None if progress is None else lambda number: progress(min(len(prompts), done[number])),
+        )
+        return collector
 
-    def adds_before(vector: torch.Tensor) -> Callable[..., Any]:
-        def hook(_module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> Any:
-            hidden = inputs[0] if inputs else keywords["hidden_states"]
-            shifted = hidden + vector.to(hidden.device, hidden.dtype)
-            return ((shifted, *inputs[1:]), keywords) if inputs else (inputs, {**keywords, "hidden_states": shifted})
-
-        return hook
-
-    handles = [
-        model.get_submodule(f"{blocks}.0").register_forward_pre_hook(adds_before(vector), with_kwargs=True)
-        if layer == EMBEDDING
-        else model.get_submodule(f"{blocks}.{layer}").register_forward_hook(adds(vector))
-        for layer, vector in vectors.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    if shared is not None:
+        control = displaced_prompt(shared)
+        (alone,) = batches_of(plain_rows([prompts[control]]), [prompts[control]])
+        collector = run([*batches_of(shared, prompts), alone.read_for(len(prompts))], len(prompts) + 1)
+        error = max(_difference(collector.rows[layer], control) for layer in layers)
+        if error <= CONTROL_TOLERANCE.get(runner.dtype, CONTROL_TOLERANCE_HALF):
+            return {layer: collector.residuals(layer, len(prompts)) for layer in layers}
+        say(f"shared prefixes are not exact on these weights (off by {error:.1e}): every prompt is computed whole")
+    collector = run(batches_of(plain_rows(prompts), prompts), len(prompts))
+    return {layer: collector.residuals(layer, len(prompts)) for layer in layers}
 
 
-def position_limit(model: nn.Module) -> int | None:
-    """The number of positions of a model with learned positions; None where positions are computed."""
-    config: Any = model.config
-    for name in ("n_positions", "max_position_embeddings"):
-        limit = getattr(config, name, None)
-        if isinstance(limit, int):
-            tables = [
-                module.num_embeddings
-                for path, module in model.named_modules()
-                if isinstance(module, nn.Embedding) and any(mark in path for mark in ("wpe", "position"))
-            ]
-            return min(limit, *tables) if tables else None
-    return None
+def _difference(rows: torch.Tensor, control: int) -> float:
+    """The prompt ``control`` against itself alone (the last row), relative; infinite where it is not a number."""
+    error = float((rows[control] - rows[-1]).norm() / rows[-1].norm().clamp(min=1e-30))
+    return error if error == error else float("inf")
+
+
+def _shared(
+    prompts: Sequence[Readable], exactness: Exactness, token_budget: int, say: Callable[[str], None]
+) -> list[Row] | None:
+    """Rows that share prefixes, or None where that saves nothing or is not exact."""
+    if exactness.sharing is not None:
+        say(f"every prompt is computed whole: {exactness.sharing}")
+        return None
+    longest = longest_shared_row(exactness, token_budget)
+    rows = shared_rows(prompts, linear_tokens=exactness.linear_tokens, longest=longest)
+    whole, packed = sum(len(prompt.ids) for prompt in prompts), sum(len(row.ids) for row in rows)
+    # The prompt that is run alone as well has to pay for itself.
+    if packed + max(len(prompt.ids) for prompt in prompts) >= whole or len(rows) == len(prompts):
+        return None
+    say(f"shared prefixes: {packed:,} of {whole:,} tokens are computed")
+    return rows

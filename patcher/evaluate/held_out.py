@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.capture.residuals import steering_hooks
+from patcher.capture.forward import steering_hooks
 from patcher.evaluate.scoring import last_token_logits, mean_log_probs
 
 ANSWER_PROBABILITY = "answer_probability"

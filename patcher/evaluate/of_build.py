@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.capture.residuals import position_limit, steering_hooks
+from patcher.capture.forward import position_limit, steering_hooks
 from patcher.errors import InputError
 from patcher.evaluate.held_out import Option, Question, evaluate_edits, perplexity
 from patcher.pairs import ContrastPair, load_pairs, sample_pairs, tokenise_continuation
@@ -55,7 +55,7 @@ def evaluate_build(
             random_vectors=spec.random_vectors,
             seed=recipe.seed,
             expected_sign=math.copysign(1.0, entry.spec.coefficient),
-            batch_size=recipe.capture.batch_size,
+            batch_size=batch_rows(recipe),
             progress=progress,
         )
         result["held_out"] = held_out
@@ -67,6 +67,11 @@ def evaluate_build(
         return None, notes
     head = {key: value for key, value in results[0].items() if key != "vector"} if results else {}
     return {**head, "per_vector": results, "perplexity": texts}, notes
+
+
+def batch_rows(recipe: Recipe) -> int:
+    """Rows per forward pass of the evaluation, which keeps logits."""
+    return 16 if recipe.capture.batch_size == "auto" else recipe.capture.batch_size
 
 
 def _pairs_for(recipe: Recipe, entry: PreparedVector, recipe_folder: Path) -> tuple[Sequence[ContrastPair], bool]:
@@ -127,9 +132,9 @@ def _perplexities(
             tokenizer(line)["input_ids"][:limit] for line in read_passages(recipe_folder, file, f"evaluate.{name}")
         ]
         texts = [ids for ids in texts if len(ids) > 1]
-        measured = {"base": perplexity(model, texts, recipe.capture.batch_size)}
+        measured = {"base": perplexity(model, texts, batch_rows(recipe))}
         with steering_hooks(model, blocks, vectors):
-            measured["steered"] = perplexity(model, texts, recipe.capture.batch_size)
+            measured["steered"] = perplexity(model, texts, batch_rows(recipe))
         result[name] = measured
     return result or None
 

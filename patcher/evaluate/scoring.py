@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.capture.residuals import forward, padded
+from patcher.capture.batches import padded
+from patcher.capture.forward import forward
 
 _FULL_LOGITS_BATCH = 4
 

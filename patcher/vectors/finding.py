@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from patcher.capture.residuals import Residuals, capture_residuals
+from patcher.capture.reader import Request, ResidualReader
+from patcher.capture.residuals import Residuals
 from patcher.errors import InputError
 from patcher.pairs import (
     ContrastPair,
@@ -26,6 +27,7 @@ from patcher.recipe import Recipe, VectorSpec
 from patcher.vectors.files import load_vector_file
 from patcher.vectors.layers import resolve_layers, resolve_read_layer
 from patcher.vectors.methods import METHODS, require_usable
+from patcher.vectors.persona import Asked, answer, prepare_questions
 from patcher.vectors.scaling import scale_direction
 from patcher.vectors.steering_vector import SteeringVector
 
@@ -42,6 +44,8 @@ class PreparedVector:
         used: the same, as they were read.
         held_out: the pairs that were kept out of it.
         notes: what the user should know.
+        asked: of method ``persona``, the questions whose answers will be the pairs; None once they are there.
+        records: of method ``persona``, every response, for the file beside the vector.
     """
 
     spec: VectorSpec
@@ -51,6 +55,18 @@ class PreparedVector:
     used: tuple[ContrastPair, ...]
     held_out: tuple[ContrastPair, ...]
     notes: tuple[str, ...]
+    asked: Asked | None = None
+    records: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def pair_count(self) -> int:
+        """How many pairs the vector is made of, those that the model has yet to write included."""
+        return len(self.pairs) + (len(self.asked.used) * self.spec.generate.samples if self.asked else 0)
+
+    @property
+    def held_out_count(self) -> int:
+        """How many pairs are kept out of it, those that the model has yet to write included."""
+        return len(self.held_out) + (len(self.asked.held_out) if self.asked else 0)
 
 
 def prepare_vectors(
@@ -62,23 +78,30 @@ def prepare_vectors(
         InputError: see :mod:`patcher.pairs` and :mod:`patcher.vectors.layers`.
     """
     prepared = []
+    share = recipe.evaluate.held_out if recipe.evaluate.enabled and recipe.evaluate.pairs is None else 0.0
     for index, spec in enumerate(recipe.vectors):
         where = f"{recipe_name}: vectors.{index}"
         layers = resolve_layers(spec, block_count, where)
         reads = {layer: resolve_read_layer(spec, layer, block_count, where) for layer in layers}
-        if spec.pairs is None:
+        if spec.method == "file":
             prepared.append(PreparedVector(spec, tuple(layers), reads, (), (), (), ()))
             continue
         if tokenizer is None:
             raise InputError(
                 "the model folder has no tokenizer, and contrast pairs need one",
-                where=f"{where}.pairs",
+                where=f"{where}.{'questions' if spec.pairs is None else 'pairs'}",
                 remedy="put the tokenizer's files into the model folder, or use a vector from a file",
             )
+        if spec.pairs is None:
+            asked, said = prepare_questions(
+                spec, tokenizer, recipe_folder=recipe_folder, held_out=share, seed=recipe.seed, where=where
+            )
+            said = [f"vector `{spec.name}`: {note}" for note in said]
+            prepared.append(PreparedVector(spec, tuple(layers), reads, (), (), (), tuple(said), asked))
+            continue
         rows = load_pairs(spec.pairs, base_folder=recipe_folder, format=spec.format, where=f"{where}.pairs")
         notes = []
         chosen = sample_pairs(rows, spec.limit, recipe.seed)
-        share = recipe.evaluate.held_out if recipe.evaluate.enabled and recipe.evaluate.pairs is None else 0.0
         used, held_out = split_held_out(chosen, share, recipe.seed)
         imbalance = letter_imbalance(used)
         if imbalance:
@@ -91,51 +114,89 @@ def prepare_vectors(
     return prepared
 
 
-def find_vectors(
+def answer_questions(
     prepared: Sequence[PreparedVector],
     model: nn.Module,
-    blocks: str,
+    tokenizer: Any,
+    *,
+    recipe: Recipe,
+    recipe_name: str,
+    progress: Callable[[str], None] | None = None,
+) -> list[PreparedVector]:
+    """Let the model write the pairs of vectors of method ``persona``; the other vectors stay as they are.
+
+    Args:
+        model: a whole causal LM, in eval mode.
+
+    Raises:
+        InputError, OutsideError: see :func:`patcher.vectors.persona.answer`.
+    """
+
+    def with_answers(index: int, entry: PreparedVector, asked: Asked) -> PreparedVector:
+        found = answer(
+            asked,
+            model,
+            tokenizer,
+            entry.spec,
+            seed=recipe.seed,
+            where=f"{recipe_name}: vectors.{index}",
+            progress=progress
+            and (lambda done, total: progress(f"writing `{entry.spec.name}`: {done} of {total} responses")),
+        )
+        return replace(
+            entry,
+            pairs=found.pairs,
+            used=found.used,
+            held_out=found.held_out,
+            notes=(*entry.notes, *found.notes),
+            asked=None,
+            records=found.records,
+        )
+
+    return [
+        entry if entry.asked is None else with_answers(index, entry, entry.asked)
+        for index, entry in enumerate(prepared)
+    ]
+
+
+def find_vectors(
+    prepared: Sequence[PreparedVector],
+    reader: ResidualReader,
     *,
     recipe_folder: Path,
     neutral: Sequence[Sequence[int]],
-    batch_size: int = 16,
     progress: Callable[[str], None] | None = None,
 ) -> list[SteeringVector]:
     """Make every steering vector of a recipe.
 
     Args:
+        reader: reads the residuals of the base.
         neutral: token ids of neutral texts; the residual norm beside a vector from a file is measured on them.
 
     Raises:
         InputError: a direction is zero or not finite, or its file does not fit.
     """
     say = progress or (lambda _text: None)
+    requests = [_request(entry, neutral) for entry in prepared]
+    residuals = reader.read(requests, lambda done, total: say(f"reading activations: {done} of {total} prompts"))
     found = []
-    for entry in prepared:
+    for entry, read in zip(prepared, residuals, strict=True):
         spec = entry.spec
         if spec.method == "file":
-            found += _from_file(entry, model, blocks, recipe_folder, neutral, batch_size)
+            found += _from_file(entry, reader.hidden, recipe_folder, read)
             continue
-        layers = sorted(set(entry.read_layers.values()))
-        sides = [pair.positive for pair in entry.pairs] + [pair.negative for pair in entry.pairs]
-        residuals = capture_residuals(
-            model,
-            blocks,
-            sides,
-            layers,
-            batch_size=batch_size,
-            progress=_counter(say, spec.name, len(sides)),
-        )
         for layer in entry.layers:
-            read = residuals[entry.read_layers[layer]]
-            half = len(entry.pairs)
-            direction = METHODS[spec.method](read.read[:half], read.read[half:], center=spec.center)
-            found.append(_vector(entry, layer, direction, read.mean_norm, entry.read_layers[layer]))
+            at, half = read[entry.read_layers[layer]], len(entry.pairs)
+            direction = METHODS[spec.method](at.read[:half], at.read[half:], center=spec.center)
+            found.append(_vector(entry, layer, direction, at.mean_norm, entry.read_layers[layer]))
     return found
 
 
-def _counter(say: Callable[[str], None], name: str, total: int) -> Callable[[int], None]:
-    return lambda done: say(f"reading `{name}`: {done} of {total} prompts")
+def _request(entry: PreparedVector, neutral: Sequence[Sequence[int]]) -> Request:
+    if entry.spec.method == "file":
+        return [TokenisedSide(tuple(ids), (len(ids) - 1,), 0) for ids in neutral if ids], list(entry.layers)
+    sides = [pair.positive for pair in entry.pairs] + [pair.negative for pair in entry.pairs]
+    return sides, sorted(set(entry.read_layers.values()))
 
 
 def sum_by_layer(vectors: Sequence[SteeringVector]) -> dict[int, torch.Tensor]:
@@ -153,20 +214,10 @@ def sum_by_layer(vectors: Sequence[SteeringVector]) -> dict[int, torch.Tensor]:
 
 
 def _from_file(
-    entry: PreparedVector,
-    model: nn.Module,
-    blocks: str,
-    recipe_folder: Path,
-    neutral: Sequence[Sequence[int]],
-    batch_size: int,
+    entry: PreparedVector, hidden: int, recipe_folder: Path, norms: Mapping[int, Residuals]
 ) -> list[SteeringVector]:
     path = Path(str(entry.spec.file)).expanduser()
     path = path if path.is_absolute() else recipe_folder / path
-    hidden = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    texts = [TokenisedSide(tuple(ids), (len(ids) - 1,), 0) for ids in neutral if ids]
-    norms: Mapping[int, Residuals] = (
-        capture_residuals(model, blocks, texts, entry.layers, batch_size=batch_size) if texts else {}
-    )
     found = []
     for layer in entry.layers:
         direction = load_vector_file(path, layer=layer, hidden=hidden, tensor=entry.spec.tensor)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from patcher.capture.model import load_causal_lm
-from patcher.capture.residuals import steering_hooks
+from patcher.capture.forward import steering_hooks
 from patcher.demo import demo_folder
 from patcher.demo.grammar import PAIRS_SEED, TEST_SEED, documents, questions
 from patcher.demo.words import ADJECTIVES

@@ -11,7 +11,7 @@ from tiny_models import TEXTS, VOCABULARY, default_checkpoint, tiny_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from patcher.architectures.analysis import Architecture
-from patcher.capture.residuals import run_blocks, steering_hooks
+from patcher.capture.forward import run_blocks, steering_hooks
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
 from patcher.routes import rank_one

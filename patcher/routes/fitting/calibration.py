@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
-from patcher.capture.residuals import position_limit
+from patcher.capture.forward import position_limit
 from patcher.errors import InputError
 
 BUNDLED = Path(__file__).with_name("calibration.txt")

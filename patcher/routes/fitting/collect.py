@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.capture.residuals import forward, padded, steering_hooks
+from patcher.capture.batches import padded
+from patcher.capture.forward import forward, steering_hooks
 from patcher.routes.fitting.gather import ConstantGatherer, ExpertGatherer, Gatherer, LayerFit, NormGatherer
 from patcher.routes.fitting.sites import Site
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.capture.residuals import forward, steering_hooks
+from patcher.capture.forward import forward, steering_hooks
 from patcher.checkpoint.safetensors_file import DTYPES
 from patcher.routes.apply import slot_content
 from patcher.routes.plan import Plan

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.capture.residuals import block_output
+from patcher.capture.forward import block_output
 from patcher.errors import InputError
 from patcher.routes.fitting.experts import RoutedCall, expert_inputs, watch_routing
 from patcher.routes.fitting.norm import NormResponse

@@ -1,0 +1,231 @@
+"""Prompts to batches: rows that share the tokens which prompts have in common, sorted by length, under a token budget.
+
+A row is a tree of tokens written out depth first: what several prompts begin with stands in it once, every token sees
+its own ancestors and itself, and its position is its depth. A prompt that shares nothing is a plain row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+
+Padding = Literal["right", "left"]
+
+
+class Readable(Protocol):
+    """A tokenised prompt: its ids, and the positions whose residuals are averaged."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def read(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt lies in a batch.
+
+    Attributes:
+        prompt: its index among the prompts.
+        row: its row.
+        columns: of the tokens that are read.
+        counted: of the tokens that count in the mean residual norm: all but the first, where attention sinks live.
+    """
+
+    prompt: int
+    row: int
+    columns: tuple[int, ...]
+    counted: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass.
+
+    Attributes:
+        inputs: ``input_ids`` and ``position_ids`` [rows, width], int64; ``attention_mask`` [rows, width], int64, or
+            [rows, 1, width, width] of booleans where rows hold trees. On the CPU.
+        places: where its prompts lie.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    places: tuple[Place, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and width."""
+        rows, width = self.inputs["input_ids"].shape
+        return rows, width
+
+    def inputs_in(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The inputs for a model that computes in ``dtype``: a tree's mask becomes one that is added to the scores."""
+        mask = self.inputs["attention_mask"]
+        if mask.dtype != torch.bool:
+            return dict(self.inputs)
+        # Eager attention adds the mask as it is, so booleans would not mask anything.
+        added = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+        return {**self.inputs, "attention_mask": added}
+
+    def read_for(self, prompt: int) -> Batch:
+        """The same batch of one prompt, under another index."""
+        return Batch(self.inputs, tuple(replace(place, prompt=prompt) for place in self.places))
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The first and the second half of the rows; needs two rows."""
+        middle = self.shape[0] // 2
+        return self._rows(0, middle), self._rows(middle, self.shape[0])
+
+    def _rows(self, start: int, end: int) -> Batch:
+        places = tuple(replace(place, row=place.row - start) for place in self.places if start <= place.row < end)
+        return Batch({name: value[start:end] for name, value in self.inputs.items()}, places)
+
+
+@dataclass
+class Row:
+    """Prompts that lie in one row.
+
+    Attributes:
+        ids: the row's tokens.
+        depths: the position of each.
+        paths: prompt -> the columns of its tokens.
+    """
+
+    ids: list[int]
+    depths: list[int]
+    paths: dict[int, list[int]]
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether prompts share tokens or stand side by side in it."""
+        return len(self.paths) > 1
+
+    def add(self, prompt: int, ids: Sequence[int], shared: Sequence[int]) -> None:
+        """Append a prompt whose first tokens stand at the columns ``shared`` already."""
+        start = len(self.ids)
+        new = ids[len(shared) :]
+        self.ids.extend(new)
+        self.depths.extend(range(len(shared), len(ids)))
+        self.paths[prompt] = [*shared, *range(start, start + len(new))]
+
+
+def plain_rows(prompts: Sequence[Readable]) -> list[Row]:
+    """A row for each prompt."""
+    rows = []
+    for index, prompt in enumerate(prompts):
+        rows.append(Row([], [], {}))
+        rows[-1].add(index, prompt.ids, ())
+    return rows
+
+
+def shared_rows(prompts: Sequence[Readable], *, linear_tokens: float, longest: int) -> list[Row]:
+    """Rows in which prompts share what they begin with, wherever that costs less than computing it again.
+
+    In lexicographic order a prompt shares most with the one before it, so each joins that one's row or opens the next.
+
+    Args:
+        linear_tokens: what a token costs in a block's matrix products, in units of what one token costs to attend to
+            one other; attention over a row grows with the square of its width.
+        longest: no row becomes longer by sharing.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: tuple(prompts[index].ids))
+    rows: list[Row] = []
+    last = -1
+    for index in order:
+        ids = prompts[index].ids
+        if rows:
+            shared = common_prefix(ids, prompts[last].ids)
+            width, new = len(rows[-1].ids), len(ids) - shared
+            more_attention = new * (2 * width + new) - len(ids) ** 2
+            if width + new <= longest and shared * linear_tokens > more_attention:
+                rows[-1].add(index, ids, rows[-1].paths[last][:shared])
+                last = index
+                continue
+        rows.append(Row([], [], {}))
+        rows[-1].add(index, ids, ())
+        last = index
+    return rows
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    for place, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return place
+    return min(len(first), len(second))
+
+
+def make_batches(
+    rows: Sequence[Row],
+    prompts: Sequence[Readable],
+    *,
+    token_budget: int,
+    most_rows: int | None = None,
+    padding: Padding = "right",
+    pad_id: int = 0,
+) -> Iterator[Batch]:
+    """Rows of like length together, as many as the budget allows (at least one), the longest first.
+
+    Args:
+        token_budget: most tokens in a batch, padding included.
+        most_rows: most rows in a batch.
+        padding: the side on which plain rows are filled up; trees are filled up on the right.
+        pad_id: what fills up.
+    """
+    order = sorted(rows, key=lambda row: -len(row.ids))
+    chosen: list[Row] = []
+    for row in order:
+        full = chosen and (
+            (len(chosen) + 1) * len(chosen[0].ids) > token_budget or len(chosen) == (most_rows or len(rows) + 1)
+        )
+        if full or (chosen and chosen[0].is_tree != row.is_tree):
+            yield _batch(chosen, prompts, padding, pad_id)
+            chosen = []
+        chosen.append(row)
+    if chosen:
+        yield _batch(chosen, prompts, padding, pad_id)
+
+
+def _batch(rows: Sequence[Row], prompts: Sequence[Readable], padding: Padding, pad_id: int) -> Batch:
+    inputs, offsets = padded([row.ids for row in rows], padding if not rows[0].is_tree else "right", pad_id)
+    if rows[0].is_tree:
+        inputs["position_ids"], inputs["attention_mask"] = _tree_inputs(rows, inputs["input_ids"].shape[1])
+    places = []
+    for number, row in enumerate(rows):
+        for index, path in row.paths.items():
+            columns = tuple(offsets[number] + column for column in path)
+            read = tuple(columns[place] for place in prompts[index].read)
+            places.append(Place(index, number, read, columns[1:] or columns))
+    return Batch(inputs, tuple(places))
+
+
+def _tree_inputs(rows: Sequence[Row], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    positions = torch.zeros(len(rows), width, dtype=torch.long)
+    # What fills up sees itself, so that no row of the softmax is empty.
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
+    for number, row in enumerate(rows):
+        positions[number, : len(row.ids)] = torch.tensor(row.depths)
+        for path in row.paths.values():
+            columns = torch.tensor(path)
+            sees[number, columns[:, None], columns[None, :]] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
+    return positions, sees[:, None]
+
+
+def padded(
+    sequences: Sequence[Sequence[int]], padding: Padding, pad_id: int
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """A padded batch (ids, mask, positions; [batch, width], int64) and where each sequence begins in its row."""
+    width = max(len(ids) for ids in sequences)
+    input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    offsets = []
+    for row, ids in enumerate(sequences):
+        offset = width - len(ids) if padding == "left" else 0
+        input_ids[row, offset : offset + len(ids)] = torch.tensor(list(ids), dtype=torch.long)
+        mask[row, offset : offset + len(ids)] = 1
+        offsets.append(offset)
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}, offsets
