@@ -6,7 +6,6 @@ recipe -> base -> architecture -> plan -> contrast pairs -> residuals -> steerin
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,12 +16,12 @@ import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.build_result import BuildResult, Clock, DryRun, peak_rss_bytes
-from patcher.capture.model import load_causal_lm, load_tokenizer, pick_device, pick_dtype
-from patcher.capture.reader import reader_in_memory
+from patcher.build_vectors import find
+from patcher.capture.model import load_tokenizer
+from patcher.capture.processes import Processes
 from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import (
-    PreparedBase,
     adapter_record,
     check_adapter,
     find_model,
@@ -32,21 +31,20 @@ from patcher.checkpoint.prepare import (
 from patcher.checkpoint.source import Source, fetch
 from patcher.checkpoint.staging import MANIFEST, check_output, scratch_folder, staged_folder
 from patcher.checkpoint.writer import write_copy
-from patcher.errors import CheckFailed
-from patcher.evaluate.of_build import check_evaluation_inputs, evaluate_build
+from patcher.errors import CheckFailed, InputError
+from patcher.evaluate.of_build import check_evaluation_inputs
 from patcher.manifest import base_files, build_manifest, tensor_key
 from patcher.publish.card import render_card
 from patcher.recipe import Recipe
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import Plan
-from patcher.routes.planner import ROUTES, choose_route
-from patcher.vectors import SteeringVector, save_vectors
+from patcher.routes.planner import choose_route
+from patcher.vectors import save_vectors
 from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
-from patcher.vectors.finding import PreparedVector, answer_questions, find_vectors, prepare_vectors, sum_by_layer
+from patcher.vectors.finding import prepare_vectors, sum_by_layer
 from patcher.vectors.persona import GENERATIONS, generations_text
 from patcher.verify.of_build import require_stacks, verify_build
 from patcher.verify.oldest import oldest_versions
-from patcher.verify.probes import PROBES
 from patcher.verify.stored import VECTORS, read_stored
 
 Say = Callable[[str], None]
@@ -84,7 +82,9 @@ def build(
     *,
     force: bool = False,
     say: Say = print,
+    note: Say | None = None,
     token: str | None = None,
+    processes: Processes | None = None,
 ) -> BuildResult:
     """Build, verify and write the steered copy; publish it if the recipe says so.
 
@@ -95,6 +95,8 @@ def build(
         output: the folder to make.
         force: replace a folder that holds our ``steering.json``.
         say: called with a line about what is going on.
+        note: called with what only the curious want to know (``-v``).
+        processes: of a launch of several (this is process 0): all read activations, and this one does the rest.
 
     Raises:
         InputError: the recipe, the pairs, the model or the output is not usable (before any work where possible).
@@ -104,6 +106,13 @@ def build(
     clock = Clock()
     planned = dry_run(recipe, recipe_path, output, force=force, say=say)
     source = planned.source
+    if processes is not None and any(entry.asked for entry in planned.prepared):
+        raise InputError(
+            "`method: persona` lets the whole model write, in one process",
+            where=f"{processes.world.size} processes",
+            remedy="start it without torchrun: device: auto spreads the model over all devices",
+            code="parallel",
+        )
     if source.hub:
         say(f"downloading {source.name}")
         with clock.time("load"):
@@ -112,8 +121,20 @@ def build(
         # Again, now that the names on disk are known (a download, a merged adapter), for the route that was chosen.
         plan = _plan(recipe, planned.architecture, list(planned.plan.sites), base.checkpoint, planned.plan.route)
         plan = replace(plan, advice=planned.plan.advice)
-        vectors, prepared, plan, evaluation, notes = _find(recipe, recipe_path, planned, plan, base, clock, say)
-        total = sum_by_layer(vectors)
+        with scratch_folder(output) as scratch:
+            found = find(
+                recipe,
+                recipe_path,
+                planned,
+                plan,
+                base,
+                scratch=scratch,
+                clock=clock,
+                say=say,
+                note=note or (lambda _text: None),
+                processes=processes,
+            )
+        plan, total = found.plan, sum_by_layer(found.vectors)
         created, replaced = tensors_to_write(plan, total, base.checkpoint)
         with staged_folder(output, force=force) as stage:
             say("writing the copy")
@@ -130,7 +151,7 @@ def build(
                     tokenizer_changes=plan.tokenizer_changes,
                     remote_code=recipe.trust_remote_code,
                 )
-                held = {tensor_key(vector): vector.values for vector in vectors}
+                held = {tensor_key(vector): vector.values for vector in found.vectors}
                 originals = {ORIGINAL_PREFIX + name: tensor for name, tensor in written.originals.items()}
                 save_vectors(
                     stage / VECTORS, {**held, **originals, **_sides(plan)}, {"format": "pt", "tool": "patch-model"}
@@ -145,14 +166,14 @@ def build(
                 recipe=recipe,
                 recipe_text=recipe_text,
                 plan=plan,
-                vectors=vectors,
+                vectors=found.vectors,
                 originals=written.originals,
                 stored_rel_errors=dict.fromkeys(total, 0.0),
                 config_before=base.checkpoint.config,
-                evaluation=evaluation,
-                notes=[*(note for entry in prepared for note in entry.notes), *notes],
+                evaluation=found.evaluation,
+                notes=[*(line for entry in found.prepared for line in entry.notes), *found.notes],
             )
-            records = [record for entry in prepared for record in entry.records]
+            records = [record for entry in found.prepared for record in entry.records]
             for edit in manifest["edits"]:
                 if any(record["vector"] == edit["name"] for record in records):
                     edit["generations"] = GENERATIONS
@@ -190,55 +211,6 @@ def _plan(
         exact=recipe.exact,
         prefer=recipe.prefer,
     )
-
-
-def _find(
-    recipe: Recipe, recipe_path: Path, planned: DryRun, plan: Plan, base: PreparedBase, clock: Clock, say: Say
-) -> tuple[list[SteeringVector], list[PreparedVector], Plan, dict[str, Any] | None, list[str]]:
-    device = pick_device(recipe.device)
-    dtype = pick_dtype(recipe.dtype, base.parameter_count, base.stored_dtype, device)
-    say(f"loading the model ({str(dtype).removeprefix('torch.')}, {device})")
-    with clock.time("load"):
-        model, tokenizer = load_causal_lm(
-            base.reference_folder, dtype=dtype, device=device, trust_remote_code=recipe.trust_remote_code
-        )
-    blocks = plan.blocks
-    with clock.time("capture"):
-        neutral = [tokenizer(text)["input_ids"] for text in PROBES] if tokenizer is not None else []
-        reader = reader_in_memory(
-            model,
-            planned.architecture,
-            batch_size=None if recipe.capture.batch_size == "auto" else recipe.capture.batch_size,
-            note=say,
-        )
-        prepared = answer_questions(
-            planned.prepared, model, tokenizer, recipe=recipe, recipe_name=recipe_path.name, progress=say
-        )
-        vectors = find_vectors(prepared, reader, recipe_folder=recipe_path.parent, neutral=neutral, progress=say)
-    total = sum_by_layer(vectors)
-    fit = ROUTES[plan.route].fit
-    if fit is not None:
-        from patcher.routes.fitting.calibration import load_calibration
-
-        say("fitting the constant on calibration text")
-        with clock.time("capture"):
-            texts = load_calibration(recipe.calibration.texts, recipe_path.parent)
-            options = {"architecture": planned.architecture, "vectors": total, "tokens": recipe.calibration.tokens}
-            plan = fit(plan, model, tokenizer, texts, seed=recipe.seed, progress=say, **options)
-    evaluation, notes = evaluate_build(
-        recipe,
-        prepared,
-        model,
-        blocks,
-        tokenizer,
-        total,
-        recipe_folder=recipe_path.parent,
-        progress=say,
-    )
-    # The verification loads the base again in processes of its own; both at once might not fit.
-    del model
-    gc.collect()
-    return vectors, prepared, plan, evaluation, notes
 
 
 def require_passed(entry: Mapping[str, Any], where: str, *, exact: bool = True) -> None:

@@ -44,8 +44,8 @@ class DryRun:
                     "read_layers": [entry.read_layers[layer] for layer in entry.layers],
                     "coefficient": entry.spec.coefficient,
                     "scale": entry.spec.scale,
-                    "pairs": len(entry.pairs),
-                    "held_out": len(entry.held_out),
+                    "pairs": entry.pair_count,
+                    "held_out": entry.held_out_count,
                 }
                 for entry in self.prepared
             ],

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Auto = Literal["auto"]
-Stack = Literal["transformers", "vllm", "llama.cpp"]
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
+from patcher.recipe_persona import GenerateSpec, Personas
+from patcher.recipe_types import Auto, Index, Indices, Layer, Layers, Number, PositiveNumber, Seed, Stack, Strict
 
 
-def _not_a_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_not_a_boolean), AfterValidator(_finite)]
-PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_not_a_boolean), AfterValidator(_finite)]
-Index = Annotated[int, BeforeValidator(_not_a_boolean)]
-Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_not_a_boolean)]
-Percentage = Annotated[str, Field(pattern=r"^(100(\.0+)?|[0-9]{1,2}(\.[0-9]+)?)%$", description='depth, e.g. "40%"')]
-Layer = Index | Percentage
-Layers = Annotated[list[Layer], Field(min_length=1)]
-Indices = Annotated[list[Index], Field(min_length=1)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class InlinePair(_Strict):
+class InlinePair(Strict):
     """A contrast pair written in the recipe itself."""
 
     prompt: str | None = None
@@ -48,13 +21,14 @@ class InlinePair(_Strict):
     """Its contrast; may be empty."""
 
 
-class VectorSpec(_Strict):
+class VectorSpec(Strict):
     """One steering vector: how it is found, where it is added, and how much of it."""
 
     name: str = Field(default="steering", pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")
     """A name for reports and for `steering.safetensors`."""
-    method: Literal["mean_difference", "pca", "file"] = "mean_difference"
-    """`mean_difference` (CAA; over one pair: ActAdd), `pca` of the differences (RepE), or a vector `file`."""
+    method: Literal["mean_difference", "pca", "persona", "file"] = "mean_difference"
+    """`mean_difference` (CAA; over one pair: ActAdd), `pca` of the differences (RepE), `persona` (Persona Vectors:
+    mean difference over responses that the model writes under opposite system prompts), or a vector `file`."""
     file: str | None = None
     """For `method: file`: a .safetensors, .pt or .gguf (control vector) file."""
     tensor: str | None = None
@@ -63,8 +37,14 @@ class VectorSpec(_Strict):
     """Contrast pairs: a .json, .jsonl or .csv path, `hf://datasets/owner/name[/config][@split]`, or a list."""
     format: Literal["auto", "ab", "pairs"] = "auto"
     """`ab`: question and answer_(not_)matching_behavior. `pairs`: [prompt], positive, negative."""
+    questions: str | list[str] | None = None
+    """For `method: persona`: a .txt (one a line), .json, .jsonl or .csv path, `hf://datasets/...`, or a list."""
+    personas: Personas | None = None
+    """For `method: persona`: the system prompts under which the model answers every question."""
+    generate: GenerateSpec = GenerateSpec()
+    """For `method: persona`: how it writes its answers."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Use a seeded sample of this many pairs, balanced over answer letters."""
+    """Use a seeded sample of this many pairs, balanced over answer letters; for `method: persona`, of questions."""
     chat_template: Auto | bool = "auto"
     """`auto`: for pairs with a prompt, where the tokenizer has a template."""
     system_prompt: str | None = None
@@ -74,7 +54,8 @@ class VectorSpec(_Strict):
     align: Literal["auto", "spaces", "none"] = "auto"
     """`spaces`: right-pad the shorter side with space tokens (ActAdd). `auto`: for a single pair without a prompt."""
     position: Literal["auto", "answer", "last", "mean"] | Index = "auto"
-    """The token read: the `answer` letter, `last`, the `mean` over the continuation, or an index (-1: the last)."""
+    """The token read: the `answer` letter, `last`, the `mean` over the continuation, or an index (-1: the last).
+    For `method: persona`, `auto` is the `mean` over the response."""
     layer: Layer | Layers | None = None
     """The decoder block whose output is steered: a 0-based index, "40%", or a list (a vector of its own for each)."""
     before_layer: Index | Indices | None = None
@@ -90,6 +71,7 @@ class VectorSpec(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> VectorSpec:
+        self._check_persona()
         if self.method == "file":
             if self.file is None:
                 raise ValueError("`method: file` needs `file`")
@@ -100,7 +82,7 @@ class VectorSpec(_Strict):
         else:
             if self.file is not None:
                 raise ValueError(f"`file` goes with `method: file`, not with `method: {self.method}`")
-            if self.pairs is None or self.pairs == []:
+            if self.method != "persona" and (self.pairs is None or self.pairs == []):
                 raise ValueError("no contrast pairs: give `pairs` a path or a list")
         if (self.layer is None) == (self.before_layer is None):
             raise ValueError('give exactly one of `layer` (such as 13 or "40%") and `before_layer`')
@@ -108,8 +90,29 @@ class VectorSpec(_Strict):
             raise ValueError("a coefficient of 0 adds nothing")
         return self
 
+    def _check_persona(self) -> None:
+        if self.method != "persona":
+            own = {"questions": self.questions, "personas": self.personas}
+            given = [key for key, value in own.items() if value is not None]
+            given += ["generate"] * (self.generate != GenerateSpec())
+            if given:
+                raise ValueError(f"`{given[0]}` goes with `method: persona`, not with `method: {self.method}`")
+            return
+        if self.pairs is not None:
+            raise ValueError("`method: persona` takes no `pairs`: the model writes them; give `questions`")
+        if not self.questions:
+            raise ValueError("`method: persona` needs `questions`: a path or a list")
+        if self.personas is None:
+            raise ValueError("`method: persona` needs `personas`: {positive: a system prompt, negative: its opposite}")
+        if self.system_prompt is not None:
+            raise ValueError("`method: persona` takes no `system_prompt`: the `personas` are the system prompts")
+        if self.position not in ("auto", "mean", "last"):
+            raise ValueError(
+                f"`method: persona` reads the `mean` over a response or its `last` token, not {self.position!r}"
+            )
 
-class EvaluateSpec(_Strict):
+
+class EvaluateSpec(Strict):
     """What is measured on the steered model before it is written."""
 
     enabled: bool = True
@@ -128,10 +131,10 @@ class EvaluateSpec(_Strict):
     """A text file: perplexity where the vector should do nothing."""
 
 
-class VerifySpec(_Strict):
+class VerifySpec(Strict):
     """How the finished folder is checked against the hook reference."""
 
-    stacks: Literal["installed"] | Annotated[list[Stack], Field(min_length=1)] = ["transformers"]
+    stacks: Literal["installed"] | Annotated[list[Stack], Field(min_length=1)] = Field(default=["transformers"])
     """The stock stacks that are run, transformers in any case. `installed`: those of `targets` that are installed."""
     probes: list[str] | None = None
     """Texts to compare on; by default a bundled set that no recipe uses."""
@@ -145,14 +148,29 @@ class VerifySpec(_Strict):
     """Of a fitted route: largest KL(hook || fit) as a share of KL(hook || base)."""
 
 
-class CaptureSpec(_Strict):
+def _no_pipeline(value: Any) -> Any:
+    if isinstance(value, str) and value in ("pp", "pipeline"):
+        raise ValueError(
+            "with pipeline parallelism blocks of another process read wrong values; "
+            "`fsdp` needs as little memory, and `tp` is the other way to share a block out"
+        )
+    return value
+
+
+class CaptureSpec(Strict):
     """How activations are read."""
 
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Prompts per forward pass."""
+    mode: Literal["auto", "memory", "stream"] = "auto"
+    """`memory`: the model is loaded. `stream`: block after block is read from the disk, for models larger than memory.
+    `auto`: streamed where the weights do not fit in the free memory."""
+    batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Rows per forward pass. `auto`: as many as are fast on the device and fit in its memory."""
+    parallel: Annotated[Literal["auto", "fsdp", "tp", "replicate"], BeforeValidator(_no_pipeline)] = "auto"
+    """Under torchrun: `fsdp` (a part of each block kept in each process), `tp` (a part computed in each), `replicate`
+    (all of it in each). `auto`: fsdp, or of a quantised base replicate."""
 
 
-class CalibrationSpec(_Strict):
+class CalibrationSpec(Strict):
     """What a fitted route is fitted on."""
 
     texts: str | None = None
@@ -161,7 +179,7 @@ class CalibrationSpec(_Strict):
     """At most this many tokens are used."""
 
 
-class PushSpec(_Strict):
+class PushSpec(Strict):
     """Where the folder is published."""
 
     repo: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")
@@ -176,7 +194,7 @@ class PushSpec(_Strict):
     """The commit's title."""
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A build: model, vectors, and what is asked of the result."""
 
     model: str = Field(min_length=1)

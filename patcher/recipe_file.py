@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from patcher.errors import InputError, Problem
 from patcher.recipe import CaptureSpec, EvaluateSpec, InlinePair, PushSpec, Recipe, VectorSpec, VerifySpec
+from patcher.recipe_persona import GenerateSpec, Personas
 from patcher.yaml_lines import YamlDocument, parse_yaml
 
 
@@ -172,8 +173,10 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
         "capture": CaptureSpec,
         "push": PushSpec,
     }
-    if "pairs" in location:
-        return list(InlinePair.model_fields)
+    inside: dict[str, type[BaseModel]] = {"pairs": InlinePair, "personas": Personas, "generate": GenerateSpec}
+    for key, section in inside.items():
+        if key in location:
+            return list(section.model_fields)
     if location and location[0] == "vectors":
         return list(VectorSpec.model_fields)
     if location and str(location[0]) in sections:

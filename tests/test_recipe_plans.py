@@ -35,6 +35,7 @@ ROUTES = {
     "microsoft/phi-2": "native",
     "bigcode/starcoder2-3b": "native",
     "mistralai/Mistral-7B-Instruct-v0.3": "relabel",
+    "Qwen/Qwen2.5-0.5B-Instruct": "relabel",
     "Qwen/Qwen3-8B": "carrier",
     "allenai/OLMo-2-0425-1B-Instruct": "carrier",
     "google/gemma-3-1b-it": "carrier",
@@ -169,7 +170,7 @@ def assert_planned(recipe: Recipe, done: DryRun) -> None:
     assert len(done.prepared) == len(recipe.vectors)
     assert {layer for entry in done.prepared for layer in entry.layers} == set(layers)
     for entry, spec in zip(done.prepared, recipe.vectors, strict=True):
-        assert len(entry.pairs) > 0
+        assert entry.pair_count > 0
         if isinstance(spec.pairs, list):
             assert len(entry.pairs) + len(entry.held_out) == len(spec.pairs)
     value = json.loads(json.dumps(done.as_json()))

@@ -27,7 +27,10 @@ NOT_YET_BUILDABLE = "# NOT YET BUILDABLE: "
 NEEDS_A_DOWNLOAD = "# NEEDS A DOWNLOAD into "
 
 # A recipe's model whose own configuration is not among the fixtures: the one that stands in for it.
-STANDS_IN = {"allenai/OLMo-2-0425-1B-Instruct": "allenai/OLMo-2-0425-1B"}
+STANDS_IN = {
+    "allenai/OLMo-2-0425-1B-Instruct": "allenai/OLMo-2-0425-1B",
+    "Qwen/Qwen2.5-0.5B-Instruct": "Qwen/Qwen2.5-0.5B",
+}
 # Models without any: why.
 NO_FIXTURE: dict[str, str] = {}
 
@@ -44,7 +47,7 @@ def leading_comment(path: Path) -> list[str]:
 def local_files(recipe: Recipe) -> list[str]:
     named = [recipe.evaluate.on_topic, recipe.evaluate.off_topic, recipe.evaluate.pairs]
     for vector in recipe.vectors:
-        named += [vector.file, vector.pairs]
+        named += [vector.file, vector.pairs, vector.questions]
     return [file for file in named if isinstance(file, str) and not file.startswith("hf://")]
 
 

@@ -12,19 +12,12 @@ from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.quantised import quantisation_of
+from patcher.capture.memory import available_memory
 from patcher.checkpoint.folder import read_json_object
 from patcher.errors import InputError, OutsideError
 
-
-def available_memory() -> int:
-    """Bytes of main memory that can still be used."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 8 << 30
+_SHARE = 0.8
+"""Of the free memory, for weights."""
 
 
 def pick_device(device: str) -> str:
@@ -56,12 +49,18 @@ def pick_dtype(dtype: str, parameter_count: int, stored: torch.dtype, device: st
 
 
 def load_causal_lm(
-    folder: Path, *, dtype: torch.dtype, device: str = "cpu", trust_remote_code: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    offload: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Any]:
     """The model (in eval mode) and its tokenizer (None where the folder has none).
 
     Args:
-        device: ``auto`` spreads the model over all devices and the disk (accelerate).
+        device: ``auto`` spreads the model over all devices (accelerate).
+        offload: with ``auto``, a folder for what does not fit in memory either and does not lie on the disk as it is.
 
     Raises:
         InputError: the folder's model or tokenizer cannot be loaded.
@@ -72,6 +71,9 @@ def load_causal_lm(
 
     quantisation = quantisation_of(read_json_object(folder / "config.json"))
     options: dict[str, Any] = {}
+    if offload is not None:
+        kept = int(_SHARE * available_memory())
+        options = {"offload_folder": offload / "offload", "max_memory": {**_accelerators(), "cpu": kept}}
     if quantisation is not None and device == "cpu" and quantisation.dequantise not in (None, "method"):
         # The kernels of these formats are for accelerators.
         options["quantization_config"] = getattr(transformers, str(quantisation.dequantise))(dequantize=True)
@@ -112,6 +114,11 @@ def load_causal_lm(
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = parameter.data.float()
     return model, load_tokenizer(folder, trust_remote_code=trust_remote_code)
+
+
+def _accelerators() -> dict[int, int]:
+    """Bytes for weights on each accelerator."""
+    return {index: int(_SHARE * torch.cuda.mem_get_info(index)[0]) for index in range(torch.cuda.device_count())}
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -16,8 +16,18 @@ from patcher.capture.forward import read_blocks
 from patcher.capture.sharing import Exactness, displaced_prompt, longest_shared_row
 from patcher.errors import InputError, OutsideError
 
-Collect = Callable[[int, int, torch.Tensor], None]
-"""Takes a layer, the index of a batch, and the residual stream of that batch, [rows, width, hidden]."""
+
+class Collect(Protocol):
+    """Takes what a runner computes."""
+
+    def __call__(self, layer: int, number: int, hidden: torch.Tensor) -> None:
+        """The residual stream [rows, width, hidden] of a whole batch, by its number."""
+        ...
+
+    def put(self, layer: int, prompts: Sequence[int], rows: torch.Tensor, norms: torch.Tensor) -> None:
+        """What was read from it elsewhere: fp64 [prompts, hidden] and, as sums over counted tokens, [prompts]."""
+        ...
+
 
 CONTROL_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """By how much a prompt read in a shared row may differ from the same prompt alone, relative to its residual's norm.
@@ -144,7 +154,7 @@ class Collector:
         for place in (place for batch in batches for place in batch.places):
             self.tokens[place.prompt] = len(place.counted)
 
-    def collect(self, layer: int, number: int, hidden: torch.Tensor) -> None:
+    def __call__(self, layer: int, number: int, hidden: torch.Tensor) -> None:
         """Take what is read from the residual stream [rows, width, hidden] of a batch."""
         places, device = self.batches[number].places, hidden.device
         prompts = [place.prompt for place in places]
@@ -154,11 +164,15 @@ class Collector:
         sums = torch.zeros(len(places), hidden.shape[-1], dtype=exact, device=device)
         sums.index_add_(0, owner, hidden[rows, columns].to(exact))
         counts = torch.tensor([[len(place.columns)] for place in places])
-        self.rows[layer][prompts] = sums.cpu().double() / counts
         norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).to(exact)
         owner, rows, columns = _indices(places, [place.counted for place in places], device)
         totals = torch.zeros(len(places), dtype=exact, device=device).index_add_(0, owner, norms[rows, columns])
-        self.norms[layer][prompts] = totals.cpu().double()
+        self.put(layer, prompts, sums.cpu().double() / counts, totals.cpu().double())
+
+    def put(self, layer: int, prompts: Sequence[int], rows: torch.Tensor, norms: torch.Tensor) -> None:
+        """Take what was read for some prompts: fp64 [prompts, hidden], and the sums of norms [prompts]."""
+        self.rows[layer][list(prompts)] = rows
+        self.norms[layer][list(prompts)] = norms
 
     def residuals(self, layer: int, prompts: int) -> Residuals:
         """What was collected at a layer, for the first ``prompts`` of them.
@@ -257,7 +271,7 @@ def capture_residuals(
         runner.run(
             batches,
             layers,
-            collector.collect,
+            collector,
             None if progress is None else lambda number: progress(min(len(prompts), done[number])),
         )
         return collector

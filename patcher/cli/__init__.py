@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     as_json = "--json" in chosen
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        _leave_to_the_first(chosen)
         # Outside of its standalone mode, click returns what `Exit` carries.
         status = cli.main(args=_with_default_command(chosen), prog_name="patch-model", standalone_mode=False)
     except PatchModelError as error:
@@ -100,6 +101,18 @@ def _with_default_command(arguments: list[str]) -> list[str]:
     if not arguments or arguments[0] in (*COMMANDS, "-h", "--help", "--version"):
         return arguments or ["--help"]
     return ["build", *arguments]
+
+
+def _leave_to_the_first(arguments: list[str]) -> None:
+    """Of several processes that a launcher started for something else than a build, only the first does it."""
+    from patcher.capture.processes import forget_launch, world
+
+    builds = _with_default_command(arguments)[0] == "build" and not {"--dry-run", "-h", "--help"} & set(arguments)
+    if builds or not world().several:
+        return
+    if world().rank:
+        sys.exit(0)
+    forget_launch()
 
 
 def _plain(code: str, message: str) -> dict[str, Any]:

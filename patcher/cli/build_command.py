@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from patcher.capture.processes import Processes
 
 
 @click.command("build", short_help="Build what a recipe describes.")
@@ -17,14 +21,49 @@ import click
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; load no weights, write nothing.")
 @click.option("--force", is_flag=True, help="Replace the output if patch-model wrote it. Skips no check.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Also say how activations are read: what is shared, cached, streamed."
+)
 def build(
-    recipe: Path, output: Path | None, overrides: tuple[str, ...], dry_run: bool, force: bool, as_json: bool
+    recipe: Path,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Compute the steering vectors of RECIPE (a YAML file), bake them into a copy of the model, and verify the copy.
 
     Exit status: 0 the folder is there and verified, 1 a check failed, 2 something in the input is wrong, 3 the Hub,
     the disk or the memory failed. Unless it is 0, no output folder appears.
     """
+    from patcher.capture.processes import Processes, one_voice, world
+
+    here = world()
+    if not here.several or dry_run:
+        _build(recipe, output, overrides, dry_run, force, as_json, verbose, None)
+        return
+    processes = Processes(here)
+    with one_voice(processes):
+        if here.rank == 0:
+            _build(recipe, output, overrides, dry_run, force, as_json, verbose, processes)
+        else:
+            from patcher.capture.distributed import assist
+
+            assist(processes)
+
+
+def _build(
+    recipe: Path,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    verbose: bool,
+    processes: Processes | None,
+) -> None:
     from patcher.cli.progress import progress
     from patcher.recipe_file import load_recipe
 
@@ -44,8 +83,8 @@ def build(
         else:
             print_plan(planned)
         return
-    with progress() as say:
-        result = pipeline.build(parsed, text, recipe, output, force=force, say=say)
+    with progress(verbose) as say:
+        result = pipeline.build(parsed, text, recipe, output, force=force, say=say, note=say.note, processes=processes)
     print_build(result, to_stderr=as_json)
     if as_json:
         click.echo(json.dumps(result.as_json()))

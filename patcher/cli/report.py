@@ -68,8 +68,8 @@ def print_plan(planned: DryRun) -> None:
                 "file" if spec.method == "file" else str(entry.read_layers[layer]),
                 f"{spec.coefficient:g}",
                 str(spec.scale),
-                str(len(entry.pairs)),
-                str(len(entry.held_out)),
+                str(entry.pair_count),
+                str(entry.held_out_count),
             )
     console.print(table)
     for line in written_by(plan):

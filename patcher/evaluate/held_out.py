@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from patcher.capture.forward import steering_hooks
-from patcher.evaluate.scoring import last_token_logits, mean_log_probs
+from patcher.capture.logits import LogitsSource
+from patcher.evaluate.scoring import Vectors, mean_log_probs, next_token_logits
 
 ANSWER_PROBABILITY = "answer_probability"
 LOG_ODDS = "log_odds_per_token"
@@ -32,49 +31,56 @@ class Question:
     lettered: bool
 
 
-def answer_probability(model: nn.Module, questions: Sequence[Question], batch_size: int) -> torch.Tensor:
-    """p(matching answer) over the probabilities of all offered answers: [questions], fp64.
+def answer_probability(
+    source: LogitsSource, questions: Sequence[Question], variants: Sequence[Vectors], batch_size: int
+) -> torch.Tensor:
+    """p(matching answer) over the probabilities of all offered answers: [variants, questions], fp64.
 
     Read at the token in which the answers differ, after what they share, as CAA does (Rimsky et al. 2024, sec. 4).
     Answers that cannot be told apart by one token are scored as whole texts.
     """
-    prefixes, single = [], []
-    for question in questions:
+    result = torch.zeros(len(variants), len(questions), dtype=torch.float64)
+    by_token: list[tuple[int, tuple[int, ...], list[int]]] = []
+    by_text: list[tuple[int, Option]] = []
+    for index, question in enumerate(questions):
         ids = [option.ids for option in question.options]
         shared = _shared_prefix(ids)
         nexts = [option[shared] for option in ids if len(option) > shared]
-        single.append(len(set(nexts)) == len(ids))
-        prefixes.append(ids[0][:shared])
-    result = torch.zeros(len(questions), dtype=torch.float64)
-    by_token = [index for index, plain in enumerate(single) if plain and prefixes[index]]
+        if shared and len(set(nexts)) == len(ids):
+            by_token.append((index, ids[0][:shared], nexts))
+        else:
+            by_text += [(index, option) for option in question.options]
     if by_token:
-        logits = last_token_logits(model, [prefixes[index] for index in by_token], batch_size)
-        for row, index in enumerate(by_token):
-            options = questions[index].options
-            nexts = [option.ids[len(prefixes[index])] for option in options]
-            result[index] = torch.softmax(logits[row, nexts].double(), dim=-1)[0]
-    for index in sorted(set(range(len(questions))) - set(by_token)):
-        options = questions[index].options
-        means = mean_log_probs(model, [o.ids for o in options], [o.start for o in options], batch_size)
-        lengths = torch.tensor([len(o.ids) - max(1, o.start) for o in options], dtype=torch.float64)
-        result[index] = torch.softmax(means * lengths, dim=-1)[0]
+        prefixes, tokens = [entry[1] for entry in by_token], [entry[2] for entry in by_token]
+        logits = next_token_logits(source, prefixes, tokens, variants, batch_size)
+        for variant, found in enumerate(logits):
+            for (index, _prefix, _nexts), values in zip(by_token, found, strict=True):
+                result[variant, index] = torch.softmax(values.double(), dim=-1)[0]
+    if by_text:
+        options = [option for _index, option in by_text]
+        means = mean_log_probs(source, [o.ids for o in options], [o.start for o in options], variants, batch_size)
+        totals = means * torch.tensor([len(o.ids) - max(1, o.start) for o in options], dtype=torch.float64)
+        for index in sorted({index for index, _option in by_text}):
+            places = [place for place, (owner, _option) in enumerate(by_text) if owner == index]
+            result[:, index] = torch.softmax(totals[:, places], dim=-1)[:, 0]
     return result
 
 
-def log_odds(model: nn.Module, questions: Sequence[Question], batch_size: int) -> torch.Tensor:
-    """Mean log-probability a token of the positive text minus that of the negative: [questions], nats, fp64.
+def log_odds(
+    source: LogitsSource, questions: Sequence[Question], variants: Sequence[Vectors], batch_size: int
+) -> torch.Tensor:
+    """Mean log-probability a token of the positive text minus that of the negative: [variants, questions], nats, fp64.
 
     A side without tokens of its own (ActAdd's empty negative) counts as 0.
     """
     options = [option for question in questions for option in question.options[:2]]
-    means = mean_log_probs(model, [o.ids for o in options], [o.start for o in options], batch_size)
-    return means[0::2] - means[1::2]
+    means = mean_log_probs(source, [o.ids for o in options], [o.start for o in options], variants, batch_size)
+    return means[:, 0::2] - means[:, 1::2]
 
 
 def evaluate_edits(
-    model: nn.Module,
-    blocks: str,
-    vectors: Mapping[int, torch.Tensor],
+    source: LogitsSource,
+    vectors: Vectors,
     questions: Sequence[Question],
     *,
     random_vectors: int,
@@ -86,6 +92,7 @@ def evaluate_edits(
     """The measure on held-out questions: base, steered, the negative, and random vectors of equal norm.
 
     Args:
+        source: the base model.
         vectors: layer -> [hidden], coefficient and scale included.
         expected_sign: +1 where the vectors should raise the measure, -1 where they should lower it.
 
@@ -95,20 +102,11 @@ def evaluate_edits(
     """
     lettered = all(question.lettered for question in questions)
     measure = answer_probability if lettered else log_odds
-    say = progress or (lambda _text: None)
-
-    def mean_under(name: str, added: Mapping[int, torch.Tensor]) -> float:
-        say(f"evaluating: {name}")
-        with steering_hooks(model, blocks, added):
-            return float(measure(model, questions, batch_size).mean())
-
-    base = mean_under("base", {})
-    steered = mean_under("steered", vectors)
-    negative = mean_under("negative coefficient", {layer: -vector for layer, vector in vectors.items()})
-    controls = [
-        mean_under(f"random vector {number + 1} of equal norm", random_like(vectors, seed + number))
-        for number in range(random_vectors)
-    ]
+    if progress is not None:
+        progress("evaluating: base, steered, the negative coefficient, random vectors of equal norm")
+    variants: list[Vectors] = [{}, vectors, {layer: -vector for layer, vector in vectors.items()}]
+    variants += [random_like(vectors, seed + number) for number in range(random_vectors)]
+    base, steered, negative, *controls = measure(source, questions, variants, batch_size).mean(dim=1).tolist()
     shift = (steered - base) * expected_sign
     largest = max(abs(value - base) for value in controls)
     notes = []
@@ -137,13 +135,6 @@ def random_like(vectors: Mapping[int, torch.Tensor], seed: int) -> dict[int, tor
         direction = torch.randn(vector.shape, generator=generator)
         result[layer] = direction / direction.norm() * vector.norm()
     return result
-
-
-def perplexity(model: nn.Module, texts: Sequence[Sequence[int]], batch_size: int) -> float:
-    """exp of the mean negative log-probability a token, averaged over all tokens of all passages."""
-    means = mean_log_probs(model, texts, [1] * len(texts), batch_size)
-    lengths = torch.tensor([len(ids) - 1 for ids in texts], dtype=torch.float64)
-    return float(torch.exp(-(means * lengths).sum() / lengths.sum()))
 
 
 def _shared_prefix(sequences: Sequence[Sequence[int]]) -> int:

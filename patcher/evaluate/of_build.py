@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from patcher.capture.forward import position_limit, steering_hooks
+from patcher.capture.logits import LogitsSource
 from patcher.errors import InputError
-from patcher.evaluate.held_out import Option, Question, evaluate_edits, perplexity
+from patcher.evaluate.held_out import Option, Question, evaluate_edits
+from patcher.evaluate.scoring import perplexities
 from patcher.pairs import ContrastPair, load_pairs, sample_pairs, tokenise_continuation
-from patcher.recipe import EvaluateSpec, Recipe, VectorSpec
+from patcher.recipe import Recipe, VectorSpec
 from patcher.vectors.finding import PreparedVector
 
 IN_SAMPLE = "measured on the pairs that the vector was made of: none were held out"
@@ -23,11 +23,11 @@ IN_SAMPLE = "measured on the pairs that the vector was made of: none were held o
 def evaluate_build(
     recipe: Recipe,
     prepared: Sequence[PreparedVector],
-    model: nn.Module,
-    blocks: str,
+    source: LogitsSource,
     tokenizer: Any,
     vectors: Mapping[int, torch.Tensor],
     *,
+    positions: int | None,
     recipe_folder: Path,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any] | None, list[str]]:
@@ -48,8 +48,7 @@ def evaluate_build(
             continue
         questions = [build_question(pair, tokenizer, entry.spec) for pair in pairs]
         result = evaluate_edits(
-            model,
-            blocks,
+            source,
             vectors,
             questions,
             random_vectors=spec.random_vectors,
@@ -62,7 +61,7 @@ def evaluate_build(
         if not held_out:
             result["notes"].append(IN_SAMPLE)
         results.append({"vector": entry.spec.name, **result})
-    texts = _perplexities(spec, model, blocks, tokenizer, vectors, recipe, recipe_folder, progress)
+    texts = _perplexities(recipe, source, tokenizer, vectors, positions, recipe_folder, progress)
     if not results and texts is None:
         return None, notes
     head = {key: value for key, value in results[0].items() if key != "vector"} if results else {}
@@ -112,30 +111,24 @@ def build_question(pair: ContrastPair, tokenizer: Any, spec: VectorSpec) -> Ques
 
 
 def _perplexities(
-    spec: EvaluateSpec,
-    model: nn.Module,
-    blocks: str,
+    recipe: Recipe,
+    source: LogitsSource,
     tokenizer: Any,
     vectors: Mapping[int, torch.Tensor],
-    recipe: Recipe,
+    positions: int | None,
     recipe_folder: Path,
     progress: Callable[[str], None] | None,
 ) -> dict[str, dict[str, float]] | None:
     result = {}
-    for name, file in (("on_topic", spec.on_topic), ("off_topic", spec.off_topic)):
+    for name, file in (("on_topic", recipe.evaluate.on_topic), ("off_topic", recipe.evaluate.off_topic)):
         if file is None:
             continue
         if progress is not None:
             progress(f"evaluating: perplexity on the {name.replace('_', '-')} text")
-        limit = position_limit(model)
-        texts = [
-            tokenizer(line)["input_ids"][:limit] for line in read_passages(recipe_folder, file, f"evaluate.{name}")
-        ]
-        texts = [ids for ids in texts if len(ids) > 1]
-        measured = {"base": perplexity(model, texts, batch_rows(recipe))}
-        with steering_hooks(model, blocks, vectors):
-            measured["steered"] = perplexity(model, texts, batch_rows(recipe))
-        result[name] = measured
+        lines = read_passages(recipe_folder, file, f"evaluate.{name}")
+        texts = [ids for ids in (tokenizer(line)["input_ids"][:positions] for line in lines) if len(ids) > 1]
+        base, steered = perplexities(source, texts, [{}, vectors], batch_rows(recipe))
+        result[name] = {"base": base, "steered": steered}
     return result or None
 
 

@@ -200,6 +200,8 @@ def citations(manifest: Mapping[str, Any]) -> str:
             used.append("actadd" if is_single_pair(vector) else "caa")
         elif method == "pca":
             used.append("repe")
+        elif method == "persona":
+            used.append("persona")
     papers = "\n".join(f"- {texts.PAPERS[key]}" for key in dict.fromkeys(used))
     tool = f"Made with patch-model {manifest.get('tool_version') or ''}".rstrip() + "."
     return f"## Method\n\n{papers}\n\n{tool}" if papers else f"## Method\n\n{tool}"

@@ -9,8 +9,15 @@ PAPERS = {
     "[arXiv:2308.10248](https://arxiv.org/abs/2308.10248)",
     "repe": "Zou et al. 2023, *Representation Engineering: A Top-Down Approach to AI Transparency*, "
     "[arXiv:2310.01405](https://arxiv.org/abs/2310.01405)",
+    "persona": "Chen et al. 2025, *Persona Vectors: Monitoring and Controlling Character Traits in Language Models*, "
+    "[arXiv:2507.21509](https://arxiv.org/abs/2507.21509)",
 }
-METHODS = {"mean_difference": "mean difference", "pca": "PCA of the differences", "file": "from a file"}
+METHODS = {
+    "mean_difference": "mean difference",
+    "pca": "PCA of the differences",
+    "persona": "mean difference of the model's own responses under opposite personas",
+    "file": "from a file",
+}
 CHECKS = {
     "stored vector": "the vector as the file holds it: relative error",
     "without the vector": "this copy with the vector taken off, and the base: largest Δ log-prob",

@@ -14,16 +14,17 @@ from patcher.hub_errors import holds_token
 from patcher.publish.privacy import sanitised_config, sanitised_manifest, sanitised_text
 
 MANIFEST, VECTORS, CARD = "steering.json", "steering.safetensors", "README.md"
+GENERATIONS = "steering_generations.jsonl"
 FORMAT = 1
 
 _LEGAL = ("LICEN[CS]E*", "Licen[cs]e*", "COPYING*", "NOTICE*", "USE_POLICY*")
 _BELONGS = (
     *("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.bpe", "*.txt", "*.py", "README.md"),
-    *("additional_chat_templates/*.jinja", *_LEGAL),
+    *("additional_chat_templates/*.jinja", GENERATIONS, *_LEGAL),
 )
 # Weights in other formats would be preferred by some stacks, and run unsteered.
 _NEVER = ("consolidated*", "*.bin.index.json", "*.partial*")
-_TEXT = (".json", ".jinja", ".md", ".txt", ".py")
+_TEXT = (".json", ".jsonl", ".jinja", ".md", ".txt", ".py")
 # What loaders look for by name. Left over from an earlier commit, any of it could take the place of a new file.
 _READ_BY_LOADERS = (
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "tf_model*", "flax_model*", "consolidated*"),
@@ -38,6 +39,8 @@ _READ_BY_LOADERS = (
         "spiece*",
     ),
     *("chat_template*", "additional_chat_templates/*"),
+    # No loader's, but responses that another vector was made of would pass for this one's.
+    GENERATIONS,
 )
 
 
@@ -180,6 +183,9 @@ def _cleaned(file: PublishedFile, manifest: dict[str, Any]) -> PublishedFile:
     cleaned = text
     if file.name == MANIFEST:
         cleaned = json.dumps(sanitised_manifest(manifest), indent=2, ensure_ascii=False) + "\n"
+    elif file.name == GENERATIONS:
+        # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
+        cleaned = "\n".join(_cleaned_record(line) for line in text.split("\n"))
     elif file.name.endswith(".json"):
         cleaned = sanitised_config(text)
     elif file.name == CARD:
@@ -192,3 +198,16 @@ def _cleaned(file: PublishedFile, manifest: dict[str, Any]) -> PublishedFile:
             code="token_in_file",
         )
     return file if cleaned == text else PublishedFile(file.name, cleaned.encode("utf-8"))
+
+
+def _cleaned_record(line: str) -> str:
+    """A line of JSON with its texts cleaned; what the model and its user wrote stays prose."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return sanitised_text(line)
+    if not isinstance(record, dict):
+        return sanitised_text(line)
+    texts = {key: sanitised_text(value) for key, value in record.items() if isinstance(value, str)}
+    cleaned = {**record, **texts}
+    return line if cleaned == record else json.dumps(cleaned, ensure_ascii=False)

@@ -108,7 +108,11 @@ def _mean_difference(positive: Tensor, negative: Tensor, *, center: bool = False
     return mean_difference(positive, negative)
 
 
-METHODS: dict[str, Method] = {"mean_difference": _mean_difference, "pca": pca}
+METHODS: dict[str, Method] = {
+    "mean_difference": _mean_difference,
+    "pca": pca,
+    "persona": _mean_difference,
+}
 
 
 def _differences(positive: Tensor, negative: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,10 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patcher.architectures.quantised import quantisation_of
-from patcher.capture.model import available_memory, has_tokenizer
+from patcher.capture.memory import address_space_left, available_memory
+from patcher.capture.model import has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import OutsideError
 from patcher.verify.comparison import FIT_ERROR, FIT_KL, Check, Comparison, FitLimits, Run, compare
+from patcher.verify.offload import SMALL_HEAP, disk_is_full, memory_is_full, plan_offload
 from patcher.verify.probes import PROBES
 from patcher.verify.stored import StoredLayer, read_stored
 
@@ -60,7 +64,8 @@ def verify_in_transformers(
         An entry of ``steering.json``'s ``verification``: status ``passed`` or ``failed``, numbers and checks.
 
     Raises:
-        OutsideError: a process died (memory), or stock transformers could not run the base.
+        OutsideError: a process died (memory, disk), there is no room for what does not fit in memory, or stock
+            transformers could not run the base.
     """
     say = progress or (lambda _text: None)
     stored = read_stored(folder, manifest)
@@ -68,7 +73,7 @@ def verify_in_transformers(
         place = Path(name)
         job, long_note = _job(folder, base, manifest, stored, place, probes, long_prompt_limit, trust_remote_code)
         say("verifying: the base under a hook")
-        reference = _run({**job, "role": "reference", "folder": str(base)}, place / "reference")
+        reference = _run({**job, "role": "reference", "folder": job["base"]}, place / "reference")
         say("verifying: the patched folder in stock transformers")
         amplify = reference.facts["amplify"]
         try:
@@ -76,7 +81,7 @@ def verify_in_transformers(
                 {**job, "role": "candidate", "folder": str(folder), "amplify": amplify}, place / "candidate"
             )
         except OutsideError as error:
-            if error.code == "memory":
+            if error.code in ("memory", "disk"):
                 raise
             failed = Check(
                 "loading", False, note=f"stock transformers cannot run the folder: {error.problems[0].found}"
@@ -119,7 +124,7 @@ def run_reference(
     with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=scratch) as name:
         place, stored = Path(name), read_stored(folder, manifest)
         job, _ = _job(folder, base, manifest, stored, place, probes, 0, trust_remote_code)
-        return _run({**job, "own_dtype": False, "role": "reference", "folder": str(base)}, place / "reference")
+        return _run({**job, "own_dtype": False, "role": "reference", "folder": job["base"]}, place / "reference")
 
 
 def _entry(result: Comparison, reference: Run) -> dict[str, Any]:
@@ -171,7 +176,16 @@ def _job(
     long_tokens, long_note = _long_prompt(config, long_prompt_limit)
     positions = _positions(config)
     quantisation = quantisation_of(config)
+    offload = plan_offload(
+        folder,
+        base,
+        scratch,
+        memory=available_memory(),
+        address_space=address_space_left(),
+        trust_remote_code=trust_remote_code,
+    )
     job = {
+        "base": str(base if offload is None else offload.base),
         "dequantise": None if quantisation is None else quantisation.dequantise,
         "texts": list(probes or PROBES),
         "ids": None if has_tokenizer(base) else _ids_without_tokenizer(config),
@@ -195,7 +209,7 @@ def _job(
         },
         "blocks": manifest["route"]["blocks"],
         "amplify": 1.0,
-        "offload": _offload(folder, scratch),
+        "offload": None if offload is None else {"folder": str(offload.folder), "bytes": offload.memory},
         "trust_remote_code": trust_remote_code,
     }
     return job, long_note
@@ -235,27 +249,32 @@ def _long_prompt(config: Mapping[str, Any], limit: int) -> tuple[int, str]:
     return length, ""
 
 
-def _offload(folder: Path, scratch: Path) -> dict[str, Any] | None:
-    """Where to put what does not fit: fp32 weights beyond 80 % of the free memory go to the disk."""
-    checkpoint = CheckpointFolder(folder)
-    needed = 4 * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
-    allowed = int(0.8 * available_memory())
-    if needed <= allowed:
-        return None
-    (scratch / "offload").mkdir(exist_ok=True)
-    return {"folder": str(scratch / "offload"), "bytes": allowed}
-
-
 def _run(job: Mapping[str, Any], result: Path) -> Run:
     if job["role"] == "candidate":
         job = {**job, "vectors": None}
     path = result.with_suffix(".job.json")
     path.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
     command = [sys.executable, "-I", "-B", str(RUNNER), str(path)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    spread = job["offload"]
+    environment = dict(os.environ)
+    if spread is not None:
+        Path(spread["folder"]).mkdir(exist_ok=True)
+        environment |= SMALL_HEAP
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if spread is not None:
+        # The next run needs the room.
+        shutil.rmtree(spread["folder"], ignore_errors=True)
     if finished.returncode != 0:
         lines = finished.stderr.strip().splitlines() or ["no message"]
-        killed = finished.returncode < 0 or "MemoryError" in finished.stderr or "not enough memory" in finished.stderr
+        if disk_is_full(finished.stderr):
+            raise OutsideError(
+                "the disk is full: stock transformers could not write what does not fit in memory",
+                where=str(result.parent),
+                found=lines[-1][:500],
+                remedy="free some space there, or use a machine (or a limit) with more memory",
+                code="disk",
+            )
+        killed = memory_is_full(finished.returncode, finished.stderr)
         raise OutsideError(
             "stock transformers ran out of memory" if killed else "stock transformers could not run the model",
             where=f"{job['role']} run (exit {finished.returncode})",

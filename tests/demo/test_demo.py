@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from patcher.capture.model import load_causal_lm
+from patcher.architectures.analysis import Architecture
 from patcher.capture.forward import steering_hooks
+from patcher.capture.logits import LoadedModel
+from patcher.capture.model import load_causal_lm
+from patcher.capture.reader import reader_in_memory
 from patcher.demo import demo_folder
 from patcher.demo.grammar import PAIRS_SEED, TEST_SEED, documents, questions
 from patcher.demo.words import ADJECTIVES
@@ -35,7 +38,8 @@ def steering() -> tuple[torch.nn.Module, object, dict[int, torch.Tensor]]:
     recipe, _ = load_recipe(path, ("vectors.0.coefficient=1",))
     model, tokenizer = load_causal_lm(demo_folder() / "model", dtype=torch.float32)
     prepared = prepare_vectors(recipe, path.parent, path.name, tokenizer, model.config.num_hidden_layers)
-    found = find_vectors(prepared, model, "model.layers", recipe_folder=path.parent, neutral=[])
+    reader = reader_in_memory(model, Architecture(model.config))
+    found = find_vectors(prepared, reader, recipe_folder=path.parent, neutral=[])
     return model, tokenizer, sum_by_layer(found)
 
 
@@ -93,8 +97,8 @@ def test_the_probability_of_the_matching_answer_rises_with_the_coefficient(steer
     options = [build_question(pair, tokenizer, spec) for pair in held_out]
 
     def p_match(coefficient: float) -> float:
-        with steering_hooks(model, "model.layers", scaled(vectors, coefficient)):
-            return float(answer_probability(model, options, 16).mean())
+        source = LoadedModel(model, "model.layers")
+        return float(answer_probability(source, options, [scaled(vectors, coefficient)], 16).mean())
 
     measured = [p_match(coefficient) for coefficient in (-2, -1, 0, 1, 2)]
     assert all(low < high for low, high in itertools.pairwise(measured)), measured

@@ -1,0 +1,266 @@
+"""Several processes on one build, as torchrun starts them: who is who, their messages, and one voice for failures.
+
+Process 0 reads the recipe, decides and writes. The others compute what it sends them, and end without a word when it
+has all it needs. Messages go over gloo as safetensors, beside whatever the model's own communication uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from patcher.errors import InputError, OutsideError, PatchModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+    from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import Store
+
+Order = Literal["end", "prove", "load", "run", "keep_up"]
+"""What process 0 asks for: nothing more, a trial on a stand-in, a model, a batch and its results, or a batch whose
+results nobody wants."""
+
+_ORDERS: tuple[Order, ...] = ("end", "prove", "load", "run", "keep_up")
+_VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+# Loading shards of a large model from a slow disk leaves the processes far apart.
+_PATIENCE = timedelta(hours=2)
+_LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of one build.
+
+    Attributes:
+        rank: 0 is the one that builds.
+        size: how many there are.
+        local_rank: the same on this machine; the index of the device it uses.
+        local_size: how many there are on this machine.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @property
+    def several(self) -> bool:
+        return self.size > 1
+
+    @property
+    def name(self) -> str:
+        """For errors: which process, and where."""
+        return f"process {self.rank} of {self.size}, on {socket.gethostname()}"
+
+
+def world() -> World:
+    """What torchrun (or another launcher that sets its variables) says; one process where it says nothing.
+
+    Raises:
+        InputError: the variables contradict each other.
+    """
+    found = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    if found["WORLD_SIZE"] in ("", "0", "1"):
+        return World(0, 1, 0, 1)
+    numbers = {name: int(value) if value.isascii() and value.isdigit() else None for name, value in found.items()}
+    size, rank, local_rank = numbers["WORLD_SIZE"], numbers["RANK"], numbers["LOCAL_RANK"]
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if size is None or rank is None or local_rank is None or rank >= size or missing:
+        shown = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        raise InputError(
+            "WORLD_SIZE asks for several processes, but the other variables of such a launch are missing or wrong",
+            where="environment",
+            found=shown + (f"; no {', '.join(missing)}" if missing else ""),
+            remedy="start with torchrun --nproc-per-node N -m patcher RECIPE, or unset WORLD_SIZE",
+        )
+    return World(rank, size, local_rank, numbers["LOCAL_WORLD_SIZE"] or size)
+
+
+def forget_launch() -> None:
+    """Take the launcher's variables out of the environment: from now on this process and its children are alone."""
+    for name in list(os.environ):
+        if name in _VARIABLES or name.startswith("TORCHELASTIC_"):
+            del os.environ[name]
+
+
+class Processes:
+    """All processes of a build, seen from one of them.
+
+    Args:
+        world: which one this is.
+
+    Raises:
+        OutsideError: the others cannot be reached.
+    """
+
+    def __init__(self, world: World) -> None:
+        from torch.distributed.rendezvous import rendezvous
+
+        self.world = world
+        self._messages: ProcessGroup | None = None
+        self._opened = 0
+        try:
+            found: Store = next(rendezvous("env://", timeout=timedelta(minutes=10)))[0]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise OutsideError(
+                "the processes of this build do not find each other",
+                where=f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
+                found=(str(error).splitlines() or [type(error).__name__])[0],
+                remedy="give all machines the same --master-addr and --master-port (or --rdzv-endpoint), reachable",
+                code="processes",
+            ) from None
+        self._store = found
+
+    def say(self, key: str, text: str) -> None:
+        """Leave a text for the others."""
+        self._store.set(key, text)
+
+    def hear(self, key: str) -> str:
+        """A text that another process leaves, however long that takes."""
+        # Polled, because a wait inside of the store would not notice signals.
+        while not self._store.check([key]):
+            time.sleep(0.05)
+        return bytes(self._store.get(key)).decode()
+
+    def connect(self, on: device) -> None:
+        """Open the groups that models (on the given kind of device) and messages use; all processes take part.
+
+        Once they are open this does nothing.
+        """
+        if self._messages is not None:
+            return
+        self._opened += 1
+        from torch import distributed
+        from torch.distributed.distributed_c10d import PrefixStore
+
+        distributed.init_process_group(
+            distributed.get_default_backend_for_device(on),
+            store=PrefixStore(f"groups-{self._opened}", self._store),
+            rank=self.world.rank,
+            world_size=self.world.size,
+            timeout=_PATIENCE,
+            device_id=on if on.type == "cuda" else None,
+        )
+        self._messages = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def order(self, rank: int, what: Order, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Send an order (from process 0)."""
+        import torch
+        from safetensors.torch import save
+        from torch import distributed
+
+        body = save({name: tensor.contiguous() for name, tensor in tensors.items()}) if tensors else b""
+        head = torch.tensor([_ORDERS.index(what), len(body)])
+        distributed.send(head, rank, group=self._messages)
+        if body:
+            distributed.send(torch.frombuffer(bytearray(body), dtype=torch.uint8), rank, group=self._messages)
+
+    def obey(self) -> tuple[Order, dict[str, Tensor]]:
+        """The next order of process 0."""
+        import torch
+        from safetensors.torch import load
+        from torch import distributed
+
+        head = torch.zeros(2, dtype=torch.int64)
+        distributed.recv(head, 0, group=self._messages)
+        what, length = _ORDERS[int(head[0])], int(head[1])
+        if not length:
+            return what, {}
+        body = torch.empty(length, dtype=torch.uint8)
+        distributed.recv(body, 0, group=self._messages)
+        return what, load(body.numpy().tobytes())
+
+    def give(self, tensor: Tensor) -> None:
+        """Send a result to process 0."""
+        from torch import distributed
+
+        distributed.send(tensor.contiguous(), 0, group=self._messages)
+
+    def take(self, rank: int, tensor: Tensor) -> Tensor:
+        """Fill a tensor with the result of another process."""
+        from torch import distributed
+
+        distributed.recv(tensor, rank, group=self._messages)
+        return tensor
+
+    def total(self, *numbers: int) -> list[int]:
+        """Sums over all processes, in all of them."""
+        import torch
+        from torch import distributed
+
+        sums = torch.tensor(numbers)
+        distributed.all_reduce(sums, group=self._messages)
+        return [int(value) for value in sums]
+
+    def part(self) -> None:
+        """Wait until all have come so far, and close the groups."""
+        from torch import distributed
+
+        if self._messages is not None:
+            distributed.barrier(group=self._messages)
+            distributed.destroy_process_group()
+            self._messages = None
+
+    def may_speak(self) -> bool:
+        """Whether this process is the first that fails, and so the one that says why."""
+        try:
+            first = self._store.compare_set("failed", "", str(self.world.rank))
+            return bytes(first).decode() == str(self.world.rank)
+        except RuntimeError:
+            # The store went with the process or the launcher that kept it.
+            return self.world.rank == 0
+
+
+@contextlib.contextmanager
+def one_voice(processes: Processes) -> Iterator[None]:
+    """Whichever process fails first says why; all end with a status that is not zero.
+
+    Raises:
+        SystemExit: another process has spoken.
+        OutsideError: another process is gone, without a word.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
+        if not processes.may_speak():
+            raise SystemExit(getattr(error, "exit_code", 1)) from None
+        if isinstance(error, PatchModelError):
+            _name(error, processes.world)
+        elif is_lost(error):
+            raise OutsideError(
+                "another process of this build has ended",
+                where=processes.world.name,
+                found=str(error).splitlines()[0][:300],
+                remedy="torchrun's own report says which one; often it was killed for the memory it took",
+                code="processes",
+            ) from None
+        raise
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether this is what a collective says when another process is gone."""
+    if not isinstance(error, RuntimeError):
+        return False
+    from torch import distributed
+
+    known: Any = getattr(distributed, "DistError", ())
+    return isinstance(error, known) or any(mark in str(error) for mark in _LOST)
+
+
+def _name(error: PatchModelError, world: World) -> None:
+    if world.rank:
+        error.problems = tuple(
+            replace(problem, where=f"{problem.where} ({world.name})" if problem.where else world.name)
+            for problem in error.problems
+        )

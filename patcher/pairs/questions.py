@@ -1,0 +1,152 @@
+"""Questions that the model is to answer itself: from the recipe, a file or the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from patcher.errors import InputError, OutsideError, Problem
+from patcher.pairs.pair import ContrastPair
+from patcher.pairs.problems import Problems, did_you_mean, shown
+from patcher.pairs.sources import HUB_PREFIX, read_rows
+
+KEYS = ("question", "prompt")
+_LISTED = "questions"
+_FORMS = 'a list of texts or of {"question": ...}, or {"questions": [...]}'
+
+Item = tuple[Any, str]
+"""A question as it was read, and where."""
+
+
+def load_questions(source: str | list[str], *, base_folder: Path, where: str) -> list[ContrastPair]:
+    """Read questions; each is a contrast pair whose sides the model has yet to write.
+
+    Args:
+        source: a list of texts; or a path relative to ``base_folder``: ``.txt`` (one a line), ``.json`` (a list of
+            texts or of ``{question}`` as CAA's open-ended sets, or ``{"questions": [...]}`` as the trait files of
+            Persona Vectors), ``.jsonl``, ``.ndjson``, ``.csv`` (a column ``question``); or ``hf://datasets/...``.
+        base_folder: the recipe's folder.
+        where: the recipe's key, for errors and for the origin of questions in the recipe.
+
+    Returns:
+        At least one pair of prompt and empty sides, in order; a question that is there twice is asked once.
+
+    Raises:
+        InputError: with every question that cannot be used, up to ten.
+        OutsideError: if the Hub or the disk fails.
+        MissingExtraError: if a Hub data set is asked for and the ``datasets`` package is missing.
+    """
+    problems = Problems()
+    questions: dict[str, ContrastPair] = {}
+    if isinstance(source, list):
+        items: list[Item] = [(text, f"{where}.{index}") for index, text in enumerate(source)]
+    else:
+        items = _read(source, base_folder, where, problems)
+    for item, origin in items:
+        text = _text(item, origin, problems)
+        if text is not None:
+            questions.setdefault(text, ContrastPair(text, "", "", origin))
+    shown_source = source if isinstance(source, str) else where
+    problems.raise_if_any(f"{shown_source} has questions that cannot be used")
+    if not questions:
+        raise InputError("there are no questions", where=shown_source, remedy="give at least one")
+    return list(questions.values())
+
+
+def _read(source: str, base_folder: Path, where: str, problems: Problems) -> list[Item]:
+    suffix = Path(source).suffix.lower()
+    if source.startswith("hf://") or suffix == ".csv":
+        rows, unread = read_rows(source, base_folder=base_folder, where=where)
+        for problem in unread:
+            problems.add(problem)
+        return [(row.values, row.origin) for row in rows]
+    if suffix not in (".txt", ".json", ".jsonl", ".ndjson"):
+        raise InputError(
+            f"questions are read from .txt, .json, .jsonl, .ndjson and .csv files and {HUB_PREFIX}...",
+            where=where,
+            found=shown(source),
+            remedy="write them into a .txt file, one on each line",
+        )
+    text = _text_of(base_folder / _expanded(source, where), source, where)
+    if suffix == ".json":
+        return _json_items(text, source)
+    # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
+    lines = [(line, f"{source}:{number}") for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return list(lines if suffix == ".txt" else _json_lines(lines, problems))
+
+
+def _json_items(text: str, source: str) -> list[Item]:
+    try:
+        document = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        where = f"{source}:{error.lineno}"
+        raise InputError(f"broken JSON at column {error.colno}: {error.msg}", where=where) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError("the JSON cannot be read", where=source, found=str(error)[:200]) from None
+    prefix = source
+    if isinstance(document, dict) and isinstance(document.get(_LISTED), list):
+        document, prefix = document[_LISTED], f"{source}: {_LISTED}"
+    if not isinstance(document, list):
+        raise InputError(f"a JSON file of questions is {_FORMS}", where=source, found=shown(document))
+    return [(item, f"{prefix}[{index}]") for index, item in enumerate(document)]
+
+
+def _json_lines(lines: list[tuple[str, str]], problems: Problems) -> Iterator[Item]:
+    for line, origin in lines:
+        try:
+            yield json.loads(line), origin
+        except (ValueError, RecursionError) as error:
+            problems.add(Problem("the JSON of this line cannot be read", origin, str(error)[:200]))
+
+
+def _text(item: Any, origin: str, problems: Problems) -> str | None:
+    """The question of an item, stripped; None where there is none, which is then among the problems."""
+    if isinstance(item, dict):
+        key = next((key for key in KEYS if key in item), None)
+        if key is None:
+            near = did_you_mean(KEYS[0], map(str, item))
+            hint = "a question is a text, or an object that has one"
+            remedy = f"did you mean this by `{near}`? Name it `{KEYS[0]}`" if near else hint
+            found = "keys: " + ", ".join(map(str, item))[:150]
+            problems.add(Problem(f"the key `{KEYS[0]}` is missing", origin, found, remedy))
+            return None
+        item = item[key]
+    if not isinstance(item, str):
+        problems.add(Problem("a question is a text", origin, f"{type(item).__name__}: {shown(item)}"))
+        return None
+    text = item.strip()
+    if not text:
+        problems.add(Problem("this question is empty", origin))
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = "this question holds half of a surrogate pair, which no tokenizer can read"
+        problems.add(Problem(message, origin, shown(ascii(text[error.start]))))
+        return None
+    return text
+
+
+def _expanded(source: str, where: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError as error:
+        raise InputError("this path cannot be followed", where=where, found=error) from None
+
+
+def _text_of(path: Path, source: str, where: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        remedy = "check the spelling; paths are relative to the recipe's folder"
+        raise InputError("there is no such file", where=where, found=path, remedy=remedy) from None
+    except IsADirectoryError:
+        raise InputError("this is a folder, not a file", where=where, found=path) from None
+    except OSError as error:
+        raise OutsideError("the file cannot be read", where=str(path), found=error.strerror or error) from None
+    except UnicodeDecodeError:
+        raise InputError("the file is not UTF-8 text", where=source, remedy="save it as UTF-8") from None
+    except ValueError:
+        raise InputError("this cannot be the path of a file", where=where, found=shown(source)) from None

@@ -1,0 +1,274 @@
+"""Persona vectors: what the model writes under opposite system prompts, as contrast pairs.
+
+Chen et al. 2025, "Persona Vectors: Monitoring and Controlling Character Traits in Language Models" (arXiv 2507.21509,
+section 2): the same questions under a system prompt that brings a trait out and one that holds it back; activations
+are averaged over the tokens of each response, and the vector is the difference of the two means. The paper also has a
+judge model that sorts out responses without the trait; here every response counts, and all are kept to be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from patcher.errors import InputError
+from patcher.pairs import ContrastPair, TokenisedPair, TokenisedSide, sample_pairs, split_held_out
+from patcher.pairs.encoding import TextEncoder
+from patcher.pairs.prompts import NO_TEMPLATE_NOTE, render, uses_chat_template
+from patcher.pairs.questions import load_questions
+from patcher.recipe import VectorSpec
+from patcher.vectors.responses import generate_responses
+
+GENERATIONS = "steering_generations.jsonl"
+"""The file beside the vector that holds the responses."""
+
+Side = Literal["positive", "negative"]
+SIDES: tuple[Side, Side] = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class AskedPair:
+    """A question under both system prompts of a pair, as the model sees it before it answers.
+
+    Attributes:
+        question: the contrast pair that has only its prompt yet.
+        persona: index of the pair of system prompts.
+        ids: side -> token ids, to the end of the generation prompt.
+    """
+
+    question: ContrastPair
+    persona: int
+    ids: dict[Side, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that the model is asked: what the vector is made of, and what its effect is measured on."""
+
+    used: tuple[AskedPair, ...]
+    held_out: tuple[AskedPair, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What became of the questions.
+
+    Attributes:
+        pairs: the responses that the vector is made of, with the tokens to read.
+        used: the same as texts, without the system prompts.
+        held_out: those to the questions that were kept out.
+        records: a line of :data:`GENERATIONS` each, those that were dropped included.
+        notes: what the user should know.
+    """
+
+    pairs: tuple[TokenisedPair, ...]
+    used: tuple[ContrastPair, ...]
+    held_out: tuple[ContrastPair, ...]
+    records: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Answered:
+    asked: AskedPair
+    sample: int
+    held_out: bool
+    ids: dict[Side, tuple[int, ...]]
+    texts: dict[Side, str]
+
+    @property
+    def usable(self) -> bool:
+        return all(self.texts[side].strip() for side in SIDES)
+
+
+def prepare_questions(
+    spec: VectorSpec, tokenizer: Any, *, recipe_folder: Path, held_out: float, seed: int, where: str
+) -> tuple[Asked, list[str]]:
+    """Read the questions of a vector, split them, and put them as the model will be asked.
+
+    Args:
+        spec: of method ``persona``.
+        tokenizer: of the model.
+        recipe_folder: paths are relative to it.
+        held_out: the share of the questions that is kept out of the vector.
+        seed: of the sample and the split.
+        where: the recipe's entry, for errors.
+
+    Returns:
+        What is asked, and notes for the user.
+
+    Raises:
+        InputError: see :mod:`patcher.pairs.questions` and :func:`ask`.
+    """
+    questions = load_questions(spec.questions or [], base_folder=recipe_folder, where=f"{where}.questions")
+    used, kept_out = split_held_out(sample_pairs(questions, spec.limit, seed), held_out, seed)
+    asked, notes = ask(used, tokenizer, spec, where)
+    return Asked(tuple(asked), tuple(ask(kept_out, tokenizer, spec, where)[0])), notes
+
+
+def ask(
+    questions: Sequence[ContrastPair], tokenizer: Any, spec: VectorSpec, where: str
+) -> tuple[list[AskedPair], list[str]]:
+    """Every question under every pair of personas, rendered and tokenized as contrast pairs with a prompt are.
+
+    Args:
+        questions: from :func:`patcher.pairs.questions.load_questions`.
+        tokenizer: of the model.
+        spec: of method ``persona``.
+        where: the recipe's entry, for errors.
+
+    Returns:
+        Questions in order, under each the pairs of personas in order; and notes for the user.
+
+    Raises:
+        InputError: if the chat template is missing though demanded, fails, or does not take a system prompt.
+    """
+    if spec.personas is None:
+        raise ValueError("a vector of method persona has personas")
+    encoder = TextEncoder(tokenizer, spec)
+    templated = uses_chat_template(questions[0].prompt, tokenizer, spec) if questions else False
+    asked = []
+    for question in questions:
+        for persona, systems in enumerate(spec.personas.pairs()):
+            ids: dict[Side, tuple[int, ...]] = {}
+            for side, system in zip(SIDES, systems, strict=True):
+                under = spec.model_copy(update={"system_prompt": system})
+                try:
+                    rendered = render(question.prompt, "", tokenizer, under)
+                except InputError as error:
+                    problem = error.problems[0]
+                    raise InputError(
+                        problem.message,
+                        where=f"{where}.personas.{side}.{persona}",
+                        found=problem.found,
+                        remedy="set `chat_template: false`: personas and questions are then used as plain text",
+                    ) from None
+                ids[side] = encoder.encode(rendered).ids
+            asked.append(AskedPair(question, persona, ids))
+    notes = [NO_TEMPLATE_NOTE] if spec.chat_template == "auto" and not templated else []
+    return asked, notes
+
+
+def answer(
+    asked: Asked,
+    model: nn.Module,
+    tokenizer: Any,
+    spec: VectorSpec,
+    *,
+    seed: int,
+    where: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Answers:
+    """Let the model answer, and make contrast pairs of the responses.
+
+    The positive and negative response to one question under one pair of personas and with one sample number are a
+    pair; where one of them is empty both are dropped. What is read are the very ids that were generated. Held-out
+    questions are answered once, whatever ``generate.samples``.
+
+    Args:
+        asked: from :func:`prepare_questions`.
+        model: a causal LM in eval mode.
+        tokenizer: its tokenizer.
+        spec: of method ``persona``.
+        seed: of the sampling.
+        where: the recipe's entry, for errors.
+        progress: called with the number of responses that are written, and how many there will be.
+
+    Raises:
+        InputError: no pair has a response on both sides; or see
+            :func:`patcher.vectors.responses.generate_responses`.
+        OutsideError: not enough memory.
+    """
+    jobs = [(pair, sample, False) for pair in asked.used for sample in range(spec.generate.samples)]
+    jobs += [(pair, 0, True) for pair in asked.held_out]
+    prompts = [pair.ids[side] for pair, _, _ in jobs for side in SIDES]
+    responses = generate_responses(
+        model,
+        tokenizer,
+        prompts,
+        spec.generate,
+        seed=seed,
+        where=where,
+        progress=None if progress is None else lambda done: progress(done, len(prompts)),
+    )
+    answered = []
+    for index, (pair, sample, held_out) in enumerate(jobs):
+        ids = dict(zip(SIDES, responses[2 * index : 2 * index + 2], strict=True))
+        texts = {side: tokenizer.decode(list(ids[side]), skip_special_tokens=True) for side in SIDES}
+        answered.append(_Answered(pair, sample, held_out, ids, texts))
+    kept = [item for item in answered if item.usable]
+    _require_some([item for item in answered if not item.held_out], where)
+    return Answers(
+        pairs=tuple(_tokenised(item, spec) for item in kept if not item.held_out),
+        used=tuple(_texts(item) for item in kept if not item.held_out),
+        held_out=tuple(_texts(item) for item in kept if item.held_out),
+        records=tuple(_record(item, side, spec) for item in answered for side in SIDES),
+        notes=tuple(_notes(answered, kept, spec)),
+    )
+
+
+def generations_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """The content of :data:`GENERATIONS`: JSON Lines, one response each."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _tokenised(item: _Answered, spec: VectorSpec) -> TokenisedPair:
+    def tokenised(side: Side) -> TokenisedSide:
+        start = len(item.asked.ids[side])
+        ids = item.asked.ids[side] + item.ids[side]
+        read = (len(ids) - 1,) if spec.position == "last" else tuple(range(start, len(ids)))
+        return TokenisedSide(ids, read, start)
+
+    return TokenisedPair(tokenised("positive"), tokenised("negative"), item.asked.question.origin)
+
+
+def _texts(item: _Answered) -> ContrastPair:
+    question = item.asked.question
+    return ContrastPair(question.prompt, item.texts["positive"], item.texts["negative"], question.origin)
+
+
+def _record(item: _Answered, side: Side, spec: VectorSpec) -> dict[str, Any]:
+    personas = spec.personas.sides(side) if spec.personas is not None else []
+    return {
+        "vector": spec.name,
+        "side": side,
+        "persona": item.asked.persona,
+        "system": personas[item.asked.persona],
+        "question": item.asked.question.prompt,
+        "sample": item.sample,
+        "response": item.texts[side],
+        "tokens": len(item.ids[side]),
+        "use": ("held_out" if item.held_out else "vector") if item.usable else "dropped",
+    }
+
+
+def _require_some(answered: Sequence[_Answered], where: str) -> None:
+    if any(item.usable for item in answered):
+        return
+    empty = {side: sum(not item.texts[side].strip() for item in answered) for side in SIDES}
+    raise InputError(
+        "the model gave no pair of responses to read: one side or both were empty each time",
+        where=where,
+        found=", ".join(f"{count} of {len(answered)} {side} responses are empty" for side, count in empty.items()),
+        remedy="ask a chat model, give other personas or questions, or draw more often (`generate.samples`)",
+    )
+
+
+def _notes(answered: Sequence[_Answered], kept: Sequence[_Answered], spec: VectorSpec) -> list[str]:
+    notes = [f"the model's {2 * len(answered)} responses are in `{GENERATIONS}`"]
+    dropped = len(answered) - len(kept)
+    if dropped:
+        notes.append(f"{dropped} of {len(answered)} pairs of responses were dropped: a side was empty")
+    limit = spec.generate.max_new_tokens
+    cut = sum(len(item.ids[side]) >= limit for item in kept for side in SIDES)
+    if cut:
+        notes.append(f"{cut} of {2 * len(kept)} responses were cut off at {limit} tokens (`generate.max_new_tokens`)")
+    same = sum(item.ids["positive"] == item.ids["negative"] for item in kept)
+    if same:
+        notes.append(f"{same} of {len(kept)} pairs of responses are the same on both sides, whatever the persona")
+    return [f"vector `{spec.name}`: {note}" for note in notes]

@@ -1,0 +1,185 @@
+"""Responses that the model writes itself, by the stock ``generate``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from patcher.architectures.model_class import quiet_transformers
+from patcher.capture.batches import padded
+from patcher.capture.forward import position_limit
+from patcher.errors import InputError, OutsideError
+from patcher.recipe_persona import GenerateSpec
+
+_ANSWER = "patch model"  # an assistant's turn, to see what the chat template ends it with
+
+
+def generate_responses(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    spec: GenerateSpec,
+    *,
+    seed: int,
+    where: str,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[int, ...]]:
+    """Let the model continue each prompt.
+
+    Drawn from the model's own distribution at the recipe's temperature (0: greedy): of the checkpoint's generation
+    config only the tokens that end a text are used. Prompts of like length share a batch, padded on the left. The
+    same recipe gives the same responses on the same machine; sampled ones depend on the batch size.
+
+    Args:
+        model: a causal LM in eval mode.
+        tokenizer: its tokenizer.
+        prompts: token ids, special tokens included.
+        spec: the recipe's ``generate``.
+        seed: of the sampling; the random state of the process is left as it was.
+        where: the recipe's entry, for errors.
+        progress: called with the number of responses after each batch.
+
+    Returns:
+        For each prompt the ids of its response, up to the token that ends it and without that; may be empty.
+
+    Raises:
+        InputError: prompt and response do not fit the model's positions, or the model cannot generate.
+        OutsideError: not enough memory.
+    """
+    if not prompts:
+        return []
+    if not hasattr(model, "generate"):
+        raise InputError("this model class cannot generate text", where=where, found=type(model).__name__)
+    _check_length(model, max(len(prompt) for prompt in prompts), spec, where)
+    ends = ending_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    responses: list[tuple[int, ...]] = [()] * len(prompts)
+    with _seeded(seed), _plain_generation(model, spec, sorted(ends), pad):
+        for start in range(0, len(order), spec.batch_size):
+            chosen = order[start : start + spec.batch_size]
+            inputs, _ = padded([prompts[index] for index in chosen], "left", pad)
+            written = _generate(model, inputs["input_ids"], inputs["attention_mask"], where)
+            for row, index in enumerate(chosen):
+                responses[index] = _up_to(written[row].tolist(), ends)
+            if progress is not None:
+                progress(start + len(chosen))
+    return responses
+
+
+def ending_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+    """Ids that end a response: end of text and padding, and the token with which the chat template ends a turn."""
+    config = getattr(model, "generation_config", None)
+    ends: set[int] = set()
+    for found in (
+        getattr(config, "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        _end_of_turn(tokenizer),
+    ):
+        ends.update(found if isinstance(found, (list, tuple)) else [] if found is None else [found])
+    return ends
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts after an assistant's turn.
+
+    Some checkpoints name another token as the end of text, and would go on to write the user's next turn.
+    """
+    import jinja2
+
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return None
+    _, _, after = text.rpartition(_ANSWER)
+    ids = tokenizer(after.lstrip(), add_special_tokens=False, verbose=False)["input_ids"]
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = set(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
+    return int(ids[0]) if ids and ids[0] in special else None
+
+
+def _check_length(model: nn.Module, longest: int, spec: GenerateSpec, where: str) -> None:
+    limit = position_limit(model)
+    if limit is not None and longest + spec.max_new_tokens > limit:
+        raise InputError(
+            f"a prompt of {longest} tokens and a response do not fit the {limit} positions of the model",
+            where=f"{where}.generate.max_new_tokens",
+            found=spec.max_new_tokens,
+            remedy=f"at most {limit - longest}" if limit > longest else "shorten the personas and questions",
+        )
+
+
+def _generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, where: str) -> torch.Tensor:
+    """[batch, new tokens], on the CPU."""
+    device = next(model.parameters()).device
+    if device.type == "meta":  # offloaded by accelerate, which moves inputs itself
+        device = torch.device("cpu")
+    try:
+        with torch.no_grad(), quiet_transformers():
+            written = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=model.generation_config,
+            )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutsideError(
+            "there is not enough memory to write that many responses at a time",
+            where=f"{where}.generate.batch_size",
+            found=_first_line(error),
+            remedy="set a smaller `generate.batch_size`",
+            code="memory",
+        ) from None
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            "the model cannot write a response",
+            where=where,
+            found=_first_line(error),
+            remedy="check that its stock `generate` works; if probabilities are not finite, set `dtype: float32`",
+        ) from None
+    new: torch.Tensor = written[:, ids.shape[1] :].cpu()
+    return new
+
+
+@contextlib.contextmanager
+def _plain_generation(model: Any, spec: GenerateSpec, ends: list[int], pad: int) -> Iterator[None]:
+    """While open, ``generate`` does what the recipe says and nothing that the checkpoint's generation config adds."""
+    from transformers import GenerationConfig
+
+    # `generate` fills in from the model's own config whatever a config that is passed to it leaves open.
+    before = model.generation_config
+    sampling = {"do_sample": True, "temperature": spec.temperature, "top_k": 0, "top_p": 1.0}
+    model.generation_config = GenerationConfig(
+        max_new_tokens=spec.max_new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=pad,
+        **(sampling if spec.temperature > 0 else {"do_sample": False}),
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def _up_to(ids: Sequence[int], ends: set[int]) -> tuple[int, ...]:
+    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return tuple(ids[:stop])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
