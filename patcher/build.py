@@ -16,7 +16,7 @@ import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.build_result import BuildResult, Clock, DryRun, peak_rss_bytes
-from patcher.build_vectors import find
+from patcher.build_vectors import BaseRun
 from patcher.capture.model import load_tokenizer
 from patcher.capture.processes import Processes
 from patcher.checkpoint.copying import sha256_of
@@ -122,18 +122,8 @@ def build(
         plan = _plan(recipe, planned.architecture, list(planned.plan.sites), base.checkpoint, planned.plan.route)
         plan = replace(plan, advice=planned.plan.advice)
         with scratch_folder(output) as scratch:
-            found = find(
-                recipe,
-                recipe_path,
-                planned,
-                plan,
-                base,
-                scratch=scratch,
-                clock=clock,
-                say=say,
-                note=note or (lambda _text: None),
-                processes=processes,
-            )
+            run = BaseRun(recipe, recipe_path, planned, base, scratch, clock, say, note or (lambda _text: None))
+            found = run.find(plan, processes)
         plan, total = found.plan, sum_by_layer(found.vectors)
         created, replaced = tensors_to_write(plan, total, base.checkpoint)
         with staged_folder(output, force=force) as stage:

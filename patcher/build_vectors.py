@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from patcher.architectures.quantised import quantisation_of
 from patcher.build_result import Clock, DryRun
 from patcher.capture.model import load_tokenizer, pick_device, pick_dtype
-from patcher.capture.opened import OpenedBase, choose_mode, open_base
+from patcher.capture.opened import Mode, OpenedBase, choose_mode, open_base
 from patcher.capture.processes import Processes
+from patcher.capture.reader import ResidualReader
 from patcher.capture.shared_reader import shared_reader
 from patcher.checkpoint.prepare import PreparedBase
+from patcher.errors import InputError
 from patcher.evaluate.of_build import evaluate_build
 from patcher.recipe import Recipe
 from patcher.routes.plan import Plan
@@ -45,137 +49,152 @@ class Found:
     notes: list[str]
 
 
-def find(
-    recipe: Recipe,
-    recipe_path: Path,
-    planned: DryRun,
-    plan: Plan,
-    base: PreparedBase,
-    *,
-    scratch: Path,
-    clock: Clock,
-    say: Say,
-    note: Say,
-    processes: Processes | None = None,
-) -> Found:
-    """Run the base once it is prepared.
+@dataclass(frozen=True)
+class BaseRun:
+    """Runs the base for a build.
 
-    Args:
+    Attributes:
+        recipe: of the build.
+        recipe_path: inputs are relative to it.
+        planned: what the dry run found.
+        base: the base, prepared.
         scratch: a folder on a disk with room.
+        clock: takes the time.
+        say: called with a line about what is going on.
         note: called with what ``-v`` shows.
-        processes: of a launch of several; all read activations, this one does the rest.
-
-    Raises:
-        InputError, OutsideError: see :func:`patcher.build.build`.
     """
-    vectors: list[SteeringVector] = []
-    if processes is not None:
-        with clock.time("capture"):
-            vectors = _find_together(recipe, recipe_path, planned, base, processes, say)
-    device = pick_device(recipe.device)
-    dtype = pick_dtype(recipe.dtype, base.parameter_count, base.stored_dtype, device)
-    fit = ROUTES[plan.route].fit
-    asks = "`method: persona`" if any(entry.asked for entry in planned.prepared) else None
-    mode = choose_mode(
-        recipe.capture.mode,
-        size=base.parameter_count * dtype.itemsize,
-        device=device,
-        quantised=quantisation_of(base.checkpoint.config) is not None,
-        whole=asks or (None if fit is None else "the fitted route"),
-    )
-    how = {"memory": "loading", "spread": "loading (spread over the disk)", "stream": "streaming"}[mode]
-    say(f"{how} the model ({str(dtype).removeprefix('torch.')}, {device})")
-    with ExitStack() as stack:
-        with clock.time("load"):
-            opened = stack.enter_context(
-                open_base(
-                    base.reference_folder,
-                    base.checkpoint,
-                    planned.architecture,
-                    mode,
-                    dtype=dtype,
-                    device=device,
-                    scratch=scratch,
-                    batch_size=_rows(recipe),
-                    note=note,
-                )
-            )
-        return _run(recipe, recipe_path, planned, plan, opened, vectors, clock=clock, say=say)
 
+    recipe: Recipe
+    recipe_path: Path
+    planned: DryRun
+    base: PreparedBase
+    scratch: Path
+    clock: Clock
+    say: Say
+    note: Say
 
-def _run(
-    recipe: Recipe,
-    recipe_path: Path,
-    planned: DryRun,
-    plan: Plan,
-    opened: OpenedBase,
-    vectors: list[SteeringVector],
-    *,
-    clock: Clock,
-    say: Say,
-) -> Found:
-    prepared, tokenizer, model = planned.prepared, opened.tokenizer, opened.model
-    if not vectors:
-        with clock.time("capture"):
-            if any(entry.asked for entry in prepared):
-                assert model is not None
-                prepared = answer_questions(
-                    prepared, model, tokenizer, recipe=recipe, recipe_name=recipe_path.name, progress=say
-                )
-            vectors = find_vectors(
-                prepared, opened.reader, recipe_folder=recipe_path.parent, neutral=_neutral(tokenizer), progress=say
+    def find(self, plan: Plan, processes: Processes | None = None) -> Found:
+        """The vectors, the plan with what is fitted, and what the vectors do.
+
+        Args:
+            plan: the route.
+            processes: of a launch of several; all read activations, this one does the rest.
+
+        Raises:
+            InputError, OutsideError: see :func:`patcher.build.build`.
+        """
+        vectors: list[SteeringVector] = []
+        if processes is not None:
+            with self.clock.time("capture"):
+                vectors = self._find_together(processes)
+        device = pick_device(self.recipe.device)
+        dtype = pick_dtype(self.recipe.dtype, self.base.parameter_count, self.base.stored_dtype, device)
+        fitted = None if ROUTES[plan.route].fit is None else "the fitted route"
+        mode = choose_mode(
+            self.recipe.capture.mode,
+            size=self.base.parameter_count * dtype.itemsize,
+            device=device,
+            quantised=quantisation_of(self.base.checkpoint.config) is not None,
+            whole="`method: persona`" if any(entry.asked for entry in self.planned.prepared) else fitted,
+        )
+        try:
+            return self._in(mode, dtype, device, plan, vectors)
+        except InputError as error:
+            if error.code != "stream" or self.recipe.capture.mode != "auto":
+                raise
+            self.note(f"not streamed: {error.problems[0].message}")
+            return self._in("spread", dtype, device, plan, vectors)
+
+    def _in(self, mode: Mode, dtype: torch.dtype, device: str, plan: Plan, vectors: list[SteeringVector]) -> Found:
+        how = {"memory": "loading", "spread": "loading (what does not fit stays on the disk)", "stream": "streaming"}
+        self.say(f"{how[mode]} the model ({str(dtype).removeprefix('torch.')}, {device})")
+        opening = open_base(
+            self.base.reference_folder,
+            self.base.checkpoint,
+            self.planned.architecture,
+            mode,
+            dtype=dtype,
+            device=device,
+            scratch=self.scratch,
+            batch_size=_rows(self.recipe),
+            note=self.note,
+        )
+        with ExitStack() as stack:
+            with self.clock.time("load"):
+                opened = stack.enter_context(opening)
+            prepared = self.planned.prepared
+            if not vectors:
+                with self.clock.time("capture"):
+                    prepared = self._answered(opened)
+                    vectors = self._find_vectors(prepared, opened.reader, opened.tokenizer)
+            total = sum_by_layer(vectors)
+            if ROUTES[plan.route].fit is not None:
+                with self.clock.time("capture"):
+                    plan = self._fitted(plan, opened, total)
+            evaluation, notes = evaluate_build(
+                self.recipe,
+                prepared,
+                opened.logits,
+                opened.tokenizer,
+                total,
+                positions=opened.positions,
+                recipe_folder=self.recipe_path.parent,
+                progress=self.say,
             )
-    total = sum_by_layer(vectors)
-    fit = ROUTES[plan.route].fit
-    if fit is not None:
+            return Found(vectors, prepared, plan, evaluation, notes)
+
+    def _answered(self, opened: OpenedBase) -> list[PreparedVector]:
+        prepared = self.planned.prepared
+        if not any(entry.asked for entry in prepared):
+            return prepared
+        assert opened.model is not None
+        return answer_questions(
+            prepared,
+            opened.model,
+            opened.tokenizer,
+            recipe=self.recipe,
+            recipe_name=self.recipe_path.name,
+            progress=self.say,
+        )
+
+    def _find_vectors(
+        self, prepared: list[PreparedVector], reader: ResidualReader, tokenizer: Any
+    ) -> list[SteeringVector]:
+        neutral = [tokenizer(text)["input_ids"] for text in PROBES] if tokenizer is not None else []
+        folder = self.recipe_path.parent
+        return find_vectors(prepared, reader, recipe_folder=folder, neutral=neutral, progress=self.say)
+
+    def _find_together(self, processes: Processes) -> list[SteeringVector]:
+        """The vectors, with activations that all processes of a launch read; after it this process is alone."""
+        recipe, base, prepared = self.recipe, self.base, self.planned.prepared
+        tokenizer = load_tokenizer(base.reference_folder, trust_remote_code=recipe.trust_remote_code)
+        with shared_reader(
+            processes,
+            self.planned.architecture,
+            folder=base.reference_folder,
+            source=self.planned.source,
+            last=max(layer for entry in prepared for layer in entry.read_layers.values()),
+            parallel=recipe.capture.parallel,
+            device=recipe.device,
+            dtype=recipe.dtype,
+            parameters=base.parameter_count,
+            stored=base.stored_dtype,
+            batch_size=_rows(recipe),
+            say=self.say,
+        ) as reader:
+            return self._find_vectors(prepared, reader, tokenizer)
+
+    def _fitted(self, plan: Plan, opened: OpenedBase, total: Mapping[int, torch.Tensor]) -> Plan:
         from patcher.routes.fitting.calibration import load_calibration
 
-        assert model is not None
-        say("fitting the constant on calibration text")
-        with clock.time("capture"):
-            texts = load_calibration(recipe.calibration.texts, recipe_path.parent)
-            options = {"architecture": planned.architecture, "vectors": total, "tokens": recipe.calibration.tokens}
-            plan = fit(plan, model, tokenizer, texts, seed=recipe.seed, progress=say, **options)
-    evaluation, notes = evaluate_build(
-        recipe,
-        prepared,
-        opened.logits,
-        tokenizer,
-        total,
-        positions=opened.positions,
-        recipe_folder=recipe_path.parent,
-        progress=say,
-    )
-    return Found(vectors, list(prepared), plan, evaluation, notes)
-
-
-def _find_together(
-    recipe: Recipe, recipe_path: Path, planned: DryRun, base: PreparedBase, processes: Processes, say: Say
-) -> list[SteeringVector]:
-    """The vectors, with activations that all processes of a launch read; after it this process is alone."""
-    tokenizer = load_tokenizer(base.reference_folder, trust_remote_code=recipe.trust_remote_code)
-    with shared_reader(
-        processes,
-        planned.architecture,
-        folder=base.reference_folder,
-        source=planned.source,
-        last=max(layer for entry in planned.prepared for layer in entry.read_layers.values()),
-        parallel=recipe.capture.parallel,
-        device=recipe.device,
-        dtype=recipe.dtype,
-        parameters=base.parameter_count,
-        stored=base.stored_dtype,
-        batch_size=_rows(recipe),
-        say=say,
-    ) as reader:
-        return find_vectors(
-            planned.prepared, reader, recipe_folder=recipe_path.parent, neutral=_neutral(tokenizer), progress=say
-        )
+        fit = ROUTES[plan.route].fit
+        assert opened.model is not None and fit is not None
+        self.say("fitting the constant on calibration text")
+        texts = load_calibration(self.recipe.calibration.texts, self.recipe_path.parent)
+        tokens, seed = self.recipe.calibration.tokens, self.recipe.seed
+        options = {"architecture": self.planned.architecture, "vectors": total, "tokens": tokens}
+        return fit(plan, opened.model, opened.tokenizer, texts, seed=seed, progress=self.say, **options)
 
 
 def _rows(recipe: Recipe) -> int | None:
     return None if recipe.capture.batch_size == "auto" else recipe.capture.batch_size
-
-
-def _neutral(tokenizer: Any) -> list[list[int]]:
-    return [tokenizer(text)["input_ids"] for text in PROBES] if tokenizer is not None else []

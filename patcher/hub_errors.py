@@ -27,12 +27,13 @@ _LIKELY_TOKEN = re.compile(r"(?<![A-Za-z0-9_])(?:hf|api_org)_(?=[a-z]*[A-Z0-9])[
 
 
 @contextmanager
-def hub_errors(doing: str, repo: str) -> Iterator[None]:
+def hub_errors(doing: str, repo: str, *, again: str = _AGAIN) -> Iterator[None]:
     """Turn the errors of ``huggingface_hub``, its HTTP library and the disk into ours.
 
     Args:
         doing: what the calls inside do, to follow "while": ``uploading the files``.
         repo: the repository, as the user named it.
+        again: what to do about an error that may pass.
 
     Raises:
         InputError: the repository, revision or file does not exist, or its name cannot be one.
@@ -43,7 +44,7 @@ def hub_errors(doing: str, repo: str) -> Iterator[None]:
     except PatchModelError:
         raise
     except Exception as error:
-        explained = explain(error, doing, repo)
+        explained = explain(error, doing, repo, again=again)
         if explained is None:
             raise
         raise explained from error
@@ -59,15 +60,16 @@ def holds_token(text: str) -> bool:
     return _CERTAIN_TOKEN.search(text) is not None
 
 
-def explain(error: BaseException, doing: str, repo: str) -> PatchModelError | None:
+def explain(error: BaseException, doing: str, repo: str, *, again: str = _AGAIN) -> PatchModelError | None:
     """The error for people that stands for ``error``; None if it comes from neither Hub, network nor disk."""
-    return _Explainer(doing, without_tokens(repo)).explain(error)
+    return _Explainer(doing, without_tokens(repo), again).explain(error)
 
 
 @dataclass(frozen=True)
 class _Explainer:
     doing: str
     repo: str
+    again: str
 
     def explain(self, error: BaseException) -> PatchModelError | None:
         for explainer in (self._client_side, self._from_server, self._transport, self._wrapped, self._local):
@@ -93,7 +95,7 @@ class _Explainer:
                 f"offline mode is on, so the Hub cannot be asked while {self.doing}",
                 "hub_offline",
                 "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
-                "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, or name a local folder",
+                "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE; a model can also be named by its local folder",
             )
         return None
 
@@ -150,13 +152,13 @@ class _Explainer:
             remedy = f"use a token with access to {self.repo} (write access, to publish to it); {self._log_in()}"
             return self._outside(f"this token has no right to this: {self.doing}", "hub_auth", found, remedy)
         if status in (409, 412):
-            remedy = f"someone else was changing {self.repo}; {_AGAIN}"
+            remedy = f"someone else was changing {self.repo}; {self.again}"
             return self._outside(answered, "hub_conflict", found, remedy)
         if status == 429:
-            remedy = f"{_pause(response.headers)}, then {_AGAIN}"
+            remedy = f"{_pause(response.headers)}, then {self.again}"
             return self._outside("the Hub limits how often it may be asked", "hub_rate_limit", found, remedy)
         if status >= 500:
-            remedy = f"the fault is the Hub's (see https://status.huggingface.co); in a few minutes, {_AGAIN}"
+            remedy = f"the fault is the Hub's (see https://status.huggingface.co); in a few minutes, {self.again}"
             return self._outside(answered, "hub_server", found, remedy)
         return self._outside(answered, "hub_rejected", found, "see what the Hub says above")
 
@@ -173,7 +175,7 @@ class _Explainer:
                 f"the Hub's answer while {self.doing} is not JSON",
                 "hub_server",
                 None,
-                f"check HF_ENDPOINT and any proxy in between, then {_AGAIN}",
+                f"check HF_ENDPOINT and any proxy in between, then {self.again}",
             )
         return None
 
@@ -195,10 +197,10 @@ class _Explainer:
     def _local(self, error: BaseException) -> PatchModelError | None:
         if isinstance(error, OSError):
             message = f"a file could not be read or written while {self.doing}"
-            remedy = f"check that the file exists and may be read, then {_AGAIN}"
+            remedy = f"check that the file exists and may be read, then {self.again}"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 message = f"the disk is full (while {self.doing})"
-                remedy = f"free some space, or point HF_HOME at a larger disk, then {_AGAIN}"
+                remedy = f"free some space, or point HF_HOME at a larger disk, then {self.again}"
             return self._outside(message, "disk", _shown(str(error)), remedy)
         if isinstance(error, ValueError) and str(error).startswith("Invalid metadata in README.md"):
             return InputError(
@@ -222,7 +224,7 @@ class _Explainer:
         return OutsideError(message, where=self.repo, found=found, remedy=remedy, code=code)
 
     def _unreachable(self, message: str, error: BaseException) -> OutsideError:
-        remedy = f"check the network, the proxy settings and HF_ENDPOINT, then {_AGAIN}"
+        remedy = f"check the network, the proxy settings and HF_ENDPOINT, then {self.again}"
         return self._outside(message, "hub_unreachable", _shown(str(error)) or type(error).__name__, remedy)
 
     def _log_in(self) -> str:

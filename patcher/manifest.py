@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,21 @@ from typing import Any
 import torch
 
 import patcher
-from patcher.checkpoint.folder import CheckpointFolder
+from patcher.checkpoint.copying import place_file
+from patcher.checkpoint.folder import read_json_object
+from patcher.checkpoint.hashes import base_files as base_files
 from patcher.checkpoint.source import Source
+from patcher.checkpoint.staging import MANIFEST
 from patcher.recipe import Recipe
 from patcher.routes.plan import Plan
 from patcher.vectors.files import ORIGINAL_PREFIX
+from patcher.vectors.persona import GENERATIONS
 from patcher.vectors.steering_vector import SteeringVector
+from patcher.verify.stored import VECTORS, read_manifest
 
 FORMAT = 1
+CARRIED = (VECTORS, GENERATIONS)
+"""Files of a patch that a later patch of the patched folder takes along, under a number."""
 
 
 def tensor_key(vector: SteeringVector) -> str:
@@ -38,10 +46,18 @@ def build_manifest(
     config_before: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None,
     notes: Sequence[str],
+    undo: Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    recipe_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Everything that is needed to rebuild the folder, verify it, or take the steering out again.
 
-    ``base.path`` is the only local path besides those in the recipe; publishing drops it.
+    ``base.path`` and ``recipe.folder`` are the only local paths besides those in the recipe; publishing drops them.
+
+    Args:
+        undo: what the writer noted, see :func:`patcher.checkpoint.undo.undo_record`.
+        history: of a base that is a patched folder, see :func:`history_of`.
+        recipe_folder: what paths in the recipe are relative to.
     """
     methods = {spec.name: spec for spec in recipe.vectors}
     route = plan.as_json()
@@ -79,14 +95,76 @@ def build_manifest(
         "route": route,
         "verification": [],
         "evaluation": dict(evaluation) if evaluation else None,
-        "recipe": {"text": recipe_text, "resolved": recipe.model_dump(mode="json")},
+        "recipe": {
+            "text": recipe_text,
+            "resolved": recipe.model_dump(mode="json"),
+            "folder": None if recipe_folder is None else str(recipe_folder.resolve()),
+        },
         "notes": list(notes),
+        "undo": dict(undo) if undo is not None else None,
+        "history": list(history),
     }
 
 
-def base_files(base: CheckpointFolder) -> list[Path]:
-    """The base's files that the result depends on, relative: weights, index, config, side files."""
-    names = [Path("config.json"), *(Path(name) for name in base.weight_files)]
-    names += [Path(name) for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json")]
-    present = [name for name in names if (base.path / name).is_file()]
-    return sorted({*present, *base.side_files()})
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    """The patches that a base went through before, the earliest first; none for one that is not a patched folder.
+
+    Each entry is the manifest that the patch left, without a history of its own.
+
+    Raises:
+        InputError: the folder was patched by a newer version, or its ``steering.json`` is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        return []
+    if not {"format", "edits", "route"} <= read_json_object(folder / MANIFEST).keys():
+        # Another tool's file of this name.
+        return []
+    manifest = read_manifest(folder)
+    return [*manifest.pop("history", []), manifest]
+
+
+def numbered(name: str, number: int) -> str:
+    """What a file of the ``number``-th patch (from 1) is called in the folder of a later one."""
+    stem, dot, ending = name.partition(".")
+    return f"{stem}.{number}{dot}{ending}"
+
+
+def carry_history(folder: Path, stage: Path, patches: int) -> int:
+    """Take the vectors (and what they were made of) of all patches of ``folder`` along; the bytes written.
+
+    Args:
+        folder: a patched folder that is patched once more, or the one that is then unpatched.
+        stage: the folder that is written.
+        patches: how many patches ``folder`` has: the length of its :func:`history_of`.
+    """
+    written = 0
+    for number in range(1, patches + 1):
+        for name in CARRIED:
+            source = folder / (name if number == patches else numbered(name, number))
+            if source.is_file():
+                written += place_file(source, stage / numbered(name, number)).written
+    return written
+
+
+def give_back_history(folder: Path, stage: Path, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write what an earlier patch had written besides the model; its manifest.
+
+    Args:
+        folder: the folder of a later patch.
+        stage: the folder that becomes the earlier one.
+        history: of the later patch, up to and with the earlier one.
+    """
+    count = len(history)
+    for number in range(1, count + 1):
+        for name in CARRIED:
+            source = folder / numbered(name, number)
+            if source.is_file():
+                place_file(source, stage / (name if number == count else numbered(name, number)))
+    manifest = {**history[-1], "history": list(history[:-1])}
+    (stage / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+    return manifest
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """``steering.json`` as it is written."""
+    return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from patcher.capture.forward import read_blocks
 from patcher.capture.processes import Order, Processes
 from patcher.capture.residuals import Collect, Collector
 from patcher.capture.shared_model import Share, load_share, no_memory, own_device
-from patcher.capture.shared_proof import Proof, prove
+from patcher.capture.shared_proof import Proof, StandIn, make_stand_in, prove
 
 
 class Distributed:
@@ -72,11 +72,8 @@ class Distributed:
 
     def end(self) -> None:
         """Let the other processes go, and free the memory."""
-        for rank in range(1, self.processes.world.size):
-            self.processes.order(rank, "end")
         self.model = None
-        _free()
-        self.processes.part()
+        dismiss(self.processes)
 
     def _round(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect) -> None:
         assert self.model is not None
@@ -97,8 +94,20 @@ class Distributed:
 
 def try_together(share: Share, processes: Processes) -> Proof:
     """Have all processes try ``share`` on a stand-in (:func:`patcher.capture.shared_proof.prove`)."""
-    _order_all(processes, "prove", share)
-    return prove(share, processes)
+    stand_in = make_stand_in(share)
+    if stand_in is None:
+        # The real model will say whether it can be loaded.
+        return Proof(True, None)
+    _order_all(processes, "prove", share, stand_in.as_tensors())
+    return prove(share, stand_in, processes)
+
+
+def dismiss(processes: Processes) -> None:
+    """Let the other processes go."""
+    for rank in range(1, processes.world.size):
+        processes.order(rank, "end")
+    _free()
+    processes.part()
 
 
 def assist(processes: Processes) -> None:
@@ -123,7 +132,7 @@ def assist(processes: Processes) -> None:
             if order == "load":
                 model = load_share(share, processes)
             else:
-                prove(share, processes)
+                prove(share, StandIn.from_tensors(tensors), processes)
             continue
         assert model is not None and share is not None
         results = _read(model, share, *_from_tensors(tensors))
@@ -134,12 +143,12 @@ def assist(processes: Processes) -> None:
     processes.part()
 
 
-def _order_all(processes: Processes, what: Order, share: Share) -> None:
+def _order_all(processes: Processes, what: Order, share: Share, tensors: Mapping[str, Tensor] | None = None) -> None:
     processes.say("device", share.device)
     processes.connect(own_device(share.device, processes.world))
     text = torch.frombuffer(bytearray(share.as_text()), dtype=torch.uint8)
     for rank in range(1, processes.world.size):
-        processes.order(rank, what, {"share": text})
+        processes.order(rank, what, {**(tensors or {}), "share": text})
 
 
 def _enough(jobs: list[tuple[int, Batch]], size: int) -> list[tuple[int, Batch]]:

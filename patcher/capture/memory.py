@@ -74,7 +74,7 @@ def meminfo_available(text: str) -> int | None:
 def status_bytes(text: str) -> dict[str, int]:
     """The entries in kB of /proc/meminfo or /proc/PID/status, in bytes."""
     found = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         name, colon, value = line.partition(":")
         words = value.split()
         if colon and len(words) == 2 and words[1] == "kB" and (number := _number(words[0])) is not None:
@@ -84,7 +84,7 @@ def status_bytes(text: str) -> dict[str, int]:
 
 def soft_limit(text: str, title: str) -> int | None:
     """The soft limit of a line of /proc/PID/limits in bytes, None where it is unlimited."""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.startswith(title):
             words = line[len(title) :].split()
             return _number(words[0]) if words else None
@@ -94,7 +94,7 @@ def soft_limit(text: str, title: str) -> int | None:
 def cgroup_paths(text: str) -> dict[int, PurePosixPath]:
     """Of /proc/self/cgroup: hierarchy version -> the process's cgroup in it (of v1, the memory controller's)."""
     found: dict[int, PurePosixPath] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         number, first, rest = line.partition(":")
         controllers, second, path = rest.partition(":")
         if not (first and second and path.startswith("/")):
@@ -109,7 +109,7 @@ def cgroup_paths(text: str) -> dict[int, PurePosixPath]:
 def cgroup_mounts(text: str) -> list[CgroupMount]:
     """The cgroup mounts of /proc/self/mountinfo that may say something about memory."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         before, dash, after = line.partition(" - ")
         mount, kind = before.split(" "), after.split(" ")
         if not dash or len(mount) < 5 or not (mount[3].startswith("/") and mount[4].startswith("/")):
@@ -180,7 +180,7 @@ def _by_pages(sysconf: Callable[[str], int] | None) -> int:
 
 
 def _stat(text: str) -> Mapping[str, int]:
-    pairs = (line.split() for line in text.splitlines())
+    pairs = (line.split() for line in text.split("\n"))
     values = {words[0]: _number(words[1]) for words in pairs if len(words) == 2}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -196,6 +196,6 @@ def _unescaped(text: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return os.fsdecode(path.read_bytes())
     except (OSError, ValueError):
         return ""

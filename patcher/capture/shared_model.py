@@ -20,7 +20,7 @@ from torch import nn
 
 from patcher.architectures.model_class import on_meta, quiet_transformers
 from patcher.architectures.quantised import quantisation_of
-from patcher.capture.forward import Enough
+from patcher.capture.forward import Enough, run_blocks
 from patcher.capture.model import load_causal_lm
 from patcher.capture.processes import Processes, World, is_lost
 from patcher.checkpoint.folder import read_json_object
@@ -134,6 +134,8 @@ def load_share(share: Share, processes: Processes) -> nn.Module:
         return load_causal_lm(folder, device=device, **options)[0]
     model = load_part(folder, share, processes.world)
     if share.mode != "replicate":
+        # Parameters that belong to no block's group are whole again after a pass, and stay so.
+        run_blocks(model, share.blocks, [share.last], plain_inputs(torch.ones(1, 8, dtype=torch.long)))
         _require_shared(model, share, processes)
     return model
 
@@ -175,11 +177,6 @@ def load_part(folder: Path, share: Share, world: World) -> nn.Module:
         ) from None
     model.forward = _ends_early(model.forward)
     return model
-
-
-def has_plan(config: Any, share: Share) -> bool:
-    """Whether the class has a plan for tensor parallelism."""
-    return bool(getattr(on_meta(config, trust_remote_code=share.trust_remote_code), "_tp_plan", None))
 
 
 def _part_class(stock: type, blocks: str, last: int | None) -> type:
@@ -240,12 +237,17 @@ def _require_shared(model: nn.Module, share: Share, processes: Processes) -> Non
     size = processes.world.size
     if held > whole * most_held(size):
         raise InputError(
-            f"{type(model).__name__} is not shared out by `parallel: {share.mode}`",
+            f"{type(model).__name__.removeprefix('FSDP')} is not shared out by `parallel: {share.mode}`",
             where=share.folder,
             found=f"each of {size} processes holds {held / max(1, whole):.0%} of the decoder blocks",
             remedy=otherwise(share.mode),
             code="parallel",
         )
+
+
+def plain_inputs(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inputs of a forward pass over ``ids`` [1, tokens]."""
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(ids.shape[1])[None]}
 
 
 def otherwise(mode: Mode) -> str:

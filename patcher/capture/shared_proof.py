@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.probe import build_stand_in, randomise
@@ -22,15 +23,15 @@ from patcher.capture.forward import EMBEDDING, run_blocks
 from patcher.capture.processes import Processes, is_lost
 from patcher.capture.shared_model import (
     Share,
-    has_plan,
     held_parameters,
     load_part,
-    model_folder,
     most_held,
+    plain_inputs,
     read_config,
 )
 from patcher.errors import InputError
 
+TOKENS = 24
 TOLERANCE = 1e-4
 """Largest difference between the stand-in shared out and whole, relative. Rounding makes about 1e-7 of it."""
 
@@ -49,38 +50,69 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class _Trial:
-    whole: bool
-    error: float
-    held: tuple[int, int]
-    failure: str | None = None
+class StandIn:
+    """A tiny checkpoint, and what its blocks put out.
+
+    Attributes:
+        files: name -> bytes, uint8.
+        ids: [1, tokens], int64.
+        wanted: layer -> [1, tokens, hidden], fp32, computed by the whole model in one process.
+    """
+
+    files: Mapping[str, Tensor]
+    ids: Tensor
+    wanted: Mapping[int, Tensor]
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """For :meth:`from_tensors` in another process."""
+        files = {f"file.{name}": content for name, content in self.files.items()}
+        return {**files, **{f"wanted.{layer}": states for layer, states in self.wanted.items()}, "ids": self.ids}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> StandIn:
+        """What :meth:`as_tensors` made, among other tensors."""
+        files = {name.removeprefix("file."): content for name, content in tensors.items() if name.startswith("file.")}
+        wanted = {int(name.split(".")[1]): value for name, value in tensors.items() if name.startswith("wanted.")}
+        return cls(files, tensors["ids"], wanted)
 
 
-def prove(share: Share, processes: Processes) -> Proof:
-    """Try ``share`` on a stand-in; every process takes part and finds the same.
+def make_stand_in(share: Share) -> StandIn | None:
+    """The stand-in for the model of ``share``; None if there is none. (In process 0; the others only load it.)
 
     Raises:
-        InputError: the model is not on this machine, or transformers does not understand its config.
+        InputError: transformers does not understand the model's config.
     """
-    folder = model_folder(share)
-    config = read_config(folder, share)
-    if share.mode == "tp" and not has_plan(config, share):
-        return Proof(True, "its class has no plan for tensor parallelism")
+    config = read_config(Path(share.folder), share)
     try:
         tiny, last = shrink_config(config, max(share.last, 0))
-        stand_in = build_stand_in(tiny, trust_remote_code=share.trust_remote_code)
+        model = build_stand_in(tiny, trust_remote_code=share.trust_remote_code)
     except InputError:
-        # The real model will say whether it can be loaded.
-        return Proof(True, None)
-    randomise(stand_in, torch.Generator().manual_seed(0))
+        return None
+    randomise(model, torch.Generator().manual_seed(0))
+    ids = torch.arange(3, 3 + TOKENS)[None] % int(tiny.vocab_size)
+    layers = {EMBEDDING, last if share.last >= 0 else EMBEDDING}
+    with quiet_transformers(), tempfile.TemporaryDirectory(prefix="patch-model-") as name:
+        wanted = run_blocks(model, share.blocks, layers, plain_inputs(ids))
+        model.save_pretrained(name)  # type: ignore[operator]
+        contents = {item.name: bytearray(item.read_bytes()) for item in Path(name).iterdir() if item.is_file()}
+    files = {item: torch.frombuffer(content, dtype=torch.uint8) for item, content in contents.items() if content}
+    return StandIn(files, ids, wanted)
+
+
+def prove(share: Share, stand_in: StandIn, processes: Processes) -> Proof:
+    """Share the stand-in out as the model is to be, in all processes, which find the same."""
+    trial = _Trial(True, 0.0, (0, 0))
     with tempfile.TemporaryDirectory(prefix="patch-model-") as name:
-        with quiet_transformers():
-            stand_in.save_pretrained(name)  # type: ignore[operator]
-        alike = replace(share, folder=name, hub=None, dtype="float32", last=min(last, share.last))
-        trial = _try(alike, stand_in, processes)
-    # In whole numbers, because the processes' verdicts are added up.
-    wrong, failed, whole, held, of = processes.total(
-        int(not trial.error <= TOLERANCE), int(trial.failure is not None), int(trial.whole), *trial.held
+        for file, content in stand_in.files.items():
+            (Path(name) / file).write_bytes(content.numpy().tobytes())
+        for whole in (False, True):
+            tiny = replace(share, folder=name, hub=None, dtype="float32", last=max(stand_in.wanted), whole=whole)
+            trial = _try(tiny, stand_in, processes)
+            if not trial.incomplete:
+                break
+    # Whole numbers, because the processes' verdicts are added up.
+    wrong, failed, held, of = processes.total(
+        int(not trial.error <= TOLERANCE), int(trial.failure is not None), *trial.held
     )
     if failed and share.mode == "tp" and processes.world.size > 2:
         # The stand-in has four heads; what can be divided by more than two is for the real model to say.
@@ -92,36 +124,45 @@ def prove(share: Share, processes: Processes) -> Proof:
         refusal = f"its class is not shared out: each process keeps {held / max(1, of):.0%} of the decoder blocks"
     elif wrong:
         refusal = f"its class computes other numbers when it is shared out (a tiny one is off by {trial.error:.1g})"
-    return Proof(whole > 0, refusal)
+    return Proof(trial.whole, refusal)
 
 
-def _try(share: Share, stand_in: nn.Module, processes: Processes) -> _Trial:
-    ids = torch.arange(3, 27)[None] % int(stand_in.config.vocab_size)  # type: ignore[union-attr, arg-type]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(24)[None]}
-    layers = sorted({EMBEDDING, share.last})
-    with quiet_transformers():
-        wanted = run_blocks(stand_in, share.blocks, layers, inputs)
-    failure = ""
-    for whole in (False, True):
-        try:
-            part = load_part(Path(share.folder), replace(share, whole=whole), processes.world)
-            found = run_blocks(part, share.blocks, layers, inputs)
-        except AttributeError as error:
-            # It looks for something in the blocks that were left out.
-            failure = str(error).splitlines()[0]
-            continue
-        except InputError as error:
-            return _Trial(whole, 0.0, (0, 0), error.problems[0].found or str(error))
-        except Exception as error:
-            if is_lost(error):
-                raise
-            # Classes fail in ways of their own under what they were not made for.
-            return _Trial(whole, 0.0, (0, 0), (str(error).strip().splitlines() or [type(error).__name__])[0][:200])
-        error_found = max(_difference(found[layer], wanted[layer]) for layer in layers)
-        return _Trial(whole, error_found, held_parameters(part, share.blocks))
-    return _Trial(True, 0.0, (0, 0), failure)
+@dataclass(frozen=True)
+class _Trial:
+    whole: bool
+    error: float
+    held: tuple[int, int]
+    failure: str | None = None
+    incomplete: bool = False
 
 
-def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+def _try(share: Share, stand_in: StandIn, processes: Processes) -> _Trial:
+    part, failure, incomplete = None, None, False
+    try:
+        part = load_part(Path(share.folder), share, processes.world)
+    except AttributeError as error:
+        # It looks for something in the blocks that were left out.
+        failure, incomplete = _first_line(error), True
+    except InputError as error:
+        failure = error.problems[0].found or str(error)
+    missing, left_out = processes.total(int(part is None), int(incomplete))
+    if part is None or missing:
+        return _Trial(share.whole, 0.0, (0, 0), failure or "it fails in another process", left_out > 0)
+    try:
+        found = run_blocks(part, share.blocks, list(stand_in.wanted), plain_inputs(stand_in.ids))
+    except Exception as error:
+        # Classes fail in ways of their own under what they were not made for, and alike in all processes.
+        if is_lost(error):
+            raise
+        return _Trial(share.whole, 0.0, (0, 0), _first_line(error), isinstance(error, AttributeError))
+    errors = [_difference(found[layer], wanted) for layer, wanted in stand_in.wanted.items()]
+    return _Trial(share.whole, max(errors), held_parameters(part, share.blocks))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
     error = float((found.cpu() - wanted).norm() / wanted.norm().clamp(min=1e-30))
     return error if error == error else math.inf

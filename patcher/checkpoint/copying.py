@@ -1,31 +1,134 @@
-"""Bytes that do not change, placed by the kernel: no tensor of them passes through Python."""
+"""Bytes that do not change, placed by the kernel: linked, shared, or copied without passing through Python."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
+
+from patcher.checkpoint.sharing import clone_file, clone_range
+
+How = Literal["hard_link", "reflink", "copy_file_range", "read_write"]
 
 _STEP = 1 << 30
 _PIECE = 1 << 22
+
+PAGE = 4096
+"""File systems share blocks between files in units of this (or less)."""
+
 _UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF)
+_NO_LINK = {
+    errno.EXDEV: "the base is on another disk",
+    errno.EMLINK: "a file of the base has as many links as its file system allows",
+    errno.EPERM: "hard links to the base's files are not permitted here",
+    errno.EACCES: "hard links to the base's files are not permitted here",
+    errno.EOPNOTSUPP: "the file system has no hard links",
+    errno.ENOSYS: "the file system has no hard links",
+}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How one file came to be where it is.
+
+    Attributes:
+        how: ``hard_link`` (it is the source's file), ``reflink`` (a file of its own that shares the source's blocks
+            until one of them is written to), ``copy_file_range`` (copied inside of the kernel) or ``read_write``.
+        size: its bytes.
+        written: those of them that were written to the disk.
+        not_linked: why there is no hard link although one was asked for.
+    """
+
+    how: How
+    size: int
+    written: int
+    not_linked: str | None = None
+
+
+def place_file(source: Path, target: Path, *, link: bool = False) -> Placed:
+    """Put one file's content at ``target``, which does not exist, in the cheapest way that the file system has.
+
+    Symlinks are followed. A hard link keeps the source's mode, since the two are one file; all others get 0644.
+
+    Args:
+        link: make a hard link where that can be done; whatever writes to ``target`` later would write to ``source``.
+    """
+    refused = _link(source, target) if link else None
+    if link and refused is None:
+        return Placed("hard_link", target.stat().st_size, 0)
+    with source.open("rb") as reader, target.open("xb") as writer:
+        size = os.fstat(reader.fileno()).st_size
+        how: How = "reflink"
+        done = 0
+        if not clone_file(reader, writer):
+            how = "copy_file_range"
+            done, in_kernel = _copy(reader, writer, 0, size)
+            if not in_kernel:
+                how = "read_write"
+            size = done
+    target.chmod(0o644)
+    return Placed(how, size, done, refused)
 
 
 def copy_file(source: Path, target: Path) -> int:
     """Copy one file's content (symlinks are followed), mode 0644; the number of bytes.
 
-    ``copy_file_range`` lets the file system share the blocks where it can.
+    Blocks are shared where the file system can.
     """
-    with source.open("rb") as reader, target.open("xb") as writer:
-        done = copy_range(reader, writer, 0, os.fstat(reader.fileno()).st_size)
-    target.chmod(0o644)
-    return done
+    return place_file(source, target).size
 
 
 def copy_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> int:
     """Append ``size`` bytes of ``reader`` from ``start`` on to ``writer``; the number of bytes."""
+    return _copy(reader, writer, start, size)[0]
+
+
+def append_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> tuple[int, int]:
+    """Append as :func:`copy_range` does, but share whole blocks where both files lie alike in theirs.
+
+    Returns:
+        The number of bytes appended, and how many of them are shared.
+    """
+    writer.flush()
+    place = writer.seek(0, os.SEEK_END)
+    head = min(-start % PAGE, size)
+    middle = (size - head) // PAGE * PAGE
+    if start % PAGE != place % PAGE or not middle:
+        return copy_range(reader, writer, start, size), 0
+    copy_range(reader, writer, start, head)
+    writer.flush()
+    shared = middle if clone_range(reader, writer, start + head, middle, place + head) else 0
+    writer.seek(0, os.SEEK_END)
+    done = copy_range(reader, writer, start + head + shared, size - head - shared)
+    return head + shared + done, shared
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _link(source: Path, target: Path) -> str | None:
+    """Make a hard link; why it could not be made."""
+    try:
+        # To what a symlink leads to: the Hub's cache is made of them, and linking one would only repeat it.
+        target.hardlink_to(source.resolve(strict=True))
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        return _NO_LINK[error.errno]
+    return None
+
+
+def _copy(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> tuple[int, bool]:
+    """Append; the number of bytes, and whether the kernel copied all of them."""
     done = 0
     if hasattr(os, "copy_file_range"):
         writer.flush()
@@ -42,6 +145,7 @@ def copy_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> int
             if error.errno not in _UNSUPPORTED:
                 raise
         writer.seek(0, os.SEEK_END)
+    in_kernel = done == size
     reader.seek(start + done)
     while done < size:
         piece = reader.read(min(_PIECE, size - done))
@@ -49,13 +153,4 @@ def copy_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> int
             break
         writer.write(piece)
         done += len(piece)
-    return done
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
+    return done, in_kernel

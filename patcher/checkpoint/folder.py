@@ -31,6 +31,10 @@ Layout = Literal["single", "sharded", "bin", "bin-sharded"]
 class CheckpointFolder:
     """A local checkpoint, opened read-only.
 
+    Args:
+        partial: take a download of some shards as it is: what lies in the shards that the index names and that are
+            not there is not there. Without it a missing shard is an error wherever tensors are asked for.
+
     Attributes:
         path: the folder.
         config: the content of config.json.
@@ -40,8 +44,9 @@ class CheckpointFolder:
         InputError: no folder, no config, no weights, or files that contradict each other.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, partial: bool = False) -> None:
         self.path = path
+        self.partial = partial
         if not path.is_dir():
             raise InputError("there is no such folder", where=str(path))
         self.config: dict[str, Any] = read_json_object(path / "config.json")
@@ -71,23 +76,37 @@ class CheckpointFolder:
         return read_json_object(self.path / (INDEX if self.layout == "sharded" else BIN_INDEX))
 
     @property
-    def weight_files(self) -> list[str]:
-        """Names of the files that hold weights, in order."""
-        if self.layout == "single":
-            return [SINGLE]
-        if self.layout == "bin":
-            return [BIN_SINGLE]
+    def weight_map(self) -> Mapping[str, str]:
+        """Of a sharded checkpoint: the name of each tensor -> that of the file which holds it, as the index says."""
         weight_map = self.index.get("weight_map")
         where = str(self.path / (INDEX if self.layout == "sharded" else BIN_INDEX))
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError("the index has no `weight_map`", where=where, remedy="download the checkpoint again")
-        named = list(weight_map.values())
-        for name in named:
+        for name in weight_map.values():
             if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
                 raise InputError("the index names a file outside of the folder", where=where, found=name)
             if self.layout == "sharded" and not name.endswith(".safetensors"):
                 raise InputError("the index names a file that is not safetensors", where=where, found=name)
-        return sorted(set(named))
+        return weight_map
+
+    @property
+    def weight_files(self) -> list[str]:
+        """Names of the files that hold weights, in order; of a partial checkpoint, of those that are there."""
+        if self.layout == "single":
+            return [SINGLE]
+        if self.layout == "bin":
+            return [BIN_SINGLE]
+        named = sorted(set(self.weight_map.values()))
+        if not self.partial:
+            return named
+        there = [name for name in named if (self.path / name).is_file()]
+        if not there:
+            raise InputError(
+                "none of the weight files that the index names is there",
+                where=str(self.path),
+                remedy="download the checkpoint again",
+            )
+        return there
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -93,6 +93,7 @@ def _size_rule(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> C
 def _fewest_bits(stated: Mapping[str, Any]) -> int:
     """Of the groups of a compressed-tensors config; 8, which packs nothing, where none says it."""
     groups = stated.get("config_groups")
-    weights = [group.get("weights") for group in groups.values()] if isinstance(groups, Mapping) else []
+    entries = list(groups.values()) if isinstance(groups, Mapping) else []
+    weights = [entry.get("weights") for entry in entries if isinstance(entry, Mapping)]
     bits = [entry.get("num_bits") for entry in weights if isinstance(entry, Mapping)]
     return min((number for number in bits if isinstance(number, int) and number > 0), default=8)

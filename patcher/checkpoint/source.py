@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from patcher.checkpoint.folder import (
     CheckpointFolder,
     read_json_object,
 )
-from patcher.errors import InputError
+from patcher.errors import InputError, OutsideError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
@@ -92,25 +94,62 @@ def fetch(name: str, revision: str | None, *, weights: bool) -> Source:
     Raises:
         InputError, OutsideError: in plain words, see :mod:`patcher.hub_errors`.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import snapshot_download
 
     from patcher.hub_errors import hub_errors
 
     patterns = list(_SMALL)
     with hub_errors("downloading the model", name):
         if weights:
-            try:
-                names = {item.rfilename for item in HfApi().model_info(name, revision=revision).siblings or []}
-            except (OSError, ValueError) as error:
-                if isinstance(error, LocalEntryNotFoundError):
-                    raise
-                names = set()
-            patterns += _weight_patterns(names)
+            patterns += _weight_patterns(_names_on_the_hub(name, revision))
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
+        commit = _commit(folder, revision)
         if weights and (odd := _missing_weights(folder)):
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=[*patterns, *odd]))
+    return Source(name, True, commit, folder)
+
+
+def fetch_blocks(name: str, revision: str | None, needed: Callable[[Collection[str]], Collection[str]]) -> Source:
+    """Download (or find in the cache) a Hub model's small files, and of its weights only the shards that are needed.
+
+    A checkpoint in one file, or of ``.bin`` files, is downloaded whole. Open what comes back with
+    ``CheckpointFolder(folder, partial=True)``; :func:`fetch` for the same commit downloads the rest.
+
+    Args:
+        name: Hub id.
+        revision: branch, tag or commit.
+        needed: given the name of every stored tensor, those that are needed
+            (:func:`patcher.checkpoint.block_names.tensors_for_blocks`).
+
+    Raises:
+        InputError, OutsideError: in plain words, see :mod:`patcher.hub_errors`; or the index is damaged.
+    """
+    from huggingface_hub import snapshot_download
+
+    from patcher.hub_errors import hub_errors
+
+    with hub_errors("downloading the model", name):
+        names = _names_on_the_hub(name, revision)
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_SMALL)))
+        commit = _commit(folder, revision)
+    sharded = (folder / INDEX).is_file() and not (SINGLE in names or (folder / SINGLE).is_file())
+    if not sharded:
+        return fetch(name, commit, weights=True)
+    weight_map = CheckpointFolder(folder, partial=True).weight_map
+    shards = sorted({weight_map[tensor] for tensor in needed(list(weight_map))})
+    with hub_errors("downloading the model", name):
+        # A name is not a pattern, whatever characters it has.
+        patterns = [glob.escape(shard) for shard in shards]
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=patterns))
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise OutsideError(
+            "a part of the model is not in the local cache, and was not downloaded",
+            where=name,
+            found=", ".join(missing[:3]),
+            remedy="check the network, and that the repository holds this file; unset HF_HUB_OFFLINE",
+            code="hub_unreachable",
+        )
     return Source(name, True, commit, folder)
 
 
@@ -135,6 +174,23 @@ def fetch_config(name: str, revision: str | None, *, code: bool = False) -> Path
             # The same commit, whatever the branch has become since.
             folder = Path(snapshot_download(name, revision=folder.name, allow_patterns=["config.json", "*.py"]))
     return folder
+
+
+def _names_on_the_hub(name: str, revision: str | None) -> set[str]:
+    """The files of the repository; none where the Hub cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return {item.rfilename for item in HfApi().model_info(name, revision=revision).siblings or []}
+    except (OSError, ValueError) as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise
+        return set()
+
+
+def _commit(folder: Path, revision: str | None) -> str | None:
+    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
 
 
 def _weight_patterns(names: set[str]) -> list[str]:

@@ -260,7 +260,9 @@ def _sync(folder: Path) -> None:
     """To the disk with all of it, and readable like other files: safetensors creates its own with mode 0600."""
     for item in folder.rglob("*"):
         if item.is_file():
-            item.chmod(0o644)
+            # A hard link is the base's file too, and keeps its mode.
+            if item.stat().st_nlink == 1:
+                item.chmod(0o644)
             with item.open("rb") as file:
                 os.fsync(file.fileno())
         elif item.is_dir():

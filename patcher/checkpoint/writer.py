@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain, count, islice
@@ -13,10 +15,12 @@ from typing import Any
 
 import torch
 
-from patcher.checkpoint.copying import copy_file, copy_range
+from patcher.checkpoint.assembling import Piece, assemble, in_file_order, metadata_of, raw_header
+from patcher.checkpoint.copying import Placed, place_file
 from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder, read_json_object
 from patcher.checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, read_tensor, tensor_bytes
-from patcher.checkpoint.safetensors_writer import LazyTensor, packed_header, split_into_shards, write_tensors
+from patcher.checkpoint.safetensors_writer import LazyTensor, split_into_shards, write_tensors
+from patcher.checkpoint.undo import undo_record
 
 _NUMBERED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 UNNUMBERED_SHARD = "model-steering.safetensors"
@@ -27,10 +31,21 @@ MAX_SHARD = 5 * 10**9
 
 @dataclass(frozen=True)
 class Written:
-    """What the writer did: bytes written, and the values that stood where something was overwritten."""
+    """What the writer did.
+
+    Attributes:
+        bytes_written: to the disk; what is linked or shared is not.
+        originals: tensor -> the values that stood where it was overwritten.
+        placed: what was done with the base's files and the new ones: ``files`` {way: {count, bytes}}, ``patched``
+            {count, bytes} and ``not_linked`` (null, or why files were copied although links were asked for). Ways are
+            those of :class:`~patcher.checkpoint.copying.Placed`, ``rewritten`` (another header) and ``new``.
+        undo: see :func:`~patcher.checkpoint.undo.undo_record`.
+    """
 
     bytes_written: int
     originals: Mapping[str, torch.Tensor]
+    placed: Mapping[str, Any]
+    undo: Mapping[str, Any]
 
 
 def write_copy(
@@ -45,6 +60,7 @@ def write_copy(
     config: Mapping[str, Any] | None = None,
     tokenizer_changes: Mapping[str, Any] | None = None,
     remote_code: bool = False,
+    link: bool = False,
 ) -> Written:
     """Write a copy of ``base`` into the empty folder ``stage``.
 
@@ -59,9 +75,8 @@ def write_copy(
         config: a whole config.json, instead of the base's with changes.
         tokenizer_changes: keys of tokenizer_config.json.
         remote_code: take the checkpoint's own .py files along.
-
-    Returns:
-        The bytes written and the original values of ``replaced``.
+        link: place weight files of which no byte changes as hard links, where that can be done. They are then the
+            base's own files: whoever writes to one in the copy writes to the base.
     """
     widened = {
         name
@@ -74,12 +89,13 @@ def write_copy(
         raise ValueError(f"created, but stored already: {sorted(twice)}")
     shards = split_into_shards(added, MAX_SHARD)
     names = _new_names(layout.files, adds=len(shards))
-    written = 0
+    patched = {base.tensors[name].file.name for name in replaced if name not in widened}
+    log = _Log()
     for source, target in names.items():
         if layout.is_unchanged(source):
-            written += copy_file(base.path / source, stage / target)
+            log.placed(place_file(base.path / source, stage / target, link=link and source not in patched))
         else:
-            written += copy_tensors(base.path / source, stage / target, layout.kept)
+            log.rewritten(*copy_tensors(base.path / source, stage / target, layout.kept))
     originals = {}
     for name, tensor in replaced.items():
         info = base.tensors[name]
@@ -87,24 +103,65 @@ def write_copy(
         if name not in widened:
             target = names[info.file.name]
             place = info if layout.is_unchanged(info.file.name) else read_header(stage / target)[layout.new_name(name)]
-            written += _patch(stage / target, place, tensor)
+            log.patched(_patch(stage / target, place, tensor))
     shard_names = _shard_names(names, len(shards))
     for shard, content in zip(shard_names, shards, strict=True):
-        written += write_tensors(stage / shard, content)
+        log.new(write_tensors(stage / shard, content))
     weight_map = {new: names[base.tensors[old].file.name] for old, new in layout.kept.items()}
     for shard, content in zip(shard_names, shards, strict=True):
         weight_map.update(dict.fromkeys(content, shard))
     # A single file gets one too: without an index vLLM and SGLang load every *.safetensors, our vectors as well.
-    written += _write_index(base, stage, weight_map, layout, added)
-    written += _write_config(base, stage, config_changes, config, remote_code=remote_code)
+    log.new(_write_index(base, stage, weight_map, layout, added))
+    log.new(_write_config(base, stage, config_changes, config, remote_code=remote_code))
     for side in base.side_files(remote_code=remote_code):
         (stage / side).parent.mkdir(parents=True, exist_ok=True)
-        written += copy_file(base.path / side, stage / side)
+        log.placed(place_file(base.path / side, stage / side))
+    stated = base.path / TOKENIZER_CONFIG
     if tokenizer_changes:
-        stated = base.path / TOKENIZER_CONFIG
         before = read_json_object(stated) if stated.is_file() else {}
-        written += _write_json(stage / TOKENIZER_CONFIG, {**before, **tokenizer_changes})
-    return Written(written, originals)
+        log.new(_write_json(stage / TOKENIZER_CONFIG, {**before, **tokenizer_changes}))
+    undo = undo_record(
+        base,
+        names=names,
+        rewritten=[name for name in base.weight_files if not layout.is_unchanged(name)],
+        left_out=layout.gone,
+        originals=originals,
+        tokenizer_config=stated if tokenizer_changes else None,
+    )
+    return Written(log.bytes_written, originals, log.as_json(), undo)
+
+
+class _Log:
+    """Counts files and bytes by the way in which they came to be."""
+
+    def __init__(self) -> None:
+        self.bytes_written = 0
+        self._files: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self._not_linked: str | None = None
+
+    def placed(self, file: Placed) -> None:
+        self._add(file.how, file.size, file.written)
+        self._not_linked = self._not_linked or file.not_linked
+
+    def rewritten(self, size: int, written: int) -> None:
+        self._add("rewritten", size, written)
+
+    def new(self, size: int) -> None:
+        self._add("new", size, size)
+
+    def patched(self, size: int) -> None:
+        self._add("patched", size, size)
+
+    def _add(self, way: str, size: int, written: int) -> None:
+        self._files[way] += 1
+        self._bytes[way] += size
+        self.bytes_written += written
+
+    def as_json(self) -> dict[str, Any]:
+        counted = {way: {"count": self._files[way], "bytes": self._bytes[way]} for way in self._files}
+        patched = counted.pop("patched", {"count": 0, "bytes": 0})
+        return {"files": counted, "patched": patched, "not_linked": self._not_linked}
 
 
 class _Layout:
@@ -112,6 +169,7 @@ class _Layout:
 
     def __init__(self, base: CheckpointFolder, gone: Collection[str], renamed: Mapping[str, str]) -> None:
         self.renamed = renamed
+        self.gone = [name for name in base.tensors if name in gone]
         self.kept = {name: renamed.get(name, name) for name in base.tensors if name not in gone}
         """Name in the base -> in the copy."""
         if len(set(self.kept.values())) < len(self.kept):
@@ -127,30 +185,18 @@ class _Layout:
         return file not in self._changed
 
 
-def copy_tensors(source: Path, target: Path, names: Mapping[str, str]) -> int:
-    """Copy those tensors of a safetensors file that ``names`` lists (old name -> new), byte for byte. Bytes written.
+def copy_tensors(source: Path, target: Path, names: Mapping[str, str]) -> tuple[int, int]:
+    """Copy those tensors of a safetensors file that ``names`` lists (old name -> new), byte for byte.
 
     Two shards that hold one key are read differently by different loaders, so what is left out really goes.
+
+    Returns:
+        The new file's size, and how many of its bytes were written (others are shared with ``source``).
     """
-    with source.open("rb") as reader:
-        length = int.from_bytes(reader.read(8), "little")
-        header = json.loads(reader.read(length))
-    kept: dict[str, Any] = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
-    ranges = []
-    place = 0
-    for key in sorted(header.keys() & names.keys(), key=lambda key: tuple(header[key]["data_offsets"])):
-        start, end = header[key]["data_offsets"]
-        ranges.append((8 + length + start, end - start))
-        kept[names[key]] = {**header[key], "data_offsets": [place, place + end - start]}
-        place += end - start
-    raw = packed_header(kept)
-    with source.open("rb") as reader, target.open("xb") as writer:
-        writer.write(raw)
-        writer.flush()
-        for start, size in ranges:
-            copy_range(reader, writer, start, size)
-    target.chmod(0o644)
-    return len(raw) + place
+    kept = [info for info in in_file_order(read_header(source).values()) if info.name in names]
+    pieces = [Piece.of(info, names[info.name]) for info in kept]
+    done = assemble(target, metadata_of(raw_header(source)), pieces)
+    return done.size, done.size - done.shared
 
 
 def _new_names(files: list[str], *, adds: int) -> dict[str, str]:
@@ -180,6 +226,8 @@ def _patch(file: Path, info: TensorInfo, tensor: torch.Tensor) -> int:
     if tensor.dtype != DTYPES[info.dtype] or len(raw) != info.end - info.start:
         raise ValueError(f"{info.name}: {tensor.dtype} {tuple(tensor.shape)} does not fit {info.dtype} {info.shape}")
     with file.open("r+b") as handle:
+        if os.fstat(handle.fileno()).st_nlink > 1:
+            raise ValueError(f"{file} is another folder's file as well, and is not written to")
         handle.seek(info.start)
         handle.write(raw)
     return len(raw)

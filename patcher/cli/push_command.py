@@ -15,6 +15,7 @@ from patcher.publish.hub import push_folder
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("repo", metavar="REPO")
 @click.option("--private", is_flag=True, help="Create the repository as private.")
+@click.option("--public", is_flag=True, help="Create it as public, even where the base is private.")
 @click.option("--revision", metavar="BRANCH", help="Publish to this branch; created if it is not there.")
 @click.option("--pull-request", is_flag=True, help="Open a pull request instead of committing to the branch.")
 @click.option("--commit-message", metavar="TEXT", help="The commit's title.")
@@ -23,6 +24,7 @@ def push(
     folder: Path,
     repo: str,
     private: bool,
+    public: bool,
     revision: str | None,
     pull_request: bool,
     commit_message: str | None,
@@ -30,13 +32,15 @@ def push(
 ) -> None:
     """Publish the patched folder DIR as the Hub repository REPO (owner/name), in one commit.
 
-    The token is the one of `hf auth login` or HF_TOKEN and needs write access. Only a folder whose steering was
-    verified is published. Local paths and tokens are left out.
+    Files that are the base's are copied on the Hub where it allows that; only the others are sent. The token is the one
+    of `hf auth login` or HF_TOKEN and needs write access. Only a folder whose steering was verified is published. Local
+    paths and tokens are left out.
     """
     result = push_folder(
         folder,
         repo,
         private=private,
+        public=public,
         revision=revision,
         pull_request=pull_request,
         commit_message=commit_message,
@@ -46,4 +50,5 @@ def push(
         click.echo(json.dumps(asdict(result)))
         return
     click.echo(f"published: {result.url}", err=True)
-    click.echo(f"commit {result.commit[:12]}, {result.bytes_uploaded:,} bytes uploaded", err=True)
+    how = f"method {result.method}, {result.bytes_uploaded:,} bytes uploaded"
+    click.echo(f"commit {result.commit[:12]}, {how}", err=True)

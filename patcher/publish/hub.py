@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from patcher.errors import InputError
+from patcher.errors import InputError, OutsideError
 from patcher.hub_errors import hub_errors
+from patcher.publish.commit import CopyRefusedError, Target, can_copy, commit
 from patcher.publish.contents import PublishedFile, check_verified, left_over, published_files, read_manifest
+from patcher.publish.duplicate import DuplicateRefusedError, duplicate_and_commit, worth_duplicating
+from patcher.publish.meter import Meter
 from patcher.publish.privacy import sanitised_manifest, sanitised_text
+from patcher.publish.unchanged import Changes, Hashes, HubBase, base_on_hub, compare
+from patcher.publish.visibility import check_base_is_public, check_visibility
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
+    from huggingface_hub import CommitInfo, HfApi, ModelInfo
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -29,9 +32,10 @@ class PushResult:
     Attributes:
         url: of the repository, of its branch if one was named, or of the pull request.
         commit: the commit that holds the folder.
-        method: how it was sent.
-        bytes_uploaded: the sizes of all files that were not already in that state at the head of the branch, added
-            up. Storage that deduplicates may have moved less over the wire.
+        method: how it got there. ``copy``: the Hub copied the files that are the base's, in the commit itself.
+            ``duplicate``: it duplicated the base, and the commit went on top. ``upload``: everything that the
+            repository did not have was sent. ``unchanged``: it had everything.
+        bytes_uploaded: what went up for it: contents of files, and the commit.
     """
 
     url: str
@@ -45,6 +49,7 @@ def push_folder(
     repo: str,
     *,
     private: bool = False,
+    public: bool = False,
     revision: str | None = None,
     pull_request: bool = False,
     commit_message: str | None = None,
@@ -53,15 +58,18 @@ def push_folder(
 ) -> PushResult:
     """Publish a verified patched folder in a single commit.
 
-    Only files of a patched folder are sent, without local paths and tokens (see :mod:`patcher.publish.privacy`); the
-    folder itself is not changed. Files of the repository that a loader could read in their place are removed by the
-    same commit. If anything fails, no part of the folder is to be seen; a repository that had to be created stays,
-    empty. Should only the Hub's last answer get lost, running it again finds that there is nothing left to do.
+    Files that are the base's to the last byte are copied on the server, if the base is on the Hub and its storage
+    allows that; only the others are sent. Only files of a patched folder are published, without local paths and tokens
+    (see :mod:`patcher.publish.privacy`); the folder itself is not changed. Files of the repository that a loader could
+    read in their place are removed by the same commit. If anything fails, no part of the folder is to be seen; a
+    repository that had to be created stays, empty, and what has arrived in its storage is not sent again by the next
+    attempt. Should only the Hub's last answer get lost, running it again finds that there is nothing left to do.
 
     Args:
         folder: what a build wrote.
         repo: ``owner/name``, or ``name`` for the token's owner; created if it is not there.
         private: create it as private. A public one that exists already is refused, not published to.
+        public: create it as public, even where the base is private; without it, a copy of such a base is refused.
         revision: a branch, created from the default one if it is not there.
         pull_request: open a pull request against the default branch instead; read access to it is enough.
         commit_message: the commit's title.
@@ -69,11 +77,12 @@ def push_folder(
         progress: is called with one line at each step.
 
     Raises:
-        InputError: the folder is not a verified patched folder, holds a token, or ``repo`` or ``revision`` is wrong.
+        InputError: the folder is not a verified patched folder, holds a token, or ``repo`` or ``revision`` is wrong; or
+            the base is private and the copy would not be.
         OutsideError: no access, a conflict, a limit, no connection, the disk.
     """
     say = progress or (lambda line: None)
-    _check_target(repo, revision, pull_request)
+    _check_target(repo, revision, pull_request, private and public)
     manifest = read_manifest(folder)
     check_verified(manifest, folder)
     files = published_files(folder, manifest)
@@ -83,28 +92,71 @@ def push_folder(
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
+    _check_online(repo)
     say("asking the Hub who this token belongs to")
     with hub_errors("logging in", repo):
         owner = str(api.whoami()["name"])
     if "/" not in repo:
         repo = f"{owner}/{repo}"
+    base = base_on_hub(api, manifest, say)
+    if not private and not public:
+        check_base_is_public(api, base, repo)
     with hub_errors(f"creating {repo}", repo):
-        # None leaves the choice to the organization, whose default may be private.
-        api.create_repo(repo, private=private or None, exist_ok=True)
+        created = _create(api, repo, private, public)
     with hub_errors(f"writing to {repo}", repo):
         # A token that may only read gets this far, because the repository is there already.
         api.auth_check(repo, write=not pull_request)
-    with _branch(api, repo, revision, say) as head:
-        if private and head.private is False:
-            raise InputError(
-                "this repository exists and is public, but a private one was asked for",
-                where=repo,
-                remedy=f"make it private at {api.endpoint}/{repo}/settings, or choose another name",
-            )
-        return _commit(api, repo, files, head, revision, pull_request, title, say)
+    target = Target(api, repo, revision, pull_request, title, say)
+    with Meter() as meter, _branch(target) as head:
+        check_visibility(target, head, base, private, created)
+        made, method, sent = _publish(target, files, head, base, created)
+        uploaded = meter.sent(at_most=sent)
+    if made is None:
+        return PushResult(target.url, str(head.sha), "unchanged", 0)
+    return PushResult(made.pr_url or target.url, made.oid, method, uploaded)
 
 
-def _check_target(repo: str, revision: str | None, pull_request: bool) -> None:
+def _publish(
+    target: Target, files: Sequence[PublishedFile], head: ModelInfo, base: HubBase | None, created: bool
+) -> tuple[CommitInfo | None, str, int]:
+    """The cheapest way that works: the commit, the way's name, and the sizes of the files that were sent."""
+    hashes = Hashes()
+    changes, removed = _changes(target, files, head, base, hashes)
+    if removed:
+        target.say("removing what would be loaded in place of the steered files: " + ", ".join(removed))
+    if base is not None and changes.copyable and can_copy():
+        try:
+            made = commit(target, changes, removed, str(head.sha), copied_from=base)
+            return made, "copy", _size(changes.to_send(copying=True))
+        except CopyRefusedError as refusal:
+            target.say(f"the Hub does not copy files of {base.repo}: {refusal}")
+    if base is not None and worth_duplicating(target, base, changes, created):
+        try:
+            made = duplicate_and_commit(target, base, files, head, hashes)
+            return made, "duplicate", _size(changes.new)
+        except DuplicateRefusedError as refusal:
+            target.say(f"the Hub does not duplicate {base.repo}: {refusal}")
+        with hub_errors(f"reading {target.repo}", target.repo):
+            head = target.api.model_info(target.repo, files_metadata=True)
+        changes, removed = _changes(target, files, head, base, hashes)
+    made = commit(target, changes, removed, str(head.sha))
+    return made, "upload", _size(changes.to_send(copying=False))
+
+
+def _changes(
+    target: Target, files: Sequence[PublishedFile], head: ModelInfo, base: HubBase | None, hashes: Hashes
+) -> tuple[Changes, list[str]]:
+    there = {sibling.rfilename: sibling for sibling in head.siblings or []}
+    with hub_errors("comparing the files with the Hub's", target.repo):
+        changes = compare(files, there, base, hashes, target.say)
+    return changes, left_over(list(there), [file.name for file in files])
+
+
+def _size(files: Sequence[PublishedFile]) -> int:
+    return sum(file.size for file in files)
+
+
+def _check_target(repo: str, revision: str | None, pull_request: bool, private_and_public: bool) -> None:
     if "://" in repo or repo.count("/") > 1:
         raise InputError(
             "a repository is named owner/name",
@@ -116,6 +168,8 @@ def _check_target(repo: str, revision: str | None, pull_request: bool) -> None:
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         validate_repo_id(repo)
+    if private_and_public:
+        raise InputError("a repository is either private or public", where=repo, remedy="give one of the two")
     if revision is None:
         return
     if pull_request and revision != "main":
@@ -133,19 +187,49 @@ def _check_target(repo: str, revision: str | None, pull_request: bool) -> None:
         )
 
 
+def _check_online(repo: str) -> None:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OutsideError(
+            "offline mode is on, so nothing can be published",
+            where=repo,
+            found="HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
+            remedy="unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the same command again",
+            code="hub_offline",
+        )
+
+
+def _create(api: HfApi, repo: str, private: bool, public: bool) -> bool:
+    """Create the repository if it is not there; whether it was created now."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # None leaves the choice to the organization, whose default may be private.
+    visibility = True if private else False if public else None
+    try:
+        api.create_repo(repo, private=visibility)
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (401, 402, 403, 409):
+            raise
+        # Whatever may not be created can be there already, and this looks.
+        api.create_repo(repo, private=visibility, exist_ok=True)
+        return False
+    return True
+
+
 @contextlib.contextmanager
-def _branch(api: HfApi, repo: str, revision: str | None, say: Callable[[str], None]) -> Iterator[ModelInfo]:
+def _branch(target: Target) -> Iterator[ModelInfo]:
     """The head of the branch to publish to. A branch made here goes again if nothing is published to it."""
     from huggingface_hub.errors import RevisionNotFoundError
 
-    created = False
+    api, repo, revision, created = target.api, target.repo, target.revision, False
     with hub_errors(f"reading {repo}", repo):
         try:
             head = api.model_info(repo, revision=revision, files_metadata=True)
         except RevisionNotFoundError:
             if revision is None or revision.startswith("refs/"):
                 raise
-            say(f"creating the branch {revision}")
+            target.say(f"creating the branch {revision}")
             api.create_branch(repo, branch=revision, exist_ok=True)
             created = True
             head = api.model_info(repo, revision=revision, files_metadata=True)
@@ -157,57 +241,6 @@ def _branch(api: HfApi, repo: str, revision: str | None, say: Callable[[str], No
             with contextlib.suppress(Exception):
                 api.delete_branch(repo, branch=revision)
         raise
-
-
-def _commit(
-    api: HfApi,
-    repo: str,
-    files: Sequence[PublishedFile],
-    head: ModelInfo,
-    revision: str | None,
-    pull_request: bool,
-    title: str,
-    say: Callable[[str], None],
-) -> PushResult:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    there = {sibling.rfilename: sibling for sibling in head.siblings or []}
-    removed = left_over(list(there), [file.name for file in files])
-    if removed:
-        say("removing what would be loaded in place of the steered files: " + ", ".join(removed))
-    size = sum(file.size for file in files)
-    say(f"uploading {len(files)} files ({size / 1e6:.1f} MB) to {repo}")
-    with hub_errors("uploading the files", repo):
-        adds = [CommitOperationAdd(file.name, file.content) for file in files]
-        # Not upload_folder: where xet is installed it commits in batches, and a failure leaves half a model behind.
-        commit = api.create_commit(
-            repo,
-            [*adds, *(CommitOperationDelete(name, is_folder=False) for name in removed)],
-            commit_message=title,
-            revision=revision,
-            create_pr=pull_request,
-            # What was looked at above is what is replaced; the Hub refuses if someone else was faster.
-            parent_commit=head.sha,
-        )
-        sent = sum(
-            file.size for file, add in zip(files, adds, strict=True) if not _same(file, add, there.get(file.name))
-        )
-    if commit.oid == head.sha:
-        say("the repository holds this already; nothing was committed")
-    url = f"{api.endpoint}/{repo}"
-    if revision is not None and revision != "main":
-        url += f"/tree/{quote(revision, safe='')}"
-    return PushResult(commit.pr_url or url, commit.oid, "upload_folder", sent)
-
-
-def _same(file: PublishedFile, add: CommitOperationAdd, there: Any) -> bool:
-    """Whether the head of the branch had this very file. Large ones were hashed for the upload."""
-    if there is None or there.size != file.size:
-        return False
-    if there.lfs is not None:
-        return bool(add.upload_info.sha256.hex() == there.lfs.sha256)
-    content = file.read()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == str(there.blob_id)
 
 
 def _title(manifest: dict[str, Any]) -> str:

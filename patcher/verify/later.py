@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patcher.checkpoint.copying import sha256_of
-from patcher.checkpoint.prepare import find_adapter, find_model, temporary_base
-from patcher.checkpoint.source import Source, fetch
-from patcher.errors import InputError
+from patcher.checkpoint.prepare import temporary_base
+from patcher.checkpoint.recorded_base import recorded_adapter, recorded_base, require_recorded
 from patcher.verify.all_stacks import Options, verify_in_stacks
 from patcher.verify.comparison import FIT_ERROR, FIT_KL
 from patcher.verify.environments import TRANSFORMERS, find
@@ -52,10 +50,11 @@ def verify_folder_in(
     manifest = read_manifest(folder)
     for stack in stacks:
         find(stack, (places or {}).get(stack))
-    source = _base(manifest, base)
+    source = recorded_base(manifest, base)
     say("checking that the base is the one the folder was made from")
-    _require_same(source.folder, manifest)
-    with temporary_base(source, _adapter(manifest, adapter), trust_remote_code=trust_remote_code) as reference:
+    require_recorded(source.folder, manifest)
+    merged = recorded_adapter(manifest, adapter)
+    with temporary_base(source, merged, trust_remote_code=trust_remote_code) as reference:
         asked = (manifest.get("recipe") or {}).get("resolved", {}).get("verify") or {}
         options = Options(
             tolerance=float(asked.get("tolerance") or 1e-4),
@@ -77,54 +76,3 @@ def verify_folder_in(
             transformers_options=only_transformers,
             progress=progress,
         )
-
-
-def _base(manifest: Mapping[str, Any], given: str | None) -> Source:
-    record = manifest["base"]
-    if given is not None:
-        return find_model(given, Path.cwd(), weights=True, where="--base")
-    if record.get("hub"):
-        return fetch(str(record["model"]), record.get("revision"), weights=True)
-    path = record.get("path")
-    if not path or not Path(path).is_dir():
-        raise InputError(
-            f"the base `{record['model']}` is not where it was",
-            where="steering.json: base",
-            found=path or "no path",
-            remedy="say where it is: --base PATH",
-        )
-    return Source(str(record["model"]), False, None, Path(path))
-
-
-def _adapter(manifest: Mapping[str, Any], given: str | None) -> Path | None:
-    record = manifest["base"].get("adapter")
-    if not record:
-        return None
-    try:
-        found = find_adapter(given or str(record["given"]), Path.cwd())
-    except InputError:
-        raise InputError(
-            f"the adapter `{record['name']}` that was merged is not where it was",
-            where="steering.json: base.adapter",
-            found=given or record["given"],
-            remedy="say where it is: --adapter PATH",
-        ) from None
-    weights = found / "adapter_model.safetensors"
-    if not weights.is_file() or sha256_of(weights) != record["sha256"]:
-        raise InputError(
-            "this is not the adapter that was merged: its content differs", where=str(weights), remedy="--adapter PATH"
-        )
-    return found
-
-
-def _require_same(folder: Path, manifest: Mapping[str, Any]) -> None:
-    for record in manifest["base"].get("files", []):
-        path = folder / str(record["name"])
-        same = path.is_file() and path.stat().st_size == record["size"] and sha256_of(path) == record["sha256"]
-        if not same:
-            raise InputError(
-                "this is not the base that the folder was made from",
-                where=str(path),
-                found="another content" if path.is_file() else "no such file",
-                remedy="give the same revision of the base: --base PATH",
-            )

@@ -60,6 +60,11 @@ class DiskWeights:
         """Those of the module at ``path``."""
         return [name for name in self._state if name.startswith(path + ".")]
 
+    def size(self, path: str) -> int:
+        """Bytes that those take up when they are loaded."""
+        shapes = (self._state[name] for name in self.under(path))
+        return sum(tensor.numel() * tensor.element_size() for tensor in shapes)
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint stores what this parameter or buffer is made of."""
         return name in self._origin

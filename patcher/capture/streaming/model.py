@@ -41,7 +41,7 @@ class StreamedModel:
         device: where it is computed.
         memory: bytes of main memory for the activations of the batches; more go to the disk.
         scratch: the folder for those.
-        ahead: read the next block while one computes; without it, memory for one block is enough.
+        ahead: read the next block while one computes, where there is memory for two.
 
     Attributes:
         stored: the checkpoint, with what was read of it.
@@ -184,9 +184,11 @@ class StreamedModel:
         sequence = ways[0].layers
         if sequence[:1] != [0]:
             first.clear()
-        with contextlib.closing(self._loaded(sequence, first)) as loaded, _reader(store.is_away) as fetcher:
+        with contextlib.closing(self._loaded(sequence, first)) as loaded, ThreadPoolExecutor(1) as fetcher:
             for number, block in enumerate(loaded):
-                for way, shift, tensors in zip(ways, afters, _fetched(ways, number, fetcher), strict=True):
+                for way, shift, tensors in zip(
+                    ways, afters, _fetched(ways, number, fetcher if store.is_away else None), strict=True
+                ):
                     way.step(number, tensors, block, self._rehearsal.returns, shift)
                 if progress is not None:
                     progress((number + 1) * len(inputs) // len(sequence))
@@ -194,13 +196,20 @@ class StreamedModel:
 
     def _loaded(self, sequence: Sequence[int], first: Weights) -> Generator[nn.Module, None, None]:
         """The blocks with their weights, one after the other; the next is read meanwhile. ``first`` is block 0's."""
-        with _reader(self._ahead and len(sequence) > 1) as reader:
+        with contextlib.ExitStack() as stack:
+            reader: ThreadPoolExecutor | None = None
             coming: Future[Weights] | None = None
             for number, layer in enumerate(sequence):
-                weights = first if coming is None else coming.result()
-                coming = None
-                if reader is not None and number + 1 < len(sequence):
-                    coming = reader.submit(self._shell.load, sequence[number + 1])
+                weights = first
+                if coming is not None:
+                    # What did not fit beside another block may fit alone.
+                    with contextlib.suppress(torch.OutOfMemoryError, MemoryError):
+                        weights = coming.result()
+                    coming = None
+                following = sequence[number + 1 : number + 2]
+                if self._ahead and following and self._shell.has_room_for(following[0]):
+                    reader = reader or stack.enter_context(ThreadPoolExecutor(1))
+                    coming = reader.submit(self._shell.load, following[0])
                 with self._shell.holding(weights or self._shell.load(layer)):
                     yield self._shell.blocks[layer]
                 self._shell.forget()
@@ -240,16 +249,6 @@ def _fetched(
         if fetcher is not None and index + 1 < len(ways):
             coming = fetcher.submit(ways[index + 1].fetch, number)
         yield given
-
-
-@contextlib.contextmanager
-def _reader(wanted: bool) -> Iterator[ThreadPoolExecutor | None]:
-    """A thread that reads, if one is wanted."""
-    if not wanted:
-        yield None
-        return
-    with ThreadPoolExecutor(1) as reader:
-        yield reader
 
 
 def _no_memory(error: BaseException) -> OutsideError:

@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from patcher.architectures.model_class import on_meta, quiet_transformers
+from patcher.capture.memory import available_memory
 from patcher.capture.streaming.disk_weights import DiskWeights
 from patcher.capture.streaming.stand_ins import OnDisk
 from patcher.capture.streaming.stored_tensors import StoredTensors
 from patcher.errors import InputError
 
+_SPARE = 128 << 20
+"""Bytes: a thread that reads takes some for itself."""
 Weights = dict[str, torch.Tensor]
 Called = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
 """Takes the index of a block and what it is called with; gives back what it shall return."""
@@ -41,6 +44,7 @@ class Shell:
         device: torch.device,
         trust_remote_code: bool,
     ) -> None:
+        self._device = device
         with quiet_transformers():
             self.model = on_meta(config, {"dtype": dtype}, trust_remote_code=trust_remote_code).eval()
             self._weights = DiskWeights(stored, self.model, dtype, device)
@@ -69,6 +73,15 @@ class Shell:
             return self._weights.load(
                 name for name in self._weights.under(self._paths[layer]) if name in self._stand_ins
             )
+
+    def has_room_for(self, layer: int) -> bool:
+        """Whether this block can be read while another one computes."""
+        if self._device.type == "cuda":
+            cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+            left = torch.cuda.mem_get_info(self._device)[0] + cached
+        else:
+            left = available_memory()
+        return left > 2 * self._weights.size(self._paths[layer]) + _SPARE
 
     @contextlib.contextmanager
     def holding(self, weights: Weights) -> Iterator[None]:

@@ -1,0 +1,249 @@
+"""SHA-256 of the base's files: taken from the Hub's cache, from an earlier run, or computed while the copy is written.
+
+A base that changes meanwhile is noticed: what is hashed is what was copied, or the build fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from patcher.cache_folder import cache_folder
+from patcher.checkpoint.folder import BIN_INDEX, INDEX, CheckpointFolder
+from patcher.errors import InputError, OutsideError
+
+_THREADS = 4
+_PIECE = 1 << 22
+_WORTH_KEEPING = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TICK_NS = 50_000_000
+_COARSE_TICK_NS = 2_000_000_000
+
+
+def base_files(base: CheckpointFolder) -> list[Path]:
+    """The base's files that the result depends on, relative: weights, index, config, side files."""
+    names = [Path("config.json"), *(Path(name) for name in base.weight_files), Path(INDEX), Path(BIN_INDEX)]
+    present = [name for name in names if (base.path / name).is_file()]
+    return sorted({*present, *base.side_files()})
+
+
+def file_records(base: CheckpointFolder, *, hash: bool = True) -> list[dict[str, Any]]:
+    """The manifest's ``base.files``: [{name, size, sha256 (null without ``hash``)}]."""
+    with hashing(base, hash=hash) as running:
+        return running.records()
+
+
+@contextmanager
+def hashing(base: CheckpointFolder, *, hash: bool = True) -> Iterator[Hashing]:
+    """Hash the base's files beside what is done in the block, which copies them.
+
+    Hashing releases Python's lock, and reads what the copy has just read. The block ends it, however it ends.
+    """
+    files = base_files(base)
+    with running_hashes(base.path, files if hash else [], also=files) as running:
+        yield running
+
+
+@contextmanager
+def running_hashes(folder: Path, names: Sequence[Path], *, also: Iterable[Path] = ()) -> Iterator[Hashing]:
+    """The same for files of any folder; the records also list those in ``also``, without a hash."""
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="hash")
+    try:
+        files = {name: _File(folder / name) for name in {*names, *also}}
+        for name in names:
+            files[name].begin(pool, stop)
+        yield Hashing(files)
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def hashes_of(folder: Path, names: Sequence[Path]) -> dict[str, str]:
+    """Name -> SHA-256 of files of a folder."""
+    with running_hashes(folder, names) as running:
+        return {record["name"]: record["sha256"] for record in running.records()}
+
+
+def differing(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which of the recorded files ``folder`` lacks or has with another content (another size, where no hash is kept)."""
+    wrong = []
+    there = []
+    for record in records:
+        path = folder / str(record["name"])
+        if not path.is_file() or path.stat().st_size != record["size"]:
+            wrong.append(str(record["name"]))
+        elif record["sha256"] is not None:
+            there.append(record)
+    found = hashes_of(folder, [Path(str(record["name"])) for record in there])
+    wrong += [str(record["name"]) for record in there if found[str(Path(str(record["name"])))] != record["sha256"]]
+    return sorted(wrong)
+
+
+@dataclass
+class Hashing:
+    """Hashes that are being computed."""
+
+    files: Mapping[Path, _File]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Wait for them: [{name, size, sha256}].
+
+        Raises:
+            OutsideError: a file was changed since the block began, or cannot be read.
+        """
+        return [
+            {"name": str(name), "size": file.before.st_size, "sha256": file.finish()}
+            for name, file in sorted(self.files.items())
+        ]
+
+
+@dataclass
+class _File:
+    """One file, as it was when its copying began."""
+
+    path: Path
+    before: os.stat_result = field(init=False)
+    result: Future[str] | None = None
+    kept: bool = False
+
+    def __post_init__(self) -> None:
+        self.before = self.path.stat()
+
+    def begin(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
+        known = _of_hub_cache(self.path)
+        kept = None if known else _kept(self.path, self.before)
+        self.kept = kept is not None
+        if known or kept:
+            self.result = Future()
+            self.result.set_result(known or kept or "")
+        else:
+            self.result = pool.submit(_sha256, self.path, stop)
+
+    def finish(self) -> str | None:
+        if self.result is None:
+            self._require_unchanged()
+            return None
+        try:
+            digest = self.result.result()
+        except OSError as error:
+            raise OutsideError(
+                "a file of the base cannot be read", where=str(self.path), found=error.strerror, code="disk"
+            ) from None
+        after = self._require_unchanged()
+        if self.before.st_size >= _WORTH_KEEPING and not (self.kept and _key(after) == _key(self.before)):
+            _keep(self.path, after, digest)
+        return digest
+
+    def _require_unchanged(self) -> os.stat_result:
+        try:
+            after = self.path.stat()
+        except OSError:
+            raise _changed(self.path) from None
+        # A hard link that was made to it meanwhile moves the time of the last change of its inode.
+        same = _key if after.st_nlink == self.before.st_nlink else _content_key
+        if same(after) != same(self.before):
+            raise _changed(self.path)
+        return after
+
+
+def require_same(folder: Path, records: Sequence[Mapping[str, Any]], what: str = "base") -> None:
+    """Refuse a folder that lacks what was recorded, or has it with another content.
+
+    Raises:
+        InputError: with the first file that differs.
+    """
+    wrong = differing(folder, records)
+    if wrong:
+        path = folder / wrong[0]
+        raise InputError(
+            f"this is not the {what} that the folder was made from",
+            where=str(path),
+            found="another content" if path.is_file() else "no such file",
+            remedy=f"give the same revision of the {what}: --base PATH",
+        )
+
+
+def _changed(path: Path) -> OutsideError:
+    return OutsideError(
+        "the base changed while it was read, so nothing of the copy is kept",
+        where=str(path),
+        remedy="run it again when nothing else writes to that file",
+        code="base_changed",
+    )
+
+
+def _sha256(path: Path, stop: threading.Event) -> str:
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    with path.open("rb", buffering=0) as file:
+        while not stop.is_set() and (count := file.readinto(piece)):
+            digest.update(piece[:count])
+    return digest.hexdigest()
+
+
+def _of_hub_cache(path: Path) -> str | None:
+    """What the Hub says of a file in its cache, where a large file's blob is named by its SHA-256.
+
+    Small files are named by another hash.
+    """
+    if not path.is_symlink():
+        return None
+    blob = path.resolve()
+    return blob.name if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) else None
+
+
+def _key(stat: os.stat_result) -> list[int]:
+    return [*_content_key(stat), stat.st_ctime_ns]
+
+
+def _content_key(stat: os.stat_result) -> list[int]:
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+
+def _place(path: Path) -> Path:
+    resolved = str(path.resolve())
+    return cache_folder() / "sha256" / f"{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]}.json"
+
+
+def _kept(path: Path, stat: os.stat_result) -> str | None:
+    # A cache that cannot be read is no cache.
+    with suppress(OSError, ValueError, RuntimeError):
+        entry = json.loads(_place(path).read_bytes())
+        if isinstance(entry, dict) and entry.get("key") == _key(stat) and entry.get("path") == str(path.resolve()):
+            digest = entry.get("sha256")
+            return digest if isinstance(digest, str) and _SHA256.fullmatch(digest) else None
+    return None
+
+
+def _keep(path: Path, stat: os.stat_result, digest: str) -> None:
+    """Remember a hash, unless the file is so new that a change could hide within one tick of its clock."""
+    with suppress(OSError, RuntimeError):
+        coarse = stat.st_mtime_ns % 1_000_000_000 == 0 and stat.st_ctime_ns % 1_000_000_000 == 0
+        age = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns)
+        if not coarse and 0 <= age < _TICK_NS:
+            # A link that has just been made: wait, or it would never be remembered.
+            time.sleep((_TICK_NS - age) / 1e9)
+            if _key(path.stat()) != _key(stat):
+                return
+        elif age < (_COARSE_TICK_NS if coarse else _TICK_NS):
+            return
+        place = _place(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        entry = {"path": str(path.resolve()), "key": _key(stat), "sha256": digest}
+        try:
+            partial.write_text(json.dumps(entry), encoding="ascii")
+            partial.replace(place)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,40 @@
+"""Blocks that two files share until one of them is written to (reflinks), on file systems that have them.
+
+Linux offers them as the ioctls FICLONE and FICLONERANGE (btrfs, xfs, bcachefs, overlayfs above one of them, NFS 4.2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import sys
+from typing import BinaryIO
+
+_FICLONE = 0x40049409
+_FICLONERANGE = 0x4020940D
+
+
+def clone_file(reader: BinaryIO, writer: BinaryIO) -> bool:
+    """Let an empty file share all of another's blocks; False, and ``writer`` still empty, where that cannot be done."""
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+    except OSError:
+        # Whatever the reason is, a copy that fails for it as well will say so.
+        writer.truncate(0)
+        return False
+    return True
+
+
+def clone_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int, place: int) -> bool:
+    """Let ``writer`` share ``size`` bytes from ``start`` on at ``place``, all of them multiples of a block."""
+    if sys.platform != "linux":
+        return False
+    request = struct.pack("=qQQQ", reader.fileno(), start, size, place)
+    try:
+        fcntl.ioctl(writer.fileno(), _FICLONERANGE, request)
+    except OSError:
+        writer.truncate(place)
+        return False
+    return True
