@@ -17,6 +17,8 @@ import torch
 from patcher.architectures.analysis import Architecture
 from patcher.build_result import BuildResult, Clock, DryRun, peak_rss_bytes
 from patcher.build_vectors import BaseRun
+from patcher.capture.cache import capture_cache
+from patcher.capture.cache_key import model_identity
 from patcher.capture.model import load_tokenizer
 from patcher.capture.processes import Processes
 from patcher.checkpoint.copying import sha256_of
@@ -83,6 +85,7 @@ def build(
     force: bool = False,
     say: Say = print,
     note: Say | None = None,
+    cache: bool = True,
     token: str | None = None,
     processes: Processes | None = None,
 ) -> BuildResult:
@@ -96,6 +99,7 @@ def build(
         force: replace a folder that holds our ``steering.json``.
         say: called with a line about what is going on.
         note: called with what only the curious want to know (``-v``).
+        cache: whether activations that were captured before, of the same model and prompts, are taken again.
         processes: of a launch of several (this is process 0): all read activations, and this one does the rest.
 
     Raises:
@@ -122,7 +126,10 @@ def build(
         plan = _plan(recipe, planned.architecture, list(planned.plan.sites), base.checkpoint, planned.plan.route)
         plan = replace(plan, advice=planned.plan.advice)
         with scratch_folder(output) as scratch:
-            run = BaseRun(recipe, recipe_path, planned, base, scratch, clock, say, note or (lambda _text: None))
+            kept = capture_cache(enabled=cache)
+            identity = model_identity(source, base.adapter, trust_remote_code=recipe.trust_remote_code)
+            quiet: Say = note or (lambda _text: None)
+            run = BaseRun(recipe, recipe_path, planned, base, scratch, clock, say, quiet, kept, identity)
             found = run.find(plan, processes)
         plan, total = found.plan, sum_by_layer(found.vectors)
         created, replaced = tensors_to_write(plan, total, base.checkpoint)

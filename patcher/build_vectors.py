@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 
 from patcher.architectures.quantised import quantisation_of
 from patcher.build_result import Clock, DryRun
+from patcher.capture.cache import CaptureCache
 from patcher.capture.model import load_tokenizer, pick_device, pick_dtype
 from patcher.capture.opened import Mode, OpenedBase, choose_mode, open_base
 from patcher.capture.processes import Processes
 from patcher.capture.reader import ResidualReader
+from patcher.capture.remembering import Remembering
 from patcher.capture.shared_reader import shared_reader
 from patcher.checkpoint.prepare import PreparedBase
 from patcher.errors import InputError
@@ -62,6 +64,8 @@ class BaseRun:
         clock: takes the time.
         say: called with a line about what is going on.
         note: called with what ``-v`` shows.
+        cache: of captured activations.
+        identity: of the base, for the cache; None where it cannot be told.
     """
 
     recipe: Recipe
@@ -72,6 +76,8 @@ class BaseRun:
     clock: Clock
     say: Say
     note: Say
+    cache: CaptureCache
+    identity: Mapping[str, Any] | None
 
     def find(self, plan: Plan, processes: Processes | None = None) -> Found:
         """The vectors, the plan with what is fitted, and what the vectors do.
@@ -126,7 +132,8 @@ class BaseRun:
             if not vectors:
                 with self.clock.time("capture"):
                     prepared = self._answered(opened)
-                    vectors = self._find_vectors(prepared, opened.reader, opened.tokenizer)
+                    reader = self._remembering(opened.reader, mode, device)
+                    vectors = self._find_vectors(prepared, reader, opened.tokenizer)
             total = sum_by_layer(vectors)
             if ROUTES[plan.route].fit is not None:
                 with self.clock.time("capture"):
@@ -142,6 +149,22 @@ class BaseRun:
                 progress=self.say,
             )
             return Found(vectors, prepared, plan, evaluation, notes)
+
+    def _remembering(self, reader: ResidualReader, mode: Mode, device: str) -> ResidualReader:
+        if self.identity is None:
+            return reader
+        config = self.planned.architecture.config
+        memory = Remembering(
+            self.cache,
+            self.identity,
+            dtype=reader.runner.dtype,
+            device=device,
+            attention=str(getattr(config, "_attn_implementation", None)),
+            blocks=self.planned.architecture.blocks,
+            settings={"mode": mode, "tokens": reader.tokens, "batch_size": reader.batch_size},
+            note=self.note,
+        )
+        return replace(reader, memory=memory)
 
     def _answered(self, opened: OpenedBase) -> list[PreparedVector]:
         prepared = self.planned.prepared

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tiny_models import tiny_checkpoint
 from patcher import build as pipeline
 from patcher.build_result import BuildResult
 from patcher.capture import opened
+from patcher.capture.batches import Batch
 from patcher.errors import InputError
 from patcher.recipe_file import load_recipe
 
@@ -22,7 +25,9 @@ PAIRS = [
 ]
 
 
-def build(folder: Path, name: str, notes: list[str] | None = None, **capture: str) -> BuildResult:
+def build(
+    folder: Path, name: str, notes: list[str] | None = None, *, cache: bool = False, **capture: str
+) -> BuildResult:
     recipe = folder / f"{name}.yaml"
     recipe.write_text(
         json.dumps(
@@ -41,7 +46,7 @@ def build(folder: Path, name: str, notes: list[str] | None = None, **capture: st
     (folder / "off.txt").write_text("The train was late.\nShe bought a ticket.\n")
     parsed, text = load_recipe(recipe, ())
     note = (notes if notes is not None else []).append
-    return pipeline.build(parsed, text, recipe, folder / name, say=lambda _line: None, note=note)
+    return pipeline.build(parsed, text, recipe, folder / name, say=lambda _line: None, note=note, cache=cache)
 
 
 def vectors(result: BuildResult) -> dict[str, torch.Tensor]:
@@ -70,6 +75,38 @@ def test_a_streamed_build_equals_one_in_memory(tmp_path: Path, name: str) -> Non
     for key, tensor in wanted.items():
         assert float((found[key] - tensor).norm()) <= 1e-6 * float(tensor.norm()), key
     same_numbers(memory, streamed)
+
+
+def test_the_cache_saves_the_capture_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from patcher.capture.residuals import InMemory
+
+    monkeypatch.setenv("PATCH_MODEL_CACHE", str(tmp_path / "cache"))
+    tiny_checkpoint(tmp_path / "base", "meta-llama--Llama-3.1-8B-Instruct")
+    passes: list[int] = []
+    run = InMemory.run
+
+    def counted(self: InMemory, batches: Sequence[Batch], *rest: Any) -> None:
+        passes.append(len(batches))
+        run(self, batches, *rest)
+
+    monkeypatch.setattr(InMemory, "run", counted)
+    first_notes: list[str] = []
+    first = build(tmp_path, "first", first_notes, cache=True)
+    assert passes and not any("from the cache" in line for line in first_notes)
+    passes.clear()
+    notes: list[str] = []
+    second = build(tmp_path, "second", notes, cache=True)
+    assert not passes and any("from the cache" in line for line in notes)
+    assert all(torch.equal(tensor, vectors(second)[key]) for key, tensor in vectors(first).items())
+    assert {**first.manifest["edits"][0]} == {**second.manifest["edits"][0]}
+    third = build(tmp_path, "third", cache=False)
+    assert passes
+    assert all(torch.equal(tensor, vectors(third)[key]) for key, tensor in vectors(first).items())
+    passes.clear()
+    tiny_checkpoint(tmp_path / "base", "meta-llama--Llama-3.1-8B-Instruct", seed=1)
+    other = build(tmp_path, "other", cache=True)
+    assert passes
+    assert not any(torch.equal(tensor, vectors(other)[key]) for key, tensor in vectors(first).items())
 
 
 def test_what_does_not_fit_in_memory_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,4 +24,6 @@ def token_budget(config: Any, device: torch.device, dtype: torch.dtype) -> int:
     widest = inner if isinstance(inner, int) else 4 * hidden
     # The residual stream and what attention makes of it; the MLP's inner activations; fp32 copies in the norms.
     per_token = dtype.itemsize * (12 * hidden + 4 * widest) + 8 * hidden
-    return max(_LEAST_TOKENS, min(_MOST_TOKENS, int(_SHARE * free / per_token)))
+    tokens = max(_LEAST_TOKENS, min(_MOST_TOKENS, int(_SHARE * free / per_token)))
+    # A power of two, so that a little more or less free memory does not change the last bits of a result.
+    return 1 << (tokens.bit_length() - 1)

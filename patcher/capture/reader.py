@@ -13,6 +13,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.capture.batches import Readable
 from patcher.capture.budget import token_budget
 from patcher.capture.forward import position_limit
+from patcher.capture.remembering import Remembering
 from patcher.capture.residuals import InMemory, Residuals, Runner, capture_residuals
 from patcher.capture.sharing import exactness
 
@@ -32,6 +33,7 @@ class ResidualReader:
         positions: how many positions the model has, if it has a table of them.
         one_pass: whether all requests are answered by one pass over the weights (they are read from the disk).
         note: called with what ``-v`` shows.
+        memory: captures that were made before, or None.
     """
 
     runner: Runner
@@ -41,6 +43,7 @@ class ResidualReader:
     positions: int | None = None
     one_pass: bool = False
     note: Callable[[str], None] | None = None
+    memory: Remembering | None = None
 
     @property
     def hidden(self) -> int:
@@ -92,9 +95,12 @@ class ResidualReader:
     ) -> Mapping[int, Residuals]:
         if not prompts or not layers:
             return {}
+        found = None if self.memory is None else self.memory.get(prompts, layers)
+        if found is not None:
+            return found
         # A few prompts are read sooner than the proof takes that they may be read together.
         together = exactness(self.architecture, max(layers)) if len(prompts) > 1 else None
-        return capture_residuals(
+        found = capture_residuals(
             self.runner,
             prompts,
             layers,
@@ -105,6 +111,9 @@ class ResidualReader:
             progress=None if progress is None else lambda done: progress(before + done, total),
             note=self.note,
         )
+        if self.memory is not None:
+            self.memory.put(prompts, layers, found)
+        return found
 
 
 def reader_in_memory(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,18 +21,11 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; load no weights, write nothing.")
 @click.option("--force", is_flag=True, help="Replace the output if patch-model wrote it. Skips no check.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--no-cache", is_flag=True, help="Read all activations anew, and keep none for the next run.")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Also say how activations are read: what is shared, cached, streamed."
 )
-def build(
-    recipe: Path,
-    output: Path | None,
-    overrides: tuple[str, ...],
-    dry_run: bool,
-    force: bool,
-    as_json: bool,
-    verbose: bool,
-) -> None:
+def build(recipe: Path, dry_run: bool, **options: Any) -> None:
     """Compute the steering vectors of RECIPE (a YAML file), bake them into a copy of the model, and verify the copy.
 
     Exit status: 0 the folder is there and verified, 1 a check failed, 2 something in the input is wrong, 3 the Hub,
@@ -42,12 +35,12 @@ def build(
 
     here = world()
     if not here.several or dry_run:
-        _build(recipe, output, overrides, dry_run, force, as_json, verbose, None)
+        _build(recipe, dry_run=dry_run, processes=None, **options)
         return
     processes = Processes(here)
     with one_voice(processes):
         if here.rank == 0:
-            _build(recipe, output, overrides, dry_run, force, as_json, verbose, processes)
+            _build(recipe, dry_run=False, processes=processes, **options)
         else:
             from patcher.capture.distributed import assist
 
@@ -56,11 +49,13 @@ def build(
 
 def _build(
     recipe: Path,
+    *,
     output: Path | None,
     overrides: tuple[str, ...],
     dry_run: bool,
     force: bool,
     as_json: bool,
+    no_cache: bool,
     verbose: bool,
     processes: Processes | None,
 ) -> None:
@@ -84,7 +79,17 @@ def _build(
             print_plan(planned)
         return
     with progress(verbose) as say:
-        result = pipeline.build(parsed, text, recipe, output, force=force, say=say, note=say.note, processes=processes)
+        result = pipeline.build(
+            parsed,
+            text,
+            recipe,
+            output,
+            force=force,
+            say=say,
+            note=say.note,
+            cache=not no_cache,
+            processes=processes,
+        )
     print_build(result, to_stderr=as_json)
     if as_json:
         click.echo(json.dumps(result.as_json()))

@@ -140,6 +140,34 @@ def test_a_missing_shard_is_named(empty: Path) -> None:
         _ = CheckpointFolder(empty).tensors
 
 
+def test_a_partial_download_holds_what_is_there(empty: Path) -> None:
+    one, two, three = (f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
+    shard(empty, two, a=1, b=2)
+    index(empty, {"a": two, "b": two, "c": one, "d": three})
+    folder = CheckpointFolder(empty, partial=True)
+    assert folder.weight_files == [two] and set(folder.tensors) == {"a", "b"}
+    assert dict(folder.weight_map) == {"a": two, "b": two, "c": one, "d": three}
+    with pytest.raises(InputError, match="a weight file is missing"):
+        _ = CheckpointFolder(empty).tensors
+    shard(empty, one, b=3)
+    with pytest.raises(InputError, match="'b' is stored twice"):
+        _ = CheckpointFolder(empty, partial=True).tensors
+    (empty / one).write_bytes(b"cut")
+    with pytest.raises(InputError, match="truncated"):
+        _ = CheckpointFolder(empty, partial=True).tensors
+    for name in (one, two):
+        (empty / name).unlink()
+    with pytest.raises(InputError, match="none of the weight files"):
+        _ = CheckpointFolder(empty, partial=True).tensors
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_partial_changes_nothing_where_all_is_there(checkpoint: Checkpoint, sharded: bool) -> None:
+    path = checkpoint("llama", sharded=sharded)
+    whole, partial = CheckpointFolder(path), CheckpointFolder(path, partial=True)
+    assert partial.weight_files == whole.weight_files and partial.tensors == whole.tensors
+
+
 def test_no_weights_no_config_no_folder(empty: Path) -> None:
     (empty / "model.onnx").write_bytes(b"")
     with pytest.raises(InputError, match="no weights") as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from patcher.checkpoint.folder import BIN_INDEX, BIN_SINGLE, INDEX, SINGLE
-from patcher.checkpoint.source import fetch, locate
-from patcher.errors import InputError
+from patcher.checkpoint.source import Source, fetch, fetch_blocks, locate
+from patcher.errors import InputError, OutsideError
 
 
 @pytest.fixture
@@ -200,3 +200,54 @@ def test_offline_the_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_repository_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert downloaded(Hub(tmp_path, SMALL), monkeypatch) == set(SMALL)
+
+
+def blocks(hub: Hub, monkeypatch: pytest.MonkeyPatch, *wanted: str) -> tuple[Source, set[str]]:
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+
+    def needed(stored: Collection[str]) -> set[str]:
+        assert set(stored) == set(json.loads(hub.files[INDEX])["weight_map"])
+        return set(wanted)
+
+    source = fetch_blocks("a/b", "main", needed)
+    return source, {str(item.relative_to(hub.folder)) for item in hub.folder.rglob("*") if item.is_file()}
+
+
+@pytest.mark.parametrize("shards", [SHARDS, ODD, ["model-[1].safetensors", "model-1.safetensors"]])
+def test_of_a_sharded_model_only_what_is_needed(
+    shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {**SMALL, INDEX: weight_map(*shards), **dict.fromkeys((*shards, *BAGGAGE), "")}
+    for number, shard in enumerate(shards):
+        hub = Hub(tmp_path / str(number), files)
+        source, there = blocks(hub, monkeypatch, f"w{number}")
+        assert there == {*SMALL, INDEX, shard}
+        assert source == Source("a/b", True, hub.commit, hub.folder)
+        assert [revision for revision, _ in hub.asked] == ["main", hub.commit]
+    assert blocks(Hub(tmp_path / "all", files), monkeypatch, "w0", "w1")[1] == {*SMALL, INDEX, *shards}
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_model_in_one_file_comes_whole(online: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tmp_path, {**SMALL, SINGLE: ""}, online=online)
+    assert blocks(hub, monkeypatch)[1] == {*SMALL, SINGLE}
+    files = {**SMALL, BIN_INDEX: weight_map("pytorch_model-1.bin"), "pytorch_model-1.bin": ""}
+    assert blocks(Hub(tmp_path / "bin", files), monkeypatch)[1] == set(files)
+    both = {**SMALL, SINGLE: "", INDEX: weight_map(*SHARDS), **dict.fromkeys(SHARDS, "")}
+    assert blocks(Hub(tmp_path / "both", both), monkeypatch)[1] == {*SMALL, INDEX, SINGLE}
+
+
+def test_a_shard_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tmp_path, {**SMALL, INDEX: weight_map(*SHARDS), SHARDS[0]: ""}, online=False)
+    assert blocks(hub, monkeypatch, "w0")[1] == {*SMALL, INDEX, SHARDS[0]}
+    with pytest.raises(OutsideError, match="not in the local cache") as caught:
+        blocks(hub, monkeypatch, "w0", "w1")
+    assert SHARDS[1] in str(caught.value)
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "config.json", 5])
+def test_a_hostile_index_is_refused(shard: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tmp_path, {**SMALL, INDEX: json.dumps({"weight_map": {"w0": shard}})})
+    with pytest.raises(InputError, match="the index names a file"):
+        blocks(hub, monkeypatch, "w0")
