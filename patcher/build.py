@@ -16,7 +16,7 @@ import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.build_result import BuildResult, Clock, DryRun, peak_rss_bytes
-from patcher.build_vectors import BaseRun
+from patcher.build_vectors import BaseRun, vectors_before_download
 from patcher.capture.cache import capture_cache
 from patcher.capture.cache_key import model_identity
 from patcher.capture.model import load_tokenizer
@@ -41,7 +41,7 @@ from patcher.recipe import Recipe
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import Plan
 from patcher.routes.planner import choose_route
-from patcher.vectors import save_vectors
+from patcher.vectors import SteeringVector, save_vectors
 from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
 from patcher.vectors.finding import prepare_vectors, sum_by_layer
 from patcher.vectors.persona import GENERATIONS, generations_text
@@ -117,7 +117,12 @@ def build(
             remedy="start it without torchrun: device: auto spreads the model over all devices",
             code="parallel",
         )
+    quiet: Say = note or (lambda _text: None)
+    kept = capture_cache(enabled=cache)
+    early: list[SteeringVector] = []
     if source.hub:
+        if recipe.capture.mode == "stream" and recipe.adapter is None and processes is None:
+            early = vectors_before_download(recipe, recipe_path, planned, output, clock, say, quiet, kept)
         say(f"downloading {source.name}")
         with clock.time("load"):
             source = fetch(source.name, source.revision, weights=True)
@@ -126,11 +131,9 @@ def build(
         plan = _plan(recipe, planned.architecture, list(planned.plan.sites), base.checkpoint, planned.plan.route)
         plan = replace(plan, advice=planned.plan.advice)
         with scratch_folder(output) as scratch:
-            kept = capture_cache(enabled=cache)
             identity = model_identity(source, base.adapter, trust_remote_code=recipe.trust_remote_code)
-            quiet: Say = note or (lambda _text: None)
             run = BaseRun(recipe, recipe_path, planned, base, scratch, clock, say, quiet, kept, identity)
-            found = run.find(plan, processes)
+            found = run.find(plan, processes, early)
         plan, total = found.plan, sum_by_layer(found.vectors)
         created, replaced = tensors_to_write(plan, total, base.checkpoint)
         with staged_folder(output, force=force) as stage:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,18 @@ import torch
 from patcher.architectures.quantised import quantisation_of
 from patcher.build_result import Clock, DryRun
 from patcher.capture.cache import CaptureCache
+from patcher.capture.cache_key import model_identity
 from patcher.capture.model import load_tokenizer, pick_device, pick_dtype
 from patcher.capture.opened import Mode, OpenedBase, choose_mode, open_base
 from patcher.capture.processes import Processes
 from patcher.capture.reader import ResidualReader
 from patcher.capture.remembering import Remembering
 from patcher.capture.shared_reader import shared_reader
+from patcher.checkpoint.block_names import block_names, tensors_for_blocks
+from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import PreparedBase
+from patcher.checkpoint.source import fetch_blocks
+from patcher.checkpoint.staging import scratch_folder
 from patcher.errors import InputError
 from patcher.evaluate.of_build import evaluate_build
 from patcher.recipe import Recipe
@@ -79,22 +84,34 @@ class BaseRun:
     cache: CaptureCache
     identity: Mapping[str, Any] | None
 
-    def find(self, plan: Plan, processes: Processes | None = None) -> Found:
+    def stream_vectors(self) -> list[SteeringVector]:
+        """The vectors alone, streamed: of the base, only what is read needs to be there.
+
+        Raises:
+            InputError, OutsideError: see :func:`patcher.build.build`.
+        """
+        device, dtype = self._device_and_dtype()
+        with self.clock.time("capture"), self._opening("stream", dtype, device) as opened:
+            reader = self._remembering(opened.reader, "stream", device)
+            vectors = self._find_vectors(self.planned.prepared, reader, opened.tokenizer)
+        sum_by_layer(vectors)
+        return vectors
+
+    def find(self, plan: Plan, processes: Processes | None = None, vectors: Sequence[SteeringVector] = ()) -> Found:
         """The vectors, the plan with what is fitted, and what the vectors do.
 
         Args:
             plan: the route.
             processes: of a launch of several; all read activations, this one does the rest.
+            vectors: if they were found before.
 
         Raises:
             InputError, OutsideError: see :func:`patcher.build.build`.
         """
-        vectors: list[SteeringVector] = []
         if processes is not None:
             with self.clock.time("capture"):
                 vectors = self._find_together(processes)
-        device = pick_device(self.recipe.device)
-        dtype = pick_dtype(self.recipe.dtype, self.base.parameter_count, self.base.stored_dtype, device)
+        device, dtype = self._device_and_dtype()
         fitted = None if ROUTES[plan.route].fit is None else "the fitted route"
         mode = choose_mode(
             self.recipe.capture.mode,
@@ -104,30 +121,17 @@ class BaseRun:
             whole="`method: persona`" if any(entry.asked for entry in self.planned.prepared) else fitted,
         )
         try:
-            return self._in(mode, dtype, device, plan, vectors)
+            return self._in(mode, dtype, device, plan, list(vectors))
         except InputError as error:
             if error.code != "stream" or self.recipe.capture.mode != "auto":
                 raise
             self.note(f"not streamed: {error.problems[0].message}")
-            return self._in("spread", dtype, device, plan, vectors)
+            return self._in("spread", dtype, device, plan, list(vectors))
 
     def _in(self, mode: Mode, dtype: torch.dtype, device: str, plan: Plan, vectors: list[SteeringVector]) -> Found:
-        how = {"memory": "loading", "spread": "loading (what does not fit stays on the disk)", "stream": "streaming"}
-        self.say(f"{how[mode]} the model ({str(dtype).removeprefix('torch.')}, {device})")
-        opening = open_base(
-            self.base.reference_folder,
-            self.base.checkpoint,
-            self.planned.architecture,
-            mode,
-            dtype=dtype,
-            device=device,
-            scratch=self.scratch,
-            batch_size=_rows(self.recipe),
-            note=self.note,
-        )
         with ExitStack() as stack:
             with self.clock.time("load"):
-                opened = stack.enter_context(opening)
+                opened = stack.enter_context(self._opening(mode, dtype, device))
             prepared = self.planned.prepared
             if not vectors:
                 with self.clock.time("capture"):
@@ -149,6 +153,25 @@ class BaseRun:
                 progress=self.say,
             )
             return Found(vectors, prepared, plan, evaluation, notes)
+
+    def _device_and_dtype(self) -> tuple[str, torch.dtype]:
+        device = pick_device(self.recipe.device)
+        return device, pick_dtype(self.recipe.dtype, self.base.parameter_count, self.base.stored_dtype, device)
+
+    def _opening(self, mode: Mode, dtype: torch.dtype, device: str) -> AbstractContextManager[OpenedBase]:
+        how = {"memory": "loading", "spread": "loading (what does not fit stays on the disk)", "stream": "streaming"}
+        self.say(f"{how[mode]} the model ({str(dtype).removeprefix('torch.')}, {device})")
+        return open_base(
+            self.base.reference_folder,
+            self.base.checkpoint,
+            self.planned.architecture,
+            mode,
+            dtype=dtype,
+            device=device,
+            scratch=self.scratch,
+            batch_size=_rows(self.recipe),
+            note=self.note,
+        )
 
     def _remembering(self, reader: ResidualReader, mode: Mode, device: str) -> ResidualReader:
         if self.identity is None:
@@ -217,6 +240,41 @@ class BaseRun:
         tokens, seed = self.recipe.calibration.tokens, self.recipe.seed
         options = {"architecture": self.planned.architecture, "vectors": total, "tokens": tokens}
         return fit(plan, opened.model, opened.tokenizer, texts, seed=seed, progress=self.say, **options)
+
+
+def vectors_before_download(
+    recipe: Recipe,
+    recipe_path: Path,
+    planned: DryRun,
+    output: Path,
+    clock: Clock,
+    say: Say,
+    note: Say,
+    cache: CaptureCache,
+) -> list[SteeringVector]:
+    """The vectors of a streamed Hub model, before the shards after the last block that is read are downloaded.
+
+    Empty where they have to wait for the whole model.
+
+    Raises:
+        InputError, OutsideError: see :func:`patcher.build.build`.
+    """
+    reads = {layer for entry in planned.prepared for layer in entry.read_layers.values()}
+    if any(entry.asked for entry in planned.prepared) or ROUTES[planned.plan.route].fit is not None:
+        return []  # refused when the mode is chosen, with the reason
+    say(f"downloading {planned.source.name} up to block {max(reads)}")
+    names = block_names(planned.architecture)
+    with clock.time("load"):
+        source = fetch_blocks(
+            planned.source.name, planned.source.revision, lambda stored: tensors_for_blocks(stored, names, max(reads))
+        )
+    checkpoint = CheckpointFolder(source.folder, partial=True)
+    if checkpoint.is_bin:
+        return []
+    base = PreparedBase(checkpoint, source.folder, None)
+    identity = model_identity(source, trust_remote_code=recipe.trust_remote_code)
+    with scratch_folder(output) as scratch:
+        return BaseRun(recipe, recipe_path, planned, base, scratch, clock, say, note, cache, identity).stream_vectors()
 
 
 def _rows(recipe: Recipe) -> int | None:

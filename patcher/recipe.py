@@ -162,6 +162,7 @@ class CaptureSpec(Strict):
 
     mode: Literal["auto", "memory", "stream"] = "auto"
     """`memory`: the model is loaded. `stream`: block after block is read from the disk, for models larger than memory.
+    Of a Hub model, the shards after the last block that is read are downloaded only once the vectors are found.
     `auto`: streamed where the weights do not fit in the free memory."""
     batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
     """Rows per forward pass. `auto`: as many as are fast on the device and fit in its memory."""
