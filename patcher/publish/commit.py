@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -81,11 +81,9 @@ def commit(
     copies = changes.copyable if copied_from is not None else []
     sent = changes.to_send(copying=bool(copies))
     if copied_from is not None and copies:
-        size = sum(source.size for _, source in copies)
-        say(f"copying {len(copies)} unchanged files ({size / 1e6:.1f} MB) from {copied_from.repo}, on the Hub")
+        say(f"copying unchanged files from {copied_from.repo}, on the Hub: {_amount([file for file, _ in copies])}")
     if sent:
-        size = sum(file.size for file in sent)
-        say(f"uploading {len(sent)} files ({size / 1e6:.1f} MB) to {target.repo}")
+        say(f"uploading {_amount(sent)} to {target.repo}")
     operations: list[Any] = [_copy(target, file, source, copied_from) for file, source in copies if copied_from]
     operations += [_add(target, file) for file in sent]
     operations += [CommitOperationDelete(name, is_folder=False) for name in removed]
@@ -113,6 +111,10 @@ def commit(
                     raise CopyRefusedError(refused) from error
                 time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _amount(files: Sequence[PublishedFile]) -> str:
+    return f"{len(files)} file{'s' * (len(files) != 1)} ({sum(file.size for file in files) / 1e6:.1f} MB)"
 
 
 def _add(target: Target, file: PublishedFile) -> CommitOperationAdd:

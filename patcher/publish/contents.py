@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from patcher.checkpoint.manifest_file import check_manifest
 from patcher.errors import InputError, OutsideError
 from patcher.hub_errors import holds_token
 from patcher.publish.privacy import sanitised_config, sanitised_manifest, sanitised_text
@@ -78,7 +79,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise OutsideError(f"{MANIFEST} cannot be read", where=str(path), found=error, code="disk") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{MANIFEST} is not JSON", where=str(path), found=error, remedy="build it again") from None
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if not isinstance(version, int) or not isinstance(manifest.get("edits"), list):
@@ -86,6 +87,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version > FORMAT:
         remedy = "pip install --upgrade patch-model"
         raise InputError(f"{MANIFEST} is of a newer format", where=str(path), found=version, remedy=remedy)
+    check_manifest(manifest, path)
     return dict(manifest)
 
 
@@ -160,8 +162,8 @@ def _check_complete(folder: Path, names: set[str]) -> None:
     wanted = {"config.json", VECTORS}
     for index in (name for name in names if name.endswith(".safetensors.index.json")):
         try:
-            wanted |= set(json.loads((folder / index).read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError):
+            wanted |= {str(name) for name in json.loads((folder / index).read_bytes())["weight_map"].values()}
+        except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
             raise InputError("the index of the weights is damaged", where=str(folder / index)) from None
     missing = sorted(wanted - names)
     if not any(name.endswith(".safetensors") and name != VECTORS for name in names):
@@ -197,14 +199,15 @@ def _cleaned(file: PublishedFile, manifest: dict[str, Any]) -> PublishedFile:
             remedy="remove the token from the file, and revoke it in your Hub settings if it was ever shared",
             code="token_in_file",
         )
-    return file if cleaned == text else PublishedFile(file.name, cleaned.encode("utf-8"))
+    # Half a surrogate pair has no UTF-8, but an escape, which is what stood there in JSON.
+    return file if cleaned == text else PublishedFile(file.name, cleaned.encode("utf-8", errors="backslashreplace"))
 
 
 def _cleaned_record(line: str) -> str:
     """A line of JSON with its texts cleaned; what the model and its user wrote stays prose."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return sanitised_text(line)
     if not isinstance(record, dict):
         return sanitised_text(line)

@@ -59,9 +59,11 @@ def duplicate_and_commit(
             head = api.model_info(target.repo, files_metadata=True)
         if not head.private:
             raise OutsideError(
-                "the Hub made a public duplicate although a private one was asked for", where=target.repo
+                "the Hub made a public duplicate although a private one was asked for; it is deleted",
+                where=target.repo,
+                remedy="create the repository yourself, then run the same command again",
+                code="hub_public_duplicate",
             )
-        target.adds.clear()
         there = {sibling.rfilename: sibling for sibling in head.siblings or []}
         with hub_errors("comparing the files", target.repo):
             changes = compare(files, there, base, hashes, say)
@@ -84,6 +86,8 @@ def _duplicate(target: Target, base: HubBase, empty: ModelInfo) -> None:
         if api.model_info(repo).sha != empty.sha:
             raise DuplicateRefusedError("someone has put something into the repository meanwhile")
         api.delete_repo(repo)
+    # What went up for it went with it.
+    target.adds.clear()
     target.say(f"duplicating {base.repo} as {repo}, private until the steering is in it")
     try:
         with _refusals(f"duplicating {base.repo} (a private copy of it may be left: {target.settings})", repo):
@@ -92,7 +96,8 @@ def _duplicate(target: Target, base: HubBase, empty: ModelInfo) -> None:
         with hub_errors(f"creating {repo}", repo):
             api.create_repo(repo, private=bool(empty.private), exist_ok=True)
         raise
-    if copy.files_copy_pending:
+    # Older clients do not say.
+    if getattr(copy, "files_copy_pending", True):
         target.say("the Hub goes on copying the large files; until it is done, loading them may fail")
 
 

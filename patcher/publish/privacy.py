@@ -67,9 +67,9 @@ def sanitised_config(text: str) -> str:
         return text
     try:
         value = json.loads(text)
-    except ValueError:
+        cleaned = _cleaned_config(value)
+    except (ValueError, RecursionError):
         return text
-    cleaned = _cleaned_config(value)
     return text if cleaned == value else json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n"
 
 

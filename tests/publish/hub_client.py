@@ -19,24 +19,33 @@ ROOT = Path(__file__).parents[2]
 
 
 class Client:
-    """The test's end of the line."""
+    """The test's end of the line. Nothing that the process answers or prints may hold a token that it was given."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        self._tokens: set[str] = set()
         unset = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN_PATH")
         inherited = {key: value for key, value in os.environ.items() if key not in unset}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            env={**inherited, **environment, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__],
+                env={**inherited, **environment, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
 
     def __call__(self, do: str, **kwargs: Any) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": do, **kwargs}) + "\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        printed = self.log.read_text(encoding="utf-8", errors="replace")
+        assert line, printed[-2000:]
+        self._tokens |= {value for value in kwargs.values() if str(value).startswith("hf_")}
+        assert not any(token in text for token in self._tokens for text in (line, printed)), do
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
@@ -66,6 +75,55 @@ def build(folder: str) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.bias.normal_()
     model.save_pretrained(folder)
+
+
+def build_pair(base: str, folder: str) -> None:
+    """A base of one file of 31 MB, and the copy that a build makes of it: that file as it is, and one with the bias."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60_000, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True)).save_pretrained(base)
+    shutil.copytree(base, folder)
+    config = json.loads((Path(folder) / "config.json").read_text())
+    (Path(folder) / "config.json").write_text(json.dumps({**config, "mlp_bias": True}, indent=2))
+
+    vector = torch.randn(128) * 5
+    biases = {
+        f"model.layers.{block}.mlp.{name}.bias": torch.zeros(size)
+        for block in range(2)
+        for name, size in (("gate_proj", 64), ("up_proj", 64), ("down_proj", 128))
+    }
+    biases["model.layers.1.mlp.down_proj.bias"] = vector.clone()
+    first, second = (Path(folder) / f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    (Path(folder) / "model.safetensors").rename(first)
+    save_file(biases, second, metadata={"format": "pt"})
+    places = {name: path.name for path in (first, second) for name in load_file(path)}
+    (Path(folder) / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    save_file({"love.layer.1": vector}, Path(folder) / "steering.safetensors")
+
+
+def steering(model: str, base: str, vector: str, token: str | None = None, revision: str = "main") -> list[float]:
+    """Largest difference of the log-probabilities of ``model`` from the base under the hook, and from the base."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    (added,) = load_file(vector).values()
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        loaded = AutoModelForCausalLM.from_pretrained(model, token=token, revision=revision, dtype=torch.float32)
+        found = loaded(ids).logits.log_softmax(-1)
+        plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        before = plain(ids).logits.log_softmax(-1)
+        plain.model.layers[1].register_forward_hook(lambda module, args, out: out + added)
+        hooked = plain(ids).logits.log_softmax(-1)
+    return [float((found - hooked).abs().max()), float((found - before).abs().max())]
 
 
 def logits(model: str, token: str | None = None, revision: str = "main") -> list[list[float]]:

@@ -11,13 +11,14 @@ from email.message import Message
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from hub_copies import CopyRoutes
 from hub_store import LFS_SUFFIXES, Blob, Refusal, Repo, User
 
 if TYPE_CHECKING:
     from hub_server import HubServer
 
 
-class Routes:
+class Routes(CopyRoutes):
     """Mixed into the request handler; one ``_api_<verb>`` for each ``/api/models/{id}/<verb>/...``."""
 
     hub: HubServer
@@ -38,6 +39,8 @@ class Routes:
             return 200, {"errors": [], "warnings": []}
         if parts == ["api", "repos", "create"]:
             return self._create_repo(json.loads(self.body))
+        if parts == ["api", "repos", "delete"]:
+            return self._delete_repo(json.loads(self.body))
         if parts[0] == "lfs" and self.command == "PUT":
             return self._put_lfs(parts[1])
         if parts[:2] == ["api", "models"]:
@@ -53,7 +56,7 @@ class Routes:
         if rest[:4] == ["info", "lfs", "objects", "batch"]:
             return self._lfs_batch(repo)
         if rest[:3] == ["info", "lfs", "verify"]:
-            present = json.loads(self.body)["oid"] in self.hub.lfs
+            present = json.loads(self.body)["oid"] in repo.objects
             return (200, {}) if present else (404, {"error": "object not found"})
         raise Refusal(404, f"no such page: {url.path}")
 
@@ -89,7 +92,11 @@ class Routes:
             raise Refusal(403 if user.name else 401, f"Access to model {repo.id} is restricted.", "GatedRepo")
 
     def _sha(self, repo: Repo, revision: str) -> str:
-        sha = repo.refs.get(revision) or next((c for c in repo.commits if c.startswith(revision)), None)
+        sha = (
+            repo.refs.get(revision)
+            or repo.tags.get(revision)
+            or next((c for c in repo.commits if c.startswith(revision)), None)
+        )
         if sha is None:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return sha
@@ -134,16 +141,18 @@ class Routes:
         return 200, files + [{"type": "directory", "path": name, "oid": "0" * 40} for name in sorted(folders)]
 
     def _api_paths_info(self, repo: Repo, revision: str) -> tuple[Any, ...]:
+        self._may_read(repo)
         tree = repo.commits[self._sha(repo, revision)]
         form = json.loads(self.body) if self.body.startswith(b"{") else parse_qs(self.body.decode())
-        return 200, [tree[path].entry(path) for path in form["paths"] if path in tree]
+        return 200, [tree[path].entry(path, self._xet_hash(repo, tree[path])) for path in form["paths"] if path in tree]
 
     def _api_refs(self, repo: Repo) -> tuple[Any, ...]:
         def listed(pull_requests: bool) -> list[dict[str, str]]:
             chosen = {name: sha for name, sha in repo.refs.items() if name.startswith("refs/pr/") == pull_requests}
             return [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": sha} for n, sha in chosen.items()]
 
-        return 200, {"branches": listed(False), "tags": [], "converts": [], "pullRequests": listed(True)}
+        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": sha} for n, sha in repo.tags.items()]
+        return 200, {"branches": listed(False), "tags": tags, "converts": [], "pullRequests": listed(True)}
 
     def _api_discussions(self, repo: Repo) -> tuple[Any, ...]:
         return 200, {"discussions": [], "count": 0, "start": 0}
@@ -191,7 +200,7 @@ class Routes:
                 tree[value["path"]] = Blob(base64.b64decode(value["content"]))
                 self.hub.received.append(tree[value["path"]].data)
             elif key == "lfsFile":
-                if value["oid"] not in self.hub.lfs:
+                if value["oid"] not in repo.objects and not self._take_from_xet(repo, value["oid"]):
                     raise Refusal(400, f"LFS pointer {value['oid']} has no object")
                 tree[value["path"]] = Blob(self.hub.lfs[value["oid"]], lfs=True)
             elif key == "deletedFile":
@@ -209,8 +218,8 @@ class Routes:
         self._may_write(repo, for_pull_request=True)
         objects = []
         for wanted in json.loads(self.body)["objects"]:
-            if wanted["oid"] not in self.hub.lfs:
-                upload = {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}
+            if wanted["oid"] not in repo.objects:
+                upload = {"href": f"{self.hub.url}/lfs/{wanted['oid']}?repo={repo.id}"}
                 verify = {"href": f"{self.hub.url}/{repo.id}.git/info/lfs/verify"}
                 wanted = {**wanted, "actions": {"upload": upload, "verify": verify}}
             objects.append(wanted)
@@ -220,6 +229,7 @@ class Routes:
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise Refusal(400, "the content does not have this sha256")
         self.hub.lfs[oid] = self.body
+        self.hub.repos[self.query["repo"]].objects.add(oid)
         return 200, b"", {"ETag": f'"{oid}"'}
 
     def _resolve(self, repo: Repo, revision: str, path: str) -> tuple[Any, ...]:
@@ -234,6 +244,7 @@ class Routes:
         }
         if blob.lfs:
             headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.data))}
+            headers |= self._xet_headers(repo, blob)
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked is None:
             return 200, blob.data, headers

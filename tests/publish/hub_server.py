@@ -1,8 +1,9 @@
 """A Hub on the loopback interface, for the real ``huggingface_hub`` client over real HTTP.
 
-Users with roles, private and gated repositories, branches, pull requests, commits, the LFS protocol, resolve with
-ranges, and faults on request. The client reads HF_ENDPOINT when it is imported, so run it in a process of its own with
-:meth:`HubServer.environment`. Storage through xet is not there yet; the environment turns it off.
+Users with roles, private and gated repositories, branches, pull requests, commits, the LFS protocol, copies of files
+and of whole repositories, resolve with ranges, and faults on request. The client reads HF_ENDPOINT when it is imported,
+so run it in a process of its own with :meth:`HubServer.environment`. That turns xet off unless ``cas`` is there: a
+folder in which the clients' own storage library keeps what it uploads.
 """
 
 from __future__ import annotations
@@ -12,19 +13,28 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from hub_routes import Routes
 from hub_store import LFS_SUFFIXES, Blob, Fault, Refusal, Repo, User
+from hub_xet import LocalXet
 
 __all__ = ["Blob", "Fault", "HubServer", "Repo", "User"]
 
 
 class HubServer:
-    """The server and all that it holds. ``received`` has every request body, with base64 parts decoded as well."""
+    """The server and all that it holds.
 
-    def __init__(self) -> None:
+    ``received`` has every request body, with base64 parts decoded as well; ``sizes`` how large each body was, by
+    request. ``after_request`` is called when a request was answered, to look at what is visible then.
+    """
+
+    def __init__(self, cas: LocalXet | None = None) -> None:
+        self.cas = cas
+        self.after_request: Callable[[], None] | None = None
+        self.sizes: list[tuple[str, int]] = []
         self.users: dict[str, User] = {}
         self.repos: dict[str, Repo] = {}
         self.lfs: dict[str, bytes] = {}
@@ -46,11 +56,11 @@ class HubServer:
         self._http.server_close()
 
     def environment(self, home: str) -> dict[str, str]:
-        """Variables for a client process: this server, a cache of its own, no xet, no tokens of the user's."""
+        """Variables for a client process: this server, a cache of its own, no tokens of the user's."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": home,
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "1" if self.cas is None else "0",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
@@ -60,8 +70,13 @@ class HubServer:
         repo = self.repos[repo_id] = Repo(repo_id, **kwargs)
         tree = {".gitattributes": Blob(b"*.safetensors filter=lfs\n")}
         tree |= {path: Blob(data, path.endswith(LFS_SUFFIXES)) for path, data in (files or {}).items()}
+        self.lfs |= {blob.sha256: blob.data for blob in tree.values() if blob.lfs}
         repo.commit("main", tree, "initial commit")
         return repo
+
+    def uploaded(self, pattern: str = "") -> int:
+        """Bytes of the bodies of all requests that match."""
+        return sum(size for line, size in self.sizes if re.search(pattern, line))
 
     def fail(self, pattern: str, **kwargs: Any) -> None:
         self.faults.append(Fault(pattern, **kwargs))
@@ -69,7 +84,10 @@ class HubServer:
     def fault_for(self, line: str) -> Fault | None:
         with self.lock:
             for fault in self.faults:
-                if re.search(fault.pattern, line) and fault.times != 0:
+                if not re.search(fault.pattern, line) or fault.times == 0:
+                    continue
+                fault.after -= 1
+                if fault.after < 0:
                     fault.times = None if fault.times is None else fault.times - 1
                     return fault
         return None
@@ -87,19 +105,25 @@ class _Handler(Routes, BaseHTTPRequestHandler):
         line = f"{self.command} {self.path}"
         fault = self.hub.fault_for(line)
         try:
-            self.body = self._read_body(half=fault is not None and fault.drop)
+            self.body = self._read_body(half=fault is not None and fault.drop and not fault.done)
         except ConnectionError:
             return
         with self.hub.lock:
             self.hub.requests.append(line)
             self.hub.received.append(self.body)
+            self.hub.sizes.append((line, len(self.body)))
         if fault is not None and fault.status:
             return self._send(fault.status, {"error": fault.message}, fault.headers)
         if fault is not None and fault.drop and self.command != "GET":
+            if fault.done:
+                with self.hub.lock:
+                    self.route()
             return self._cut()
         try:
             with self.hub.lock:
                 answer = self.route()
+                if self.hub.after_request is not None:
+                    self.hub.after_request()
             self._send(*answer, half=fault is not None and fault.drop)
         except Refusal as refusal:
             self._send(refusal.status, refusal.body, refusal.headers)

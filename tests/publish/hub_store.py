@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".h5", ".model")
@@ -23,7 +24,7 @@ class Blob:
     data: bytes
     lfs: bool = False
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 
@@ -32,16 +33,21 @@ class Blob:
         """What the Hub compares a local file with."""
         return self.sha256 if self.lfs else hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
 
-    def entry(self, path: str) -> dict[str, Any]:
+    def entry(self, path: str, xet_hash: str | None = None) -> dict[str, Any]:
         entry: dict[str, Any] = {"type": "file", "path": path, "size": len(self.data), "oid": self.oid[:40]}
         if self.lfs:
             entry["lfs"] = {"oid": self.sha256, "size": len(self.data), "pointerSize": 134}
+            entry |= {"xetHash": xet_hash} if xet_hash else {}
         return entry
 
 
 @dataclass
 class Repo:
-    """A repository: every commit is a whole tree."""
+    """A repository: every commit is a whole tree.
+
+    ``objects`` are the large files that may be committed to it by their SHA-256: those it has, those that were uploaded
+    for it, and those that were copied for it. ``xet`` is whether its storage lets them be copied.
+    """
 
     id: str
     private: bool = False
@@ -50,14 +56,20 @@ class Repo:
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    objects: set[str] = field(default_factory=set)
+    xet: bool = True
 
     @property
     def owner(self) -> str:
         return self.id.partition("/")[0]
 
     def commit(self, ref: str, files: dict[str, Blob], title: str) -> str:
-        sha = hashlib.sha1(f"{self.id}{len(self.commits)}{title}".encode()).hexdigest()
+        # The content is in it, as in git, or a client's cache would take one test's commit for another's.
+        content = "".join(f"{path}{blob.oid}" for path, blob in sorted(files.items()))
+        sha = hashlib.sha1(f"{self.id}{len(self.commits)}{title}{content}".encode()).hexdigest()
         self.commits[sha], self.titles[sha], self.refs[ref] = files, title, sha
+        self.objects |= {blob.sha256 for blob in files.values() if blob.lfs}
         return sha
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
@@ -67,7 +79,11 @@ class Repo:
 
 @dataclass
 class Fault:
-    """Answer requests whose ``METHOD /path?query`` matches with a status, or cut the connection half-way."""
+    """Answer requests whose ``METHOD /path?query`` matches with a status, or cut the connection half-way.
+
+    The first ``after`` requests pass; then ``times`` are hit, or all. With ``done`` the request has its effect, and
+    only the answer is lost.
+    """
 
     pattern: str
     status: int = 0
@@ -75,6 +91,8 @@ class Fault:
     message: str = "injected"
     drop: bool = False
     times: int | None = None
+    after: int = 0
+    done: bool = False
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault of the server

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hub_client import Client
+    from hub_server import HubServer
 
 REPO = "me/steered"
 FILES = {
@@ -54,3 +60,27 @@ def refused(answer: dict[str, Any], exit_code: int, code: str) -> str:
     assert len(text.splitlines()) <= 10 and len(text) <= 1200
     assert all(token not in text for token in (TOKEN, READ_ONLY, OTHER))
     return text
+
+
+def shows_the_folder(
+    hub: HubServer, folder: Path, repo: str = REPO, revision: str = "main", kept: Collection[str] = ()
+) -> bool:
+    """Whether the repository holds the folder's files, and no other but the Hub's own and those in ``kept``."""
+    found = hub.repos[repo].files(revision)
+    wanted = {path.name: path.read_bytes() for path in folder.iterdir()}
+    # Without what may not be published, and therefore not the same to the byte.
+    wanted["steering.json"] = found["steering.json"]
+    wrong = set(found) ^ {*wanted, ".gitattributes", *kept}
+    wrong |= {name for name, data in wanted.items() if found.get(name) != data}
+    if wrong:
+        print("missing, too many or different:", sorted(wrong))
+    return not wrong
+
+
+def steers(client: Client, repo: str, pair: tuple[Path, Path], **kwargs: Any) -> bool:
+    """Whether stock transformers, loading ``repo`` from the Hub, does what the base does under the hook."""
+    base, steered = pair
+    vector = str(steered / "steering.safetensors")
+    answer = client("steering", model=repo, base=str(base), vector=vector, **kwargs)
+    error, effect = answer["result"]
+    return bool(error < 1e-4 and effect > 1000 * error and effect > 0.5)

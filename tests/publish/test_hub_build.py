@@ -46,6 +46,10 @@ def test_build_from_the_hub_push_and_load(hub: HubServer, base: int, tmp_path: P
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["push"]["url"] == f"{hub.url}/me/steered" and TOKEN not in done.stdout + done.stderr
+    assert result["push"]["method"] == "copy", "the base's shards are copied on the server"
+    assert not {line for line in hub.requests if line.startswith("PUT")} & {
+        f"PUT /lfs/{oid}?repo=me/steered" for oid in hub.repos["me/base"].objects
+    }
     manifest = result["manifest"]
     assert manifest["base"]["hub"] and manifest["base"]["revision"] == hub.repos["me/base"].refs["main"]
     assert manifest["base"]["path"] is None and manifest["verification"][0]["passed"]

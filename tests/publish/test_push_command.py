@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from hub_client import ROOT
 from hub_server import HubServer
-from publish_support import FILES, REPO, TOKEN
+from publish_support import OTHER, READ_ONLY, REPO, TOKEN
 
 from patcher.cli import push_command
 from patcher.publish.hub import PushResult
@@ -36,10 +36,37 @@ def test_the_command(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {
         "url": f"{hub.url}/{REPO}",
         "commit": hub.repos[REPO].refs["main"],
-        "method": "upload_folder",
-        "bytes_uploaded": sum(len(hub.repos[REPO].files()[name]) for name in FILES),
+        "method": "upload",
+        "bytes_uploaded": hub.uploaded("^PUT |/commit/"),
     }
     assert hub.repos[REPO].private and "uploading" in done.stderr and TOKEN not in done.stderr
+
+
+TROUBLE: dict[str, tuple[int, dict[str, str], str, dict[str, Any]]] = {
+    "success": (0, {}, "", {}),
+    "passing fault": (0, {}, "PUT /lfs/", {"status": 503, "times": 1}),
+    "wrong token": (3, {"HF_TOKEN": OTHER[:-5]}, "", {}),
+    "read-only token": (3, {"HF_TOKEN": READ_ONLY}, "", {}),
+    "limit": (3, {}, "/api/repos/create", {"status": 429, "headers": {"Retry-After": "1"}}),
+    "conflict": (3, {}, "POST .*/commit/", {"status": 409, "message": f"Bearer {TOKEN} was told {TOKEN[:30]}"}),
+    "broken": (3, {}, "POST .*/commit/", {"drop": True}),
+}
+
+
+@pytest.mark.parametrize("case", TROUBLE)
+def test_no_token_is_ever_printed(hub: HubServer, folder: Path, tmp_path: Path, case: str) -> None:
+    """Not even where the libraries print all that they do, or where the server says it."""
+    exit_code, change, pattern, fault = TROUBLE[case]
+    if fault:
+        hub.fail(pattern, **fault)
+    loud = {"HF_HUB_VERBOSITY": "debug", "HF_DEBUG": "1"}
+    environment = {**hub.environment(str(tmp_path / "home")), "HF_TOKEN": TOKEN, **loud, **change}
+    done = run_command(environment, str(folder), REPO, "--json")
+    assert done.returncode == exit_code and "Traceback" not in done.stderr, done.stderr
+    files = [path.read_text(errors="replace") for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    for text in (done.stdout, done.stderr, *files):
+        assert environment["HF_TOKEN"] not in text and TOKEN[:30] not in text
+    assert "uploading" in done.stderr or exit_code, "the check would see it"
 
 
 @pytest.mark.parametrize("case", ["refused", "offline"])
@@ -49,6 +76,7 @@ def test_no_connection(hub: HubServer, folder: Path, tmp_path: Path, case: str) 
     done = run_command({**environment, **change}, str(folder), REPO)
     words = {"refused": "cannot be reached at http://127.0.0.1:9", "offline": "unset HF_HUB_OFFLINE"}[case]
     assert done.returncode == 3 and words in done.stderr and done.stdout == ""
+    assert "nothing can be published" in done.stderr or case == "refused"
     assert "remedy" in done.stderr and "Traceback" not in done.stderr and hub.repos == {}
 
 
@@ -58,14 +86,14 @@ def test_the_command_passes_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_p
     def fake(folder: Path, repo: str, **kwargs: Any) -> PushResult:
         kwargs.pop("progress")("a step")
         seen.update(kwargs, folder=folder, repo=repo)
-        return PushResult("http://hub/me/x", "c" * 40, "upload_folder", 12345)
+        return PushResult("http://hub/me/x", "c" * 40, "copy", 12345)
 
     monkeypatch.setattr(push_command, "push_folder", fake)
-    options = ["--revision", "b", "--pull-request", "--commit-message", "m"]
+    options = ["--revision", "b", "--public", "--pull-request", "--commit-message", "m"]
     done = CliRunner().invoke(push_command.push, [str(tmp_path), "me/x", *options])
     assert done.exit_code == 0 and done.stdout == ""
-    assert "http://hub/me/x" in done.stderr and "12,345 bytes" in done.stderr and "a step" in done.stderr
-    wanted = {"private": False, "revision": "b", "pull_request": True, "commit_message": "m"}
+    assert "http://hub/me/x" in done.stderr and "method copy, 12,345 bytes" in done.stderr and "a step" in done.stderr
+    wanted = {"private": False, "public": True, "revision": "b", "pull_request": True, "commit_message": "m"}
     assert seen == {**wanted, "folder": tmp_path, "repo": "me/x"}
 
 
