@@ -118,7 +118,10 @@ def assist(processes: Processes) -> None:
     """
     # Nothing here needs to be cleaned up, and a collective would not let go for a signal's handler.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    processes.connect(own_device(processes.hear("device"), processes.world))
+    kind = processes.hear("device")
+    if not kind:
+        return
+    processes.connect(own_device(kind, processes.world))
     share: Share | None = None
     model: nn.Module | None = None
     while True:

@@ -210,6 +210,11 @@ class Processes:
             distributed.destroy_process_group()
             self._messages = None
 
+    def release(self) -> None:
+        """Let the others go where they were never needed (from process 0)."""
+        if self.world.rank == 0 and not self._opened:
+            self.say("device", "")
+
     def may_speak(self) -> bool:
         """Whether this process is the first that fails, and so the one that says why."""
         try:
@@ -230,6 +235,7 @@ def one_voice(processes: Processes) -> Iterator[None]:
     """
     try:
         yield
+        processes.release()
     except BaseException as error:
         if isinstance(error, SystemExit) and not error.code:
             raise
