@@ -44,7 +44,8 @@ def print_build(result: BuildResult, *, to_stderr: bool) -> None:
     console.print("  from transformers import AutoModelForCausalLM", markup=False)
     console.print(f'  model = AutoModelForCausalLM.from_pretrained("{result.output}")', markup=False, soft_wrap=True)
     if result.push:
-        console.print(f"published: [bold]{result.push['url']}[/]", soft_wrap=True)
+        how = f"method {result.push['method']}, {result.push['bytes_uploaded']:,} bytes uploaded"
+        console.print(f"published: [bold]{result.push['url']}[/] ({how})", soft_wrap=True)
 
 
 def print_plan(planned: DryRun) -> None:
