@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.model_class import on_meta
 from patcher.capture.budget import token_budget
 from patcher.capture.forward import position_limit
 from patcher.capture.logits import LoadedModel, LogitsSource
@@ -162,7 +161,7 @@ def _streamed(
         scratch=scratch,
         trust_remote_code=architecture.trust_remote_code,
     )
-    positions = position_limit(on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code))
+    positions = position_limit(streamed.model)
     tokens = token_budget(architecture.config, place, dtype)
     reader = ResidualReader(streamed, architecture, tokens, batch_size, positions, one_pass=True, note=note)
     return OpenedBase(reader, streamed, None, None, positions)

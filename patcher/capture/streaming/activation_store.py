@@ -35,14 +35,8 @@ class ActivationStore:
         self._budget, self._folder, self._shared = budget, folder, frozenset(shared)
         self._file: Any = None
         self._free: dict[int, list[int]] = {}
-        self._copies = False
         self.held = 0
         self.spilled = 0
-
-    @property
-    def is_away(self) -> bool:
-        """Whether it takes time to get some of them back."""
-        return self._copies or self.spilled > 0
 
     def __enter__(self) -> ActivationStore:
         return self
@@ -119,16 +113,20 @@ class ActivationStore:
         fits = self.held + storage.size <= self._budget
         if fits:
             self.held += storage.size
-        if fits and value.device.type == "cpu":
+        if fits and self._is_main_memory(value.device):
             storage.live = True
             return
         raw = _bytes_of(value)
         if fits:
-            storage.copy, self._copies = raw, True
+            storage.copy = raw
         else:
             free = self._free.get(storage.size)
             storage.offset = free.pop() if free else self.spilled
             self._write(storage, raw)
+
+    @staticmethod
+    def _is_main_memory(device: torch.device) -> bool:
+        return device.type == "cpu"
 
     def _write(self, storage: _Storage, raw: torch.Tensor) -> None:
         assert storage.offset is not None

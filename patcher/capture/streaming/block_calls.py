@@ -146,13 +146,10 @@ class BatchOnItsWay:
         """Which blocks are called, in order."""
         return [call.layer for call in self.calls]
 
-    def fetch(self, number: int) -> dict[Hashable, Any]:
-        """The tensors that call ``number`` uses."""
-        return self._store.get({key: self._held[key] for key in self.calls[number].uses})
-
-    def step(self, number: int, given: dict[Hashable, Any], block: nn.Module, returns: Returned, after: After) -> None:
-        """Do call ``number`` with the tensors ``given``, which is emptied."""
+    def step(self, number: int, block: nn.Module, returns: Returned, after: After) -> None:
+        """Do call ``number``."""
         call = self.calls[number]
+        given = self._store.get({key: self._held[key] for key in call.uses})
         args, kwargs = _filled(call.args, given), {name: _filled(value, given) for name, value in call.kwargs.items()}
         for key in [key for key in call.uses if self._last_use[key] <= number]:
             self._store.drop(self._held.pop(key))

@@ -71,10 +71,10 @@ class StreamedModel:
                 code="stream",
             )
         self._dtype, self._hidden = dtype, int(config.hidden_size)
-        self._memory, self._scratch, self._ahead = memory, scratch, ahead
+        self._memory, self._scratch, self._ahead, self._device = memory, scratch, ahead, torch.device(device)
         self.stored = StoredTensors(folder)
         self._shell = Shell(
-            self.stored, config, blocks, dtype=dtype, device=torch.device(device), trust_remote_code=trust_remote_code
+            self.stored, config, blocks, dtype=dtype, device=self._device, trust_remote_code=trust_remote_code
         )
         self._rehearsal = Rehearsal(self._shell)
 
@@ -87,6 +87,16 @@ class StreamedModel:
     def dtype(self) -> torch.dtype:
         """The dtype that blocks compute in."""
         return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where blocks compute."""
+        return self._device
+
+    @property
+    def model(self) -> nn.Module:
+        """The stock class, for its config and structure; its weights are on the disk."""
+        return self._shell.model
 
     @property
     def bytes_read(self) -> int:
@@ -184,12 +194,10 @@ class StreamedModel:
         sequence = ways[0].layers
         if sequence[:1] != [0]:
             first.clear()
-        with contextlib.closing(self._loaded(sequence, first)) as loaded, ThreadPoolExecutor(1) as fetcher:
+        with contextlib.closing(self._loaded(sequence, first)) as loaded:
             for number, block in enumerate(loaded):
-                for way, shift, tensors in zip(
-                    ways, afters, _fetched(ways, number, fetcher if store.is_away else None), strict=True
-                ):
-                    way.step(number, tensors, block, self._rehearsal.returns, shift)
+                for way, shift in zip(ways, afters, strict=True):
+                    way.step(number, block, self._rehearsal.returns, shift)
                 if progress is not None:
                     progress((number + 1) * len(inputs) // len(sequence))
         return ways
@@ -234,21 +242,9 @@ class StreamedModel:
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _no_memory(error) from None
         except RuntimeError as error:
-            if "allocate memory" not in str(error):
+            if not any(words in str(error) for words in ("allocate memory", "start new thread")):
                 raise
             raise _no_memory(error) from None
-
-
-def _fetched(
-    ways: Sequence[BatchOnItsWay], number: int, fetcher: ThreadPoolExecutor | None
-) -> Iterator[dict[Any, Any]]:
-    """What call ``number`` of each batch uses; with a fetcher, that of the next batch is fetched meanwhile."""
-    coming: Future[dict[Any, Any]] | None = None
-    for index, way in enumerate(ways):
-        given = way.fetch(number) if coming is None else coming.result()
-        if fetcher is not None and index + 1 < len(ways):
-            coming = fetcher.submit(ways[index + 1].fetch, number)
-        yield given
 
 
 def _no_memory(error: BaseException) -> OutsideError:

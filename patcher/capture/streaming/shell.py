@@ -16,8 +16,8 @@ from patcher.capture.streaming.stand_ins import OnDisk
 from patcher.capture.streaming.stored_tensors import StoredTensors
 from patcher.errors import InputError
 
-_SPARE = 128 << 20
-"""Bytes: a thread that reads takes some for itself."""
+_SPARE = 256 << 20
+"""Bytes. A thread that reads takes address space of its own, and the block that computes needs some as well."""
 Weights = dict[str, torch.Tensor]
 Called = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
 """Takes the index of a block and what it is called with; gives back what it shall return."""
