@@ -6,6 +6,7 @@ its own ancestors and itself, and its position is its depth. A prompt that share
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -111,6 +112,14 @@ class Row:
         self.depths.extend(range(len(shared), len(ids)))
         self.paths[prompt] = [*shared, *range(start, start + len(new))]
 
+    def append(self, other: Row) -> None:
+        """Put another row's trees beside those that are here; they see nothing of each other."""
+        start = len(self.ids)
+        self.ids.extend(other.ids)
+        self.depths.extend(other.depths)
+        for prompt, path in other.paths.items():
+            self.paths[prompt] = [start + column for column in path]
+
 
 def plain_rows(prompts: Sequence[Readable]) -> list[Row]:
     """A row for each prompt."""
@@ -148,6 +157,45 @@ def shared_rows(prompts: Sequence[Readable], *, linear_tokens: float, longest: i
         rows[-1].add(index, ids, ())
         last = index
     return rows
+
+
+def side_by_side(rows: Sequence[Row], *, linear_tokens: float, longest: int) -> list[Row]:
+    """Short rows put together into long ones, so that little of a batch is filled up.
+
+    Each row takes the fullest place that still has room for it (best fit, the longest first), at that one of a few
+    widths which makes the whole cheapest: wide rows waste less, but attention grows with the width.
+
+    Args:
+        linear_tokens: see :func:`shared_rows`.
+        longest: no row becomes longer by this.
+    """
+    widest = max(len(row.ids) for row in rows)
+    best, least = list(rows), float("inf")
+    for width in dict.fromkeys(min(int(widest * factor), max(longest, widest)) for factor in (1, 1.25, 1.5, 2)):
+        places = _fitted(rows, width)
+        cost = len(places) * width * (linear_tokens + width)
+        if cost < least:
+            best, least = [], cost
+            for members in places:
+                best.append(Row([], [], {}))
+                for number in members:
+                    best[-1].append(rows[number])
+    return best
+
+
+def _fitted(rows: Sequence[Row], width: int) -> list[list[int]]:
+    """Which rows share a place of this width."""
+    places: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # what is left of a place, and its number; ascending
+    for number in sorted(range(len(rows)), key=lambda number: -len(rows[number].ids)):
+        size = len(rows[number].ids)
+        at = bisect.bisect_left(rooms, (size, -1))
+        room, place = rooms.pop(at) if at < len(rooms) else (width, len(places))
+        if place == len(places):
+            places.append([])
+        places[place].append(number)
+        bisect.insort(rooms, (room - size, place))
+    return places
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

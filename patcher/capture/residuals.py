@@ -11,7 +11,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from patcher.capture.batches import Batch, Padding, Place, Readable, Row, make_batches, plain_rows, shared_rows
+from patcher.capture.batches import (
+    Batch,
+    Padding,
+    Place,
+    Readable,
+    Row,
+    make_batches,
+    plain_rows,
+    shared_rows,
+    side_by_side,
+)
 from patcher.capture.forward import read_blocks
 from patcher.capture.sharing import Exactness, displaced_prompt, longest_shared_row
 from patcher.errors import InputError, OutsideError
@@ -250,7 +260,7 @@ def capture_residuals(
     say = note or (lambda _text: None)
     shared = None
     if exactness is not None:
-        shared = _shared(prompts, exactness, token_budget, say)
+        shared = _shared(prompts, exactness, longest_shared_row(exactness, token_budget, positions), say)
     together = exactness is None or exactness.padding
 
     def batches_of(rows: Sequence[Row], whose: Sequence[Readable]) -> list[Batch]:
@@ -295,17 +305,16 @@ def _difference(rows: torch.Tensor, control: int) -> float:
 
 
 def _shared(
-    prompts: Sequence[Readable], exactness: Exactness, token_budget: int, say: Callable[[str], None]
+    prompts: Sequence[Readable], exactness: Exactness, longest: int, say: Callable[[str], None]
 ) -> list[Row] | None:
     """Rows that share prefixes, or None where that saves nothing or is not exact."""
     if exactness.sharing is not None:
         say(f"every prompt is computed whole: {exactness.sharing}")
         return None
-    longest = longest_shared_row(exactness, token_budget)
     rows = shared_rows(prompts, linear_tokens=exactness.linear_tokens, longest=longest)
     whole, packed = sum(len(prompt.ids) for prompt in prompts), sum(len(row.ids) for row in rows)
     # The prompt that is run alone as well has to pay for itself.
-    if packed + max(len(prompt.ids) for prompt in prompts) >= whole or len(rows) == len(prompts):
+    if packed + len(prompts[displaced_prompt(rows)].ids) >= whole or len(rows) == len(prompts):
         return None
     say(f"shared prefixes: {packed:,} of {whole:,} tokens are computed")
-    return rows
+    return side_by_side(rows, linear_tokens=exactness.linear_tokens, longest=longest)

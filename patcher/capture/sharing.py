@@ -92,20 +92,15 @@ def linear_tokens(architecture: Architecture) -> float:
     return weights / (2.0 * _ATTENTION_COST * attention)
 
 
-def longest_shared_row(exact: Exactness, token_budget: int) -> int:
+def longest_shared_row(exact: Exactness, token_budget: int, positions: int | None) -> int:
     """The most tokens that a row of several prompts may hold."""
-    return token_budget if exact.window is None else min(token_budget, exact.window)
+    return min(limit for limit in (token_budget, exact.window, positions) if limit is not None)
 
 
 def displaced_prompt(rows: Sequence[Row]) -> int:
-    """The prompt whose tokens lie farthest from where they would be in a row of its own."""
-    farthest, found = -1, 0
-    for row in rows:
-        for prompt, path in row.paths.items():
-            distance = path[-1] - (len(path) - 1)
-            if (distance, len(path)) > (farthest, 0):
-                farthest, found = distance, prompt
-    return found
+    """The shortest prompt of which a token does not lie where it would in a row of its own; else the shortest."""
+    prompts = [(path[-1] == len(path) - 1, len(path), prompt) for row in rows for prompt, path in row.paths.items()]
+    return min(prompts)[2]
 
 
 def _window(config: Any) -> int | None:
@@ -129,13 +124,17 @@ def _stand_in(architecture: Architecture, layer: int) -> tuple[nn.Module, str]:
 def _prompts(vocabulary: int) -> list[_Prompt]:
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(3, vocabulary, (24,), generator=generator).tolist()
-    endings = [(9, tokens[14:15]), (9, tokens[15:18]), (5, tokens[18:24]), (9, [])]
+    endings = [(9, tokens[14:15]), (9, tokens[15:18]), (5, tokens[18:24]), (9, []), (0, tokens[10:17])]
     prompts = [tuple(tokens[:start] + ending) for start, ending in endings]
     return [_Prompt(ids, (len(ids) - 1, len(ids) // 2)) for ids in prompts]
 
 
 def _batch(prompts: Sequence[_Prompt], *, shared: bool) -> Batch:
-    rows = shared_rows(prompts, linear_tokens=1e9, longest=_WIDE) if shared else plain_rows(prompts)
+    rows = plain_rows(prompts)
+    if shared:
+        rows, others = [Row([], [], {})], shared_rows(prompts, linear_tokens=1e9, longest=_WIDE)
+        for row in others:
+            rows[0].append(row)
     (batch,) = make_batches(rows, prompts, token_budget=_WIDE)
     return batch
 
