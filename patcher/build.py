@@ -6,7 +6,6 @@ recipe -> base -> architecture -> plan -> contrast pairs -> residuals -> steerin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from patcher.capture.cache import capture_cache
 from patcher.capture.cache_key import model_identity
 from patcher.capture.model import load_tokenizer
 from patcher.capture.processes import Processes
-from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.folder import CheckpointFolder
+from patcher.checkpoint.hashes import hashing
 from patcher.checkpoint.prepare import (
     adapter_record,
     check_adapter,
@@ -35,7 +34,7 @@ from patcher.checkpoint.staging import MANIFEST, check_output, scratch_folder, s
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import CheckFailed, InputError
 from patcher.evaluate.of_build import check_evaluation_inputs
-from patcher.manifest import base_files, build_manifest, tensor_key
+from patcher.manifest import build_manifest, carry_history, history_of, manifest_text, tensor_key
 from patcher.publish.card import render_card
 from patcher.recipe import Recipe
 from patcher.routes.apply import tensors_to_write
@@ -86,6 +85,8 @@ def build(
     say: Say = print,
     note: Say | None = None,
     cache: bool = True,
+    link: bool = False,
+    hash: bool = True,
     token: str | None = None,
     processes: Processes | None = None,
 ) -> BuildResult:
@@ -100,6 +101,8 @@ def build(
         say: called with a line about what is going on.
         note: called with what only the curious want to know (``-v``).
         cache: whether activations that were captured before, of the same model and prompts, are taken again.
+        link: place the weight files of which no byte changes as hard links to the base's, where that can be done.
+        hash: whether the manifest gets the hashes of the base's files.
         processes: of a launch of several (this is process 0): all read activations, and this one does the rest.
 
     Raises:
@@ -126,6 +129,7 @@ def build(
         say(f"downloading {source.name}")
         with clock.time("load"):
             source = fetch(source.name, source.revision, weights=True)
+    history = history_of(source.folder)
     with prepared_base(source, recipe, recipe_path.parent, output, say) as base:
         # Again, now that the names on disk are known (a download, a merged adapter), for the route that was chosen.
         plan = _plan(recipe, planned.architecture, list(planned.plan.sites), base.checkpoint, planned.plan.route)
@@ -136,7 +140,7 @@ def build(
             found = run.find(plan, processes, early)
         plan, total = found.plan, sum_by_layer(found.vectors)
         created, replaced = tensors_to_write(plan, total, base.checkpoint)
-        with staged_folder(output, force=force) as stage:
+        with staged_folder(output, force=force) as stage, hashing(CheckpointFolder(source.folder), hash=hash) as hashes:
             say("writing the copy")
             with clock.time("write"):
                 written = write_copy(
@@ -150,15 +154,18 @@ def build(
                     config=plan.config,
                     tokenizer_changes=plan.tokenizer_changes,
                     remote_code=recipe.trust_remote_code,
+                    # What was converted or merged goes away after this, and need not be copied.
+                    link=link or base.checkpoint.path != source.folder,
                 )
                 held = {tensor_key(vector): vector.values for vector in found.vectors}
                 originals = {ORIGINAL_PREFIX + name: tensor for name, tensor in written.originals.items()}
                 save_vectors(
                     stage / VECTORS, {**held, **originals, **_sides(plan)}, {"format": "pt", "tool": "patch-model"}
                 )
+                carried = carry_history(source.folder, stage, len(history))
             say("hashing the base")
             with clock.time("hash"):
-                files = _file_records(CheckpointFolder(source.folder))
+                files = hashes.records()
             manifest = build_manifest(
                 source=source,
                 adapter=adapter_record(recipe, recipe_path.parent, base),
@@ -172,6 +179,9 @@ def build(
                 config_before=base.checkpoint.config,
                 evaluation=found.evaluation,
                 notes=[*(line for entry in found.prepared for line in entry.notes), *found.notes],
+                undo=written.undo,
+                history=history,
+                recipe_folder=recipe_path.parent,
             )
             records = [record for entry in found.prepared for record in entry.records]
             for edit in manifest["edits"]:
@@ -192,8 +202,9 @@ def build(
                     progress=say,
                     check=lambda entry: require_passed(entry, str(output), exact=plan.exact),
                 )
-            size = written.bytes_written + _write_texts(stage, manifest, source, records)
-    result = BuildResult(output, manifest, clock.stop(), peak_rss_bytes(), size + (output / VECTORS).stat().st_size)
+            size = written.bytes_written + carried + _write_texts(stage, manifest, source, records)
+    size += (output / VECTORS).stat().st_size
+    result = BuildResult(output, manifest, clock.stop(), peak_rss_bytes(), size, written.placed)
     if recipe.push is not None:
         result.push = _push(recipe, output, say, token)
     return result
@@ -256,19 +267,12 @@ def _all_layers(recipe: Recipe, recipe_path: Path, block_count: int) -> list[int
     return sorted(layers)
 
 
-def _file_records(base: CheckpointFolder) -> list[dict[str, Any]]:
-    return [
-        {"name": str(name), "size": (base.path / name).stat().st_size, "sha256": sha256_of(base.path / name)}
-        for name in base_files(base)
-    ]
-
-
 def _write_texts(stage: Path, manifest: Mapping[str, Any], source: Source, records: Sequence[Mapping[str, Any]]) -> int:
     card = source.folder / "README.md"
     base_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     licences = [item.name for item in sorted(stage.iterdir()) if item.name.lower().startswith(("licen", "notice"))]
     texts = {
-        MANIFEST: json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        MANIFEST: manifest_text(manifest),
         "README.md": render_card(manifest, base_card, licences),
         **({GENERATIONS: generations_text(records)} if records else {}),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,8 @@ class BuildResult:
     timings: dict[str, float]
     peak_rss_bytes: int
     bytes_written: int
+    placed: Mapping[str, Any]
+    """How the files came to be, see :class:`patcher.checkpoint.writer.Written`."""
     push: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class BuildResult:
             "timings": self.timings,
             "peak_rss_bytes": self.peak_rss_bytes,
             "bytes_written": self.bytes_written,
+            "placed": dict(self.placed),
         }
         return {**result, "push": self.push} if self.push else result
 

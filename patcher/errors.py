@@ -10,6 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_LONGEST = 2000
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+def _told(text: str) -> str:
+    """``text``, some of which may come from a hostile file: never long, and nothing that a terminal obeys."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 500]} ... {text[-500:]}"
+    return text.translate(_CONTROLS)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -24,12 +34,12 @@ class Problem:
         return {"message": self.message, "where": self.where, "found": self.found, "remedy": self.remedy}
 
     def as_text(self) -> str:
-        head = f"{self.where}: {self.message}" if self.where else self.message
-        lines = [head]
+        message = _told(self.message)
+        lines = [f"{_told(self.where)}: {message}" if self.where else message]
         if self.found is not None:
-            lines.append(f"  found:  {self.found}")
+            lines.append(f"  found:  {_told(self.found)}")
         if self.remedy is not None:
-            lines.append(f"  remedy: {self.remedy}")
+            lines.append(f"  remedy: {_told(self.remedy)}")
         return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import torch
 import patcher
 from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.folder import read_json_object
-from patcher.checkpoint.hashes import base_files as base_files
+from patcher.checkpoint.links import require_inside
 from patcher.checkpoint.source import Source
 from patcher.checkpoint.staging import MANIFEST
 from patcher.recipe import Recipe
@@ -136,12 +136,16 @@ def carry_history(folder: Path, stage: Path, patches: int) -> int:
         folder: a patched folder that is patched once more, or the one that is then unpatched.
         stage: the folder that is written.
         patches: how many patches ``folder`` has: the length of its :func:`history_of`.
+
+    Raises:
+        InputError: one of them is a link out of the folder.
     """
     written = 0
     for number in range(1, patches + 1):
         for name in CARRIED:
             source = folder / (name if number == patches else numbered(name, number))
             if source.is_file():
+                require_inside(source, folder)
                 written += place_file(source, stage / numbered(name, number)).written
     return written
 
@@ -153,12 +157,16 @@ def give_back_history(folder: Path, stage: Path, history: Sequence[Mapping[str, 
         folder: the folder of a later patch.
         stage: the folder that becomes the earlier one.
         history: of the later patch, up to and with the earlier one.
+
+    Raises:
+        InputError: a file is a link out of the folder.
     """
     count = len(history)
     for number in range(1, count + 1):
         for name in CARRIED:
             source = folder / numbered(name, number)
             if source.is_file():
+                require_inside(source, folder)
                 place_file(source, stage / (name if number == count else numbered(name, number)))
     manifest = {**history[-1], "history": list(history[:-1])}
     (stage / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")

@@ -11,6 +11,12 @@ from patcher.errors import InputError
 
 Path = tuple[int | str, ...]
 MAX_BYTES = 4 << 20
+MAX_DEPTH = 50
+MAX_NUMBER = 400
+"""Characters. YAML's hexadecimal, binary and base-60 numbers have no limit of their own, and the last of these take a
+time that grows with the square of their length."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_SHOWN = 200
 
 # What the safe loader's constructors let through for values such as 2024-13-45, `!!bool maybe` or `!!int ''`.
 _CONSTRUCTION_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -61,14 +67,14 @@ def parse_yaml(text: str, source: str) -> YamlDocument:
     """Parse one YAML document with the safe loader.
 
     Raises:
-        InputError: not YAML, a duplicate key, an alias (they can blow up a small file), or too large.
+        InputError: not YAML, a duplicate key, an alias (one can blow up a small file), too large, or too deeply nested.
     """
     if len(text) > MAX_BYTES:
         raise InputError("the YAML is too large to be a recipe", where=source, found=f"{len(text)} characters")
     lines: dict[Path, int] = {}
     value = None
     try:
-        _refuse_aliases(text, source)
+        _refuse_traps(text, source)
         loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
@@ -89,28 +95,43 @@ def parse_yaml(text: str, source: str) -> YamlDocument:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}" if mark else source
         raise InputError(
-            f"not valid YAML: {error.problem}", where=where, remedy="check indentation, quotes and colons"
+            f"not valid YAML: {str(error.problem)[:_SHOWN]}", where=where, remedy="check indentation, quotes and colons"
         ) from None
     except (yaml.YAMLError, *_CONSTRUCTION_ERRORS) as error:
         told = isinstance(error, (yaml.YAMLError, ValueError, RecursionError)) and str(error)
-        found = str(error).splitlines()[0] if told else "a value that does not fit its !!tag"
+        found = str(error).splitlines()[0][:_SHOWN] if told else "a value that does not fit its !!tag"
         raise InputError("not valid YAML", where=source, found=found) from None
     return YamlDocument(value, source, lines)
 
 
-def _refuse_aliases(text: str, source: str) -> None:
+def _refuse_traps(text: str, source: str) -> None:
+    """Refuse, before anything is built of it, what makes much out of a small file."""
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = f"{source}:{event.start_mark.line + 1 if event.start_mark else 1}"
         if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1 if event.start_mark else 1
             raise InputError(
                 "YAML aliases (*name) are not used in recipes",
-                where=f"{source}:{line}",
+                where=where,
                 remedy="write the value out, or quote a text that begins with *",
             )
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise InputError(f"not valid YAML for a recipe: nested more than {MAX_DEPTH} levels deep", where=where)
 
 
 def _note_lines(node: yaml.Node, path: Path, lines: dict[Path, int], source: str) -> None:
     lines[path] = node.start_mark.line + 1
+    if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
+        raise InputError(
+            "not valid YAML for a recipe: a number is too long",
+            where=f"{source}:{node.start_mark.line + 1}",
+            found=f"{len(node.value)} characters",
+            remedy="quote it if it is a text",
+        )
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = str(key_node.value)

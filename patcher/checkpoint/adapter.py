@@ -146,7 +146,7 @@ def require_adapter(adapter: Path, where: str) -> None:
         )
     try:
         kind = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise InputError("adapter_config.json cannot be read", where=f"{where}: {adapter}", found=error) from None
     if kind in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING"):
         raise InputError(

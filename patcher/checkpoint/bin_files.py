@@ -15,6 +15,11 @@ from patcher.checkpoint.folder import BIN_SINGLE, INDEX, SINGLE, CheckpointFolde
 from patcher.checkpoint.safetensors_file import DTYPES
 from patcher.errors import InputError
 
+_SMALL = 1 << 26
+"""A file of up to this many bytes that memory has no room for lies about a length."""
+_MOST_SHARED = 32
+"""How often a file's bytes may be shared: tied weights are, and a view can repeat one number without end."""
+
 
 def convert_bin(base: CheckpointFolder, target: Path) -> CheckpointFolder:
     """Write the weights of ``base`` as safetensors into ``target``, with its config and side files.
@@ -57,9 +62,9 @@ def load_bin(path: Path) -> Mapping[str, torch.Tensor]:
         raise InputError("a weight file is missing", where=str(path), remedy="download the checkpoint again")
     try:
         state = _load(path)
-    except MemoryError:
-        raise
     except Exception as error:
+        if isinstance(error, MemoryError) and path.stat().st_size > _SMALL:
+            raise
         # A damaged pickle can raise anything.
         raise InputError(
             "the weight file cannot be loaded safely (weights only, no code)",
@@ -74,6 +79,15 @@ def load_bin(path: Path) -> Mapping[str, torch.Tensor]:
         raise InputError(
             "the weight file does not hold a mapping of plain tensors",
             where=str(path),
+            remedy="use the safetensors version of this model, or save it again with save_pretrained",
+            code="checkpoint",
+        )
+    claimed = sum(value.numel() * value.element_size() for value in state.values())
+    if claimed > _MOST_SHARED * path.stat().st_size:
+        raise InputError(
+            "the tensors of the weight file are larger than the file",
+            where=str(path),
+            found=f"{claimed:,} bytes in a file of {path.stat().st_size:,}",
             remedy="use the safetensors version of this model, or save it again with save_pretrained",
             code="checkpoint",
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from patcher.checkpoint.links import require_inside
 from patcher.checkpoint.safetensors_file import TensorInfo, read_header
 from patcher.errors import InputError
 
@@ -127,7 +128,11 @@ class CheckpointFolder:
         return self._tensors
 
     def side_files(self, *, remote_code: bool = False) -> list[Path]:
-        """Relative paths of the files besides weights and config that a copy takes along, and nothing else."""
+        """Relative paths of the files besides weights and config that a copy takes along, and nothing else.
+
+        Raises:
+            InputError: one of them is a link out of the folder, see :mod:`patcher.checkpoint.links`.
+        """
         patterns = (*SIDE_FILES, "*.py") if remote_code else SIDE_FILES
         chosen = [
             Path(item.name)
@@ -138,6 +143,8 @@ class CheckpointFolder:
             if (self.path / folder).is_dir():
                 templates = (self.path / folder).glob("*.jinja")
                 chosen += sorted(item.relative_to(self.path) for item in templates if item.is_file())
+        for name in chosen:
+            require_inside(self.path / name, self.path)
         return chosen
 
 

@@ -77,9 +77,8 @@ def hashes_of(folder: Path, names: Sequence[Path]) -> dict[str, str]:
 
 
 def differing(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which of the recorded files ``folder`` lacks or has with another content (another size, where no hash is kept)."""
-    wrong = []
-    there = []
+    """Which of the recorded files ``folder`` lacks, or has with another content (size, where no hash was kept)."""
+    wrong, there = [], []
     for record in records:
         path = folder / str(record["name"])
         if not path.is_file() or path.stat().st_size != record["size"]:
@@ -138,6 +137,7 @@ class _File:
         try:
             digest = self.result.result()
         except OSError as error:
+            self._require_unchanged()
             raise OutsideError(
                 "a file of the base cannot be read", where=str(self.path), found=error.strerror, code="disk"
             ) from None
@@ -193,14 +193,17 @@ def _sha256(path: Path, stop: threading.Event) -> str:
 
 
 def _of_hub_cache(path: Path) -> str | None:
-    """What the Hub says of a file in its cache, where a large file's blob is named by its SHA-256.
+    """What the Hub says of a file in the user's cache of it, where a large file's blob is named by its SHA-256.
 
-    Small files are named by another hash.
+    Small files are named by another hash. A folder from elsewhere that only looks like such a cache is not believed.
     """
     if not path.is_symlink():
         return None
+    from huggingface_hub import constants
+
     blob = path.resolve()
-    return blob.name if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) else None
+    is_blob = blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) is not None
+    return blob.name if is_blob and blob.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()) else None
 
 
 def _key(stat: os.stat_result) -> list[int]:

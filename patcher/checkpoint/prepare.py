@@ -16,6 +16,7 @@ import torch
 from patcher.architectures.quantised import quantisation_of
 from patcher.checkpoint.adapter import merge_adapter, require_adapter
 from patcher.checkpoint.bin_files import convert_bin
+from patcher.checkpoint.config_limits import require_plausible
 from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, FLOATS
@@ -71,8 +72,8 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The folder's transformers config.
 
     Raises:
-        InputError: no config, an architecture that this transformers does not know, or a checkpoint that is quantised
-            in a way that is not known here.
+        InputError: no config, an architecture that this transformers does not know, sizes that no model has, or a
+            checkpoint that is quantised in a way that is not known here.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -80,12 +81,15 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from patcher.architectures.model_class import quiet_transformers
     from patcher.checkpoint.folder import read_json_object
 
-    quantisation_of(read_json_object(folder / "config.json"), str(folder / "config.json"))
+    stated, where = read_json_object(folder / "config.json"), str(folder / "config.json")
+    require_plausible(stated, where)
+    quantisation_of(stated, where)
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (
-        OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError, StrictDataclassError
+        OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError, RuntimeError,
+        AssertionError, StrictDataclassError,
     ) as error:  # fmt: skip
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         message, remedy = (
@@ -94,10 +98,10 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         )
         if "trust_remote_code" in str(error):
             message = "the model comes with Python code of its own, which is not run unless you say so"
-            remedy = "if you trust it: `trust_remote_code: true` in a recipe, --trust-remote-code for inspect"
+            remedy = "if you trust it: `trust_remote_code: true` in a recipe, --trust-remote-code for other commands"
         raise InputError(
             message,
-            where=str(folder / "config.json"),
+            where=where,
             found=lines[0][:300],
             remedy=remedy,
         ) from None

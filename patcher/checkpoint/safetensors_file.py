@@ -71,10 +71,12 @@ def _parse(path: Path, file: BinaryIO) -> dict[str, TensorInfo]:
     if len(prefix) < 8 or length > min(MAX_HEADER, size - 8):
         raise _broken(path, "the file is truncated, or is not a safetensors file")
     try:
-        header = json.loads(file.read(length).decode("utf-8"), parse_constant=_refuse_constant)
-        for name in header:
-            name.encode()  # JSON can spell half a surrogate pair, which no stock reader takes
-    except (ValueError, RecursionError, TypeError, AttributeError):
+        text = file.read(length).decode("utf-8")
+        header = json.loads(text, parse_constant=_refused, parse_int=_natural, object_pairs_hook=_without_duplicates)
+        if "\\u" in text:
+            # It can spell half a surrogate pair, which no stock reader takes.
+            json.dumps(header, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         raise _broken(path, "its header is not JSON") from None
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a mapping")
@@ -98,6 +100,8 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> TensorInf
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError):
         raise _broken(path, f"the header entry of {name!r} is incomplete") from None
+    if len(entry) != 3:
+        raise _broken(path, f"the header entry of {name!r} holds more than a dtype, a shape and a byte range")
     if not (isinstance(dtype, str) and _numbers(shape) and _numbers(offsets) and len(offsets) == 2):
         raise _broken(path, f"the header entry of {name!r} is not a dtype, a shape and a byte range")
     start, end = offsets
@@ -122,8 +126,19 @@ def _texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _refused(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+def _natural(text: str) -> int:
+    """Also `-0`, which Python takes for 0, is refused by the stock reader."""
+    return _refused(text) if text.startswith("-") else int(text)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two entries with one name some readers take the first, some the last, and some refuse the file."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _refused("a key is given twice")
 
 
 def _broken(path: Path, what: str) -> InputError:

@@ -30,6 +30,8 @@ _SMALL = (
     "README.md",
     "*.py",
 )
+_OF_PATCHES = ("steering*.safetensors", "steering_generations*.jsonl")
+"""Of a model that is a patched one itself: a further patch takes along what the earlier ones kept."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def fetch(name: str, revision: str | None, *, weights: bool) -> Source:
     patterns = list(_SMALL)
     with hub_errors("downloading the model", name):
         if weights:
-            patterns += _weight_patterns(_names_on_the_hub(name, revision))
+            patterns += [*_weight_patterns(_names_on_the_hub(name, revision)), *_OF_PATCHES]
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         commit = _commit(folder, revision)
         if weights and (odd := _missing_weights(folder)):

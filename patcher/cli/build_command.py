@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; load no weights, write nothing.")
 @click.option("--force", is_flag=True, help="Replace the output if patch-model wrote it. Skips no check.")
+@click.option(
+    "--link",
+    is_flag=True,
+    help="Place unchanged weight files as hard links to the base's: no bytes are copied, but whoever writes to one in "
+    "the output writes to the base.",
+)
+@click.option("--no-hash", is_flag=True, help="Do not record the hashes of the base's files.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--no-cache", is_flag=True, help="Read all activations anew, and keep none for the next run.")
 @click.option(
@@ -56,6 +63,8 @@ def _build(
     force: bool,
     as_json: bool,
     no_cache: bool,
+    link: bool,
+    no_hash: bool,
     verbose: bool,
     processes: Processes | None,
 ) -> None:
@@ -88,8 +97,10 @@ def _build(
             say=say,
             note=say.note,
             cache=not no_cache,
+            link=link,
+            hash=not no_hash,
             processes=processes,
         )
-    print_build(result, to_stderr=as_json)
+    print_build(result, to_stderr=as_json, linked=link)
     if as_json:
         click.echo(json.dumps(result.as_json()))

@@ -23,14 +23,15 @@ from patcher.export import FORMATS, export_folder
     "--output", metavar="PATH", type=click.Path(path_type=Path), help="Default: <DIR's name>-<format>, in this folder."
 )
 @click.option("--force", is_flag=True, help="Replace an earlier export of the same format.")
+@click.option("--trust-remote-code", is_flag=True, help="Allow code that comes with the base model to run.")
 @click.option("--json", "as_json", is_flag=True, help="Print {output, format, layers, bytes_written, use, notes}.")
-def export(folder: Path, format: str, output: Path | None, force: bool, as_json: bool) -> None:
+def export(folder: Path, format: str, output: Path | None, force: bool, trust_remote_code: bool, as_json: bool) -> None:
     """Write the edits of the patched folder DIR for other software, which adds them to the base model at run time.
 
     What is written is what the base's residual stream gains after each block, coefficient and scale included. DIR is
     not changed.
     """
-    result = export_folder(folder, format, output, force=force)
+    result = export_folder(folder, format, output, force=force, trust_remote_code=trust_remote_code)
     if as_json:
         click.echo(json.dumps(result.as_json()))
         return

@@ -19,7 +19,7 @@ _COLOURS = {"passed": "green", "not_checked": "yellow"}
 COLUMNS = ("max |Δ log-prob|", "tolerance", "effect", "residual error")
 
 
-def print_build(result: BuildResult, *, to_stderr: bool) -> None:
+def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -> None:
     """The report of a finished build."""
     console = console_for(to_stderr=to_stderr)
     manifest = result.manifest
@@ -36,6 +36,10 @@ def print_build(result: BuildResult, *, to_stderr: bool) -> None:
         _print_evaluation(manifest["evaluation"], console)
     for note in (*route["warnings"], *route["advice"], *manifest["notes"]):
         console.print(f"note: {note}", markup=False)
+    if linked:
+        count = result.placed["files"].get("hard_link", {"count": 0})["count"]
+        why = f" ({result.placed['not_linked']})" if result.placed["not_linked"] else ""
+        console.print(f"hard links to the base's files: {count}{why}", markup=False)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.timings.items())
     console.print(f"[dim]{seconds}; peak memory {result.peak_rss_bytes / 2**20:.0f} MiB; "
                   f"{result.bytes_written / 2**20:.1f} MiB written[/]")  # fmt: skip

@@ -54,7 +54,9 @@ class Exported:
         }
 
 
-def export_folder(folder: Path, format: str, output: Path | None = None, *, force: bool = False) -> Exported:
+def export_folder(
+    folder: Path, format: str, output: Path | None = None, *, force: bool = False, trust_remote_code: bool = False
+) -> Exported:
     """Write the edits of a patched folder as another kind of file; the folder is only read.
 
     Args:
@@ -62,6 +64,7 @@ def export_folder(folder: Path, format: str, output: Path | None = None, *, forc
         format: a key of :data:`FORMATS`.
         output: the file or folder to write; by default the patched folder's name with the format, where we are.
         force: replace an earlier export of the same format.
+        trust_remote_code: allow code that comes with the base to run, where a format has to know its class.
 
     Raises:
         InputError: not a patched folder, the output is in the way, or the format cannot hold these edits.
@@ -75,7 +78,7 @@ def export_folder(folder: Path, format: str, output: Path | None = None, *, forc
     chosen = cast("Format", importlib.import_module(f"patcher.export.{format.replace('-', '_')}"))
     output = output or Path(f"{folder.resolve().name}-{format}{chosen.SUFFIX}")
     check_target(output, folder, chosen, force=force)
-    edits = read_edits(folder)
+    edits = read_edits(folder, trust_remote_code=trust_remote_code)
     with placed(output, chosen, force=force) as stage:
         notes = chosen.write(edits, stage)
         files = [stage] if stage.is_file() else [item for item in stage.rglob("*") if item.is_file()]

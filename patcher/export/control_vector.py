@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from patcher.checkpoint.gguf.file import read_gguf
 from patcher.errors import InputError, MissingExtraError
 from patcher.export.edits import Edits
 
@@ -17,13 +18,10 @@ ARCHITECTURE = "controlvector"
 
 def is_ours(path: Path) -> bool:
     """Whether it is a control vector."""
-    gguf = _package()
     try:
-        field = gguf.GGUFReader(path).get_field("general.architecture")
-    except Exception:
-        # The reader indexes into the mapped file without bounds checks.
+        return read_gguf(path).scalar("general.architecture") == ARCHITECTURE
+    except InputError:
         return False
-    return field is not None and field.contents() == ARCHITECTURE
 
 
 def write(edits: Edits, target: Path) -> list[str]:

@@ -31,7 +31,7 @@ class Edits:
         place: the Hub id, or the local folder: for what is shown here, never for what is written.
         on_hub: whether ``base`` is a Hub id.
         base_config: the base's config.json.
-        trust_remote_code: whether the build ran code that came with the base.
+        trust_remote_code: whether code that comes with the base may run.
         notes: what the user should know.
     """
 
@@ -63,22 +63,29 @@ class Edits:
         return Architecture(config, trust_remote_code=self.trust_remote_code)
 
 
-def read_edits(folder: Path) -> Edits:
+def read_edits(folder: Path, *, trust_remote_code: bool = False) -> Edits:
     """The edits of a patched folder.
+
+    Args:
+        folder: the patched folder.
+        trust_remote_code: allow code that comes with the base to run. The folder itself has no say in that.
 
     Raises:
         InputError: it is not one, or its files contradict each other.
     """
     manifest = read_manifest(folder)
-    base, recipe = manifest["base"], (manifest.get("recipe") or {}).get("resolved") or {}
+    base = manifest["base"]
     sums: dict[int, torch.Tensor] = {}
     names: dict[int, list[str]] = {}
     path = folder / VECTORS
     try:
         with safe_open(path, framework="pt") as file:
             for edit in manifest["edits"]:
-                layer = int(edit["layer"])
-                sums[layer] = sums.get(layer, torch.zeros(())) + file.get_tensor(edit["tensor"]).double()
+                layer, vector = int(edit["layer"]), file.get_tensor(edit["tensor"])
+                alike = vector.ndim == 1 and len(vector) and vector.shape == sums.get(layer, vector).shape
+                if not alike or not bool(torch.isfinite(vector.double()).all()):
+                    raise ValueError(f"{edit['tensor']} is not a vector of finite numbers")
+                sums[layer] = sums.get(layer, torch.zeros(())) + vector.double()
                 names.setdefault(layer, []).append(str(edit["name"]))
     except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
@@ -97,7 +104,7 @@ def read_edits(folder: Path) -> Edits:
         place=str(base.get("path") or base.get("model", "")),
         on_hub=bool(base.get("hub")),
         base_config=_base_config(read_json_object(folder / "config.json"), manifest["route"]),
-        trust_remote_code=bool(recipe.get("trust_remote_code", False)),
+        trust_remote_code=trust_remote_code,
         notes=tuple(notes),
     )
 

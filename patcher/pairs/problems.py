@@ -44,7 +44,11 @@ class Problems:
 
 def shown(value: object, limit: int = 80) -> str:
     """``value`` as a user should see it in an error: quoted, and never long."""
-    text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
+    try:
+        text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
+    except (RecursionError, ValueError):
+        # Nested too deeply, or a number of too many digits.
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

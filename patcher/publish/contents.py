@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from patcher.checkpoint.links import require_inside
 from patcher.checkpoint.manifest_file import check_manifest
 from patcher.errors import InputError, OutsideError
 from patcher.hub_errors import holds_token
@@ -115,7 +116,7 @@ def published_files(folder: Path, manifest: dict[str, Any]) -> list[PublishedFil
     """The files to send, sorted by name; local paths and tokens are taken out of copies in memory.
 
     Raises:
-        InputError: the folder is not complete, or a text file holds what is a Hub token.
+        InputError: the folder is not complete, a file is a link out of it, or a text file holds what is a Hub token.
         OutsideError: a file cannot be read.
     """
     try:
@@ -126,6 +127,8 @@ def published_files(folder: Path, manifest: dict[str, Any]) -> list[PublishedFil
             if path.is_file()
         )
         files = [PublishedFile(name, folder / name) for name in names if _belongs(name)]
+        for file in files:
+            require_inside(folder / file.name, folder)
         _check_complete(folder, {file.name for file in files})
         return [_cleaned(file, manifest) for file in files]
     except OSError as error:

@@ -16,6 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from patcher.checkpoint.gguf.file import read_gguf
+from patcher.checkpoint.gguf.format import F32
+from patcher.checkpoint.gguf.values import read_bytes, read_floats
 from patcher.errors import InputError, MissingExtraError, OutsideError
 from patcher.vectors.peft_files import is_adapter, read_adapter
 
@@ -201,14 +204,12 @@ def _read_gguf(path: Path) -> _Contents:
         import gguf
     except ImportError:
         raise MissingExtraError("gguf", "gguf", "reading a GGUF control vector") from None
+    # Not gguf.GGUFReader, which believes every count: a few bytes keep it busy until the memory is full.
     try:
-        reader = gguf.GGUFReader(path)
-        field = reader.get_field("general.architecture")
-        architecture = None if field is None else field.contents()
-        found = {tensor.name: tensor for tensor in reader.tensors}
-    except Exception as error:
-        # The reader indexes into the mapped file without bounds checks: damage surfaces as whatever numpy raises.
-        raise _broken(path, "GGUF", error) from None
+        file = read_gguf(path)
+    except InputError as error:
+        raise _broken(path, "GGUF", error.problems[0].message) from None
+    architecture = file.scalar("general.architecture")
     if architecture != "controlvector":
         raise InputError(
             "this GGUF file is not a control vector",
@@ -218,14 +219,17 @@ def _read_gguf(path: Path) -> _Contents:
         )
 
     def read(name: str) -> Tensor:
-        tensor = found[name]
+        tensor = file.tensors[name]
+        if tensor.type == F32:
+            return read_floats(tensor)
         try:
-            values = gguf.dequantize(tensor.data, tensor.tensor_type)
+            rows = read_bytes(tensor).reshape(*tensor.shape[:0:-1], tensor.row_bytes)
+            values = gguf.dequantize(rows.numpy(), gguf.GGMLQuantizationType(tensor.type))
         except (NotImplementedError, ValueError) as error:
             raise _broken(path, "GGUF", error) from None
         return torch.tensor(values)
 
-    return _Contents(list(found), read)
+    return _Contents(list(file.tensors), read)
 
 
 def _read_peft(path: Path) -> _Contents:

@@ -52,7 +52,9 @@ def read_adapter(path: Path) -> dict[str, torch.Tensor]:
         if gains is not None:
             return {f"layer.{int(layer)}": tensors[name] for layer, name in gains.items()}
         return _constants(config, tensors, folder)
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (
+        OSError, SafetensorError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RuntimeError
+    ) as error:  # fmt: skip
         raise InputError(
             "this cannot be read as a PEFT adapter",
             where=str(folder),

@@ -6,12 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from patcher.checkpoint.prepare import temporary_base
 from patcher.checkpoint.recorded_base import recorded_adapter, recorded_base, require_recorded
+from patcher.checkpoint.staging import MANIFEST
+from patcher.errors import InputError
+from patcher.recipe import VerifySpec
 from patcher.verify.all_stacks import Options, verify_in_stacks
-from patcher.verify.comparison import FIT_ERROR, FIT_KL
 from patcher.verify.environments import TRANSFORMERS, find
 from patcher.verify.stored import read_manifest
+
+_ASKED = ("probes", "tolerance", "long_prompt_limit", "fit_error", "fit_kl")
 
 
 def verify_folder(folder: Path, **options: Any) -> dict[str, Any]:
@@ -55,17 +61,17 @@ def verify_folder_in(
     require_recorded(source.folder, manifest)
     merged = recorded_adapter(manifest, adapter)
     with temporary_base(source, merged, trust_remote_code=trust_remote_code) as reference:
-        asked = (manifest.get("recipe") or {}).get("resolved", {}).get("verify") or {}
+        asked = _asked(manifest, folder)
         options = Options(
-            tolerance=float(asked.get("tolerance") or 1e-4),
-            probes=asked.get("probes"),
+            tolerance=asked.tolerance,
+            probes=asked.probes,
             trust_remote_code=trust_remote_code,
             places=places,
         )
         only_transformers = {
-            "long_prompt_limit": int(asked.get("long_prompt_limit", 4608)),
-            "fit_error": float(asked.get("fit_error", FIT_ERROR)),
-            "fit_kl": float(asked.get("fit_kl", FIT_KL)),
+            "long_prompt_limit": asked.long_prompt_limit,
+            "fit_error": asked.fit_error,
+            "fit_kl": asked.fit_kl,
         }
         return verify_in_stacks(
             stacks,
@@ -76,3 +82,24 @@ def verify_folder_in(
             transformers_options=only_transformers,
             progress=progress,
         )
+
+
+def _asked(manifest: Mapping[str, Any], folder: Path) -> VerifySpec:
+    """How the recipe wants the folder verified, within the limits of a recipe.
+
+    Raises:
+        InputError: the manifest says what no recipe can.
+    """
+    resolved = (manifest.get("recipe") or {}).get("resolved") or {}
+    stated = resolved.get("verify")
+    said = stated if isinstance(stated, dict) else {}
+    try:
+        return VerifySpec.model_validate({key: said[key] for key in _ASKED if key in said})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(
+            "the manifest asks for a verification that no recipe can ask for",
+            where=f"{folder / MANIFEST}: recipe.resolved.verify.{'.'.join(map(str, first['loc']))}",
+            found=first["msg"],
+            remedy="build the folder again",
+        ) from None

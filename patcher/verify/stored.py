@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from patcher.checkpoint.folder import CheckpointFolder, read_json_object
+from patcher.checkpoint.manifest_file import check_manifest
 from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.checkpoint.staging import MANIFEST
 from patcher.errors import InputError
@@ -79,7 +80,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest = read_json_object(folder / MANIFEST)
     lists = all(isinstance(manifest.get(key), list) for key in ("edits", "verification"))
-    if not lists or not all(isinstance(manifest.get(key), dict) for key in ("base", "route")):
+    maps = all(isinstance(manifest.get(key), dict) for key in ("base", "route"))
+    if not (lists and maps and isinstance(manifest["route"].get("blocks"), str)):
         raise InputError("the manifest is incomplete", where=str(folder / MANIFEST), remedy="build the folder again")
     if manifest.get("format") != 1:
         raise InputError(
@@ -88,6 +90,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             found=manifest.get("format"),
             remedy="upgrade patch-model",
         )
+    check_manifest(manifest, folder / MANIFEST)
     return manifest
 
 
@@ -107,8 +110,12 @@ def read_stored(folder: Path, manifest: Mapping[str, Any]) -> dict[int, StoredLa
     wanted: dict[int, torch.Tensor] = {}
     try:
         for edit in manifest["edits"]:
-            layer = int(edit["layer"])
-            wanted[layer] = wanted.get(layer, torch.zeros(())) + vectors[edit["tensor"]].double()
+            layer, vector = int(edit["layer"]), vectors[edit["tensor"]]
+            fits = vector.ndim == 1 and len(vector) and vector.is_floating_point()
+            _require(fits and vector.shape == wanted.get(layer, vector).shape, f"{path}: {edit['tensor']}", vector)
+            wanted[layer] = wanted.get(layer, torch.zeros(())) + vector.double()
+        if not wanted:
+            raise KeyError("an edit")
         carriers: dict[int, list[Mapping[str, Any]]] = {layer: [] for layer in wanted}
         for tensor in route["tensors"]:
             carriers[int(tensor["layer"])].append(tensor)
@@ -143,13 +150,19 @@ def _slot(
     now = read_tensor(checkpoint.tensors[name])
     added = tensor["kind"] == "added"
     before = vectors[ORIGINAL_PREFIX + name] if added else torch.tensor(float(tensor.get("offset", 0.0)))
+    where = f"{checkpoint.path}: {name}"
     gain = torch.tensor(factor, dtype=torch.float64)
     if tensor.get("spread"):
-        gain = gain / vectors[SPREAD_PREFIX + name].double()
+        spread = vectors[SPREAD_PREFIX + name]
+        _require(spread.shape in ((), wanted.shape), where, spread)
+        gain = gain / spread.double()
     wanted = wanted / gain
     right, transposed = None, bool(tensor.get("transposed"))
     if tensor.get("outer"):
         right = vectors[RIGHT_PREFIX + name].double()
+        shape = (*right.shape, *wanted.shape) if transposed else (*wanted.shape, *right.shape)
+        _require(right.ndim == 1 and now.numel() and now.shape[-2:] == shape, where, now)
+        _require(before.shape in ((), now.shape), where, before)
         matrices = now.reshape(-1, *now.shape[-2:])
         # What was added to a half-precision weight is rounded beside it, at random; a created one holds it exactly.
         held = [
@@ -159,6 +172,8 @@ def _slot(
         delta = torch.stack([found for found, _ in held]).mean(dim=0)
         error = torch.stack([off for _, off in held]).max()
     else:
+        _require(now.ndim and now.numel() and now.shape[-1:] == wanted.shape, where, now)
+        _require(before.shape in ((), wanted.shape, now.shape), where, before)
         delta, error = _rows(now.reshape(-1, now.shape[-1]), before, wanted)
     return StoredSlot(
         parameter=str(tensor["parameter"]),
@@ -170,6 +185,16 @@ def _slot(
         index=tensor.get("index"),
         original=before if added and right is not None else None,
     )
+
+
+def _require(fits: object, where: str, tensor: torch.Tensor) -> None:
+    if not fits:
+        raise InputError(
+            "a tensor is not what the manifest says",
+            where=where,
+            found=f"{tensor.dtype} {list(tensor.shape)}",
+            remedy="build it again",
+        )
 
 
 def _outer(

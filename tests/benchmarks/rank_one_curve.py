@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture
-from patcher.capture.model import load_causal_lm, pick_device
 from patcher.capture.forward import run_blocks
+from patcher.capture.model import load_causal_lm, pick_device
 from patcher.routes import rank_one
 from patcher.routes.fitting.calibration import chunks, load_calibration, sample_rows
 from patcher.routes.fitting.collect import batches, fit_layers

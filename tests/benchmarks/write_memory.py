@@ -110,7 +110,7 @@ def write_shard(path: Path, tensors: list[tuple[str, list[int]]], noise: bytes) 
 # The jobs; each runs in a process of its own.
 
 
-def ours(base: Path, target: Path) -> None:
+def ours(base: Path, target: Path, *, link: bool = False) -> None:
     """The write step of a build: routes/apply, write_copy, and the atomic folder (which syncs)."""
     import torch
 
@@ -124,7 +124,12 @@ def ours(base: Path, target: Path) -> None:
     plan: Any = flag_plan(checkpoint.config)
     created, replaced = tensors_to_write(plan, {LAYER: torch.randn(checkpoint.config["hidden_size"])}, checkpoint)
     with staged_folder(target) as stage:
-        write_copy(checkpoint, stage, created=created, replaced=replaced, config_changes={"mlp_bias": True})
+        changes = {"mlp_bias": True}
+        write_copy(checkpoint, stage, created=created, replaced=replaced, config_changes=changes, link=link)
+
+
+def linked(base: Path, target: Path) -> None:
+    ours(base, target, link=True)
 
 
 def flag_plan(config: dict[str, Any]) -> Any:
@@ -170,6 +175,7 @@ JOBS = {
     "cp -r": cp,
     "cp -r, fsync": cp_sync,
     "patch-model (fsync, rename)": ours,
+    "patch-model --link": linked,
     "load + modify + save_pretrained": stock,
 }
 

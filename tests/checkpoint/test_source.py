@@ -178,6 +178,13 @@ def test_only_the_weights_that_count_are_downloaded(kind: str, tmp_path: Path, m
     assert [revision for revision, _ in hub.asked[1:]] == [hub.commit] * (len(hub.asked) - 1), "the commit moved"
 
 
+def test_what_earlier_patches_kept_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = ["steering.safetensors", "steering.1.safetensors", "steering_generations.jsonl"]
+    hub = Hub(tmp_path, {**SMALL, SINGLE: "", "steering.json": "{}", **dict.fromkeys(kept, "")})
+    assert downloaded(hub, monkeypatch, weights=False) == {*SMALL, "steering.json"}
+    assert downloaded(hub, monkeypatch) == {*SMALL, SINGLE, "steering.json", *kept}
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_bin_is_taken_where_there_is_nothing_else(
     sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -35,8 +35,14 @@ if what == "replaced":
     created, replaced = {}, {"model.norm.weight": vector.bfloat16()}
 if what == "widened":
     created, replaced = {}, {"model.norm.weight": vector}
+renamed = {name: name.replace("layers", "blocks") for name in checkpoint.tensors} if what == "renamed" else {}
+link = what == "linked"
 with staged_folder(Path(target)) as stage:
-    write_copy(checkpoint, stage, created=created, replaced=replaced, config_changes={})
+    written = write_copy(
+        checkpoint, stage, created=created, replaced=replaced, config_changes={}, renamed=renamed, link=link
+    )
+    assert bool(written.placed["files"].get("hard_link")) is link
+    assert bool(written.placed["files"].get("rewritten")) is (what in ("renamed", "widened"))
 print(imported, peak())
 """
 
@@ -52,7 +58,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-@pytest.mark.parametrize("what", ["created", "replaced", "widened"])
+@pytest.mark.parametrize("what", ["created", "replaced", "widened", "renamed", "linked"])
 def test_the_weights_do_not_pass_through_memory(base: Path, tmp_path: Path, what: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "copy"), what],

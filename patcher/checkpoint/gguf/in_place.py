@@ -26,6 +26,7 @@ from patcher.checkpoint.gguf.writer import header_pieces, offsets, read_pieces
 from patcher.errors import InputError, OutsideError
 
 _INSERT_RANGE = 0x20
+_MOST_PADDING = 1 << 20
 _COPY = "write a copy: leave out --in-place and name an output"
 
 
@@ -114,7 +115,16 @@ def _apply(file: BinaryIO, path: Path, change: _Change) -> None:
     journal = _journal(path)
     size = os.fstat(file.fileno()).st_size
     if size == change.size and change.insert:
-        _insert(file.fileno(), change.insert)
+        try:
+            _insert(file.fileno(), change.insert)
+        except OSError as error:
+            raise OutsideError(
+                "the file system did not insert the bytes; the file is as it was",
+                where=str(path),
+                found=os.strerror(error.errno or 0),
+                remedy=f"remove {journal.name}, and {_COPY}",
+                code="disk",
+            ) from None
     elif not change.size + change.insert <= size <= change.final:
         raise OutsideError(
             "an interrupted patch cannot be finished: the file changed meanwhile",
@@ -213,7 +223,7 @@ def _save(journal: Path, change: _Change) -> None:
 
 
 def _load(journal: Path) -> _Change | None:
-    """The change that a journal holds; None if there is none, or not all of it."""
+    """The change that a journal holds; None if there is none, not all of it, or none that a patch can be."""
     if not journal.is_file():
         return None
     head, _line, payload = journal.read_bytes().partition(b"\n")
@@ -223,11 +233,23 @@ def _load(journal: Path) -> _Change | None:
             return None
         writes, at = [], 0
         for start, length in words["writes"]:
-            writes.append((int(start), payload[at : at + length]))
+            writes.append((start, payload[at : at + length]))
             at += length
-        return _Change(int(words["size"]), int(words["insert"]), tuple(writes))
-    except (ValueError, KeyError, TypeError):
+        change = _Change(words["size"], words["insert"], tuple(writes))
+        return change if at == len(payload) and _is_sound(change, len(payload)) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _is_sound(change: _Change, new: int) -> bool:
+    """Whether a patch with ``new`` bytes can be this one: what is inserted is written, and new tensors end the file."""
+    numbers = [change.size, change.insert, *(start for start, _data in change.writes)]
+    return (
+        bool(change.writes)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and change.insert <= new
+        and change.final <= change.size + change.insert + new + _MOST_PADDING
+    )
 
 
 def _sync_folder(folder: Path) -> None:

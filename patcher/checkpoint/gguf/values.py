@@ -47,12 +47,22 @@ def read_floats(tensor: GgufTensor) -> torch.Tensor:
             remedy="convert the model again with llama.cpp's own converter",
             code="gguf",
         )
+    return read_bytes(tensor).view(torch.float32).reshape(tensor.shape[::-1])
+
+
+def read_bytes(tensor: GgufTensor) -> torch.Tensor:
+    """A tensor's data as it is stored: uint8 [bytes].
+
+    Raises:
+        InputError: the file has become shorter.
+    """
+    raw = bytearray(tensor.size)
     with tensor.file.open("rb") as file:
         file.seek(tensor.start)
-        raw = bytearray(file.read(tensor.size))
-    if len(raw) < tensor.size:
+        done = file.readinto(raw)
+    if done < tensor.size:
         raise _truncated(f"{tensor.file}: {tensor.name}")
-    return torch.frombuffer(raw, dtype=torch.float32).reshape(tensor.shape[::-1])
+    return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
 
 
 def _truncated(where: str) -> InputError:

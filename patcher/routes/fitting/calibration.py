@@ -90,7 +90,7 @@ def _text_of(line: str, where: str) -> str:
         return ""
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("not a line of JSON", where=where, found=error) from None
     if isinstance(value, dict):
         value = value.get("text")

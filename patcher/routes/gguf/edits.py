@@ -91,7 +91,7 @@ def edits_of_folder(folder: Path, hidden: int, blocks: int) -> list[GgufEdit]:
             ]
     except (OSError, SafetensorError) as error:
         raise InputError("the vectors cannot be read", where=str(path), found=error, remedy="build it again") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         raise InputError(
             "the manifest is incomplete", where=str(folder / MANIFEST), remedy="build the folder again"
         ) from None
@@ -132,8 +132,9 @@ def _check_blocks(folder: Path, manifest: Mapping[str, Any], blocks: int) -> Non
     route = manifest.get("route")
     if found is None or not isinstance(route, Mapping):
         return
-    if route.get("name") == "carrier":
-        found -= len(route.get("copy_layers") or ())
+    added = route.get("copy_layers")
+    if route.get("name") == "carrier" and isinstance(added, Mapping):
+        found -= len(added)
     if found != blocks:
         raise InputError(
             "this is the GGUF file of another model: it has not as many blocks as the base of the patched folder",

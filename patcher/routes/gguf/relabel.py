@@ -92,7 +92,7 @@ class Relabelling:
             return Placed(name, tensor.shape, tensor.type, (Range(tensor.file, tensor.start, tensor.size),))
         # A bias is one row of numbers: each of them is a row here.
         flat = len(tensor.shape) == 1
-        if len(tensor.shape) > 2 or (flat and tensor.type != F32):
+        if len(tensor.shape) > 2 or (flat and tensor.type != F32) or not tensor.size:
             raise self._refusal("a tensor has an unexpected shape or type", tensor.name, tensor)
         width = row_bytes(tensor.type, 1 if flat else tensor.shape[0])
         rows = tensor.shape[-1]
