@@ -60,6 +60,7 @@ def reproduce(
     base: str | None = None,
     adapter: str | None = None,
     inputs: Path | None = None,
+    trust_remote_code: bool = False,
     say: Callable[[str], None] = print,
 ) -> Reproduced:
     """Build ``folder`` again beside itself, compare, and remove what was built.
@@ -69,13 +70,23 @@ def reproduce(
         base: where the base is, if not where the manifest says: a folder or a Hub id.
         adapter: the same for a merged adapter.
         inputs: what paths in the recipe are relative to, if not to the folder that the manifest names.
+        trust_remote_code: allow code that comes with the base to run, where the recipe asks for it.
 
     Raises:
-        InputError: the manifest holds no recipe, or what it needs is not there or not what it was.
+        InputError: the manifest holds no recipe, asks for trust that was not given, or what it needs is not there or
+            not what it was.
         CheckFailed, OutsideError: as from a build.
     """
     manifest = read_manifest(folder)
     recipe, text = _recipe(manifest, folder)
+    if recipe.trust_remote_code and not trust_remote_code:
+        # Who wrote the folder must not decide what code is run here.
+        raise InputError(
+            "the recipe in the folder asks to run Python code that comes with the model",
+            where=f"{folder / MANIFEST}: recipe.resolved.trust_remote_code",
+            remedy="if you trust it: --trust-remote-code",
+            code="remote_code",
+        )
     source = recorded_base(manifest, base)
     say("checking that the base is the one the folder was made from")
     require_recorded(source.folder, manifest)

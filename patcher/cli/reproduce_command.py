@@ -18,8 +18,11 @@ import click
     type=click.Path(path_type=Path),
     help="What paths in the recipe are relative to, if that has moved.",
 )
+@click.option("--trust-remote-code", is_flag=True, help="Allow code that comes with the base model to run.")
 @click.option("--json", "as_json", is_flag=True, help="Print {reproduced, identical, different, ...} on stdout.")
-def reproduce(folder: Path, base: str | None, adapter: str | None, inputs: Path | None, as_json: bool) -> None:
+def reproduce(
+    folder: Path, base: str | None, adapter: str | None, inputs: Path | None, trust_remote_code: bool, as_json: bool
+) -> None:
     """Build DIR once more in a temporary folder beside it, from the recipe and the base in its steering.json.
 
     Exit status 0 if every file but the card is byte for byte the same (of a safetensors header, but for the order of
@@ -30,7 +33,9 @@ def reproduce(folder: Path, base: str | None, adapter: str | None, inputs: Path 
     from patcher.cli.progress import progress
 
     with progress() as say:
-        result = work.reproduce(folder, base=base, adapter=adapter, inputs=inputs, say=say)
+        result = work.reproduce(
+            folder, base=base, adapter=adapter, inputs=inputs, trust_remote_code=trust_remote_code, say=say
+        )
     if as_json:
         click.echo(json.dumps(result.as_json()))
     else:
