@@ -21,7 +21,7 @@ from patcher.capture.cache_key import model_identity
 from patcher.capture.model import load_tokenizer
 from patcher.capture.processes import Processes
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.hashes import hashing
+from patcher.checkpoint.hashes import files_now, hashing
 from patcher.checkpoint.prepare import (
     adapter_record,
     check_adapter,
@@ -51,8 +51,13 @@ from patcher.verify.stored import VECTORS, read_stored
 Say = Callable[[str], None]
 
 
-def dry_run(recipe: Recipe, recipe_path: Path, output: Path, *, force: bool = False, say: Say = print) -> DryRun:
+def dry_run(
+    recipe: Recipe, recipe_path: Path, output: Path, *, force: bool = False, say: Say = print, writes: bool = True
+) -> DryRun:
     """Everything that can be decided and checked without the weights; of a Hub model only small files are fetched.
+
+    Args:
+        writes: whether a folder is to be written, and must not be in the way.
 
     Raises:
         InputError: anything that would stop the build before its real work.
@@ -60,7 +65,8 @@ def dry_run(recipe: Recipe, recipe_path: Path, output: Path, *, force: bool = Fa
     say("reading the model's config")
     require_stacks(recipe)
     source = find_model(recipe.model, recipe_path.parent, weights=False)
-    check_output(output, force=force, inputs=(source.folder,))
+    if writes:
+        check_output(output, force=force, inputs=(source.folder,))
     config = read_config(source.folder, trust_remote_code=recipe.trust_remote_code)
     architecture = Architecture(config, trust_remote_code=recipe.trust_remote_code)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=recipe.trust_remote_code)
@@ -130,6 +136,8 @@ def build(
         with clock.time("load"):
             source = fetch(source.name, source.revision, weights=True)
     history = history_of(source.folder)
+    whole_base = CheckpointFolder(source.folder)
+    opened = files_now(whole_base)
     with prepared_base(source, recipe, recipe_path.parent, output, say) as base:
         # Again, now that the names on disk are known (a download, a merged adapter), for the route that was chosen.
         plan = _plan(recipe, planned.architecture, list(planned.plan.sites), base.checkpoint, planned.plan.route)
@@ -140,7 +148,7 @@ def build(
             found = run.find(plan, processes, early)
         plan, total = found.plan, sum_by_layer(found.vectors)
         created, replaced = tensors_to_write(plan, total, base.checkpoint)
-        with staged_folder(output, force=force) as stage, hashing(CheckpointFolder(source.folder), hash=hash) as hashes:
+        with staged_folder(output, force=force) as stage, hashing(whole_base, hash=hash, since=opened) as hashes:
             say("writing the copy")
             with clock.time("write"):
                 written = write_copy(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,6 +35,7 @@ from patcher.vectors.finding import PreparedVector, answer_questions, find_vecto
 from patcher.verify.probes import PROBES
 
 Say = Callable[[str], None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -111,48 +112,65 @@ class BaseRun:
         if processes is not None:
             with self.clock.time("capture"):
                 vectors = self._find_together(processes)
-        device, dtype = self._device_and_dtype()
         fitted = None if ROUTES[plan.route].fit is None else "the fitted route"
+        return self.run(lambda opened, reader: self._in(opened, reader, plan, list(vectors)), whole=fitted)
+
+    def run(self, work: Callable[[OpenedBase, ResidualReader], Result], whole: str | None = None) -> Result:
+        """Do ``work`` with the base, opened where it fits, and with what reads its residuals or remembers them.
+
+        Work that finds a base cannot be streamed exactly is begun again on one that is spread over memory and disk.
+
+        Args:
+            whole: what needs the model whole, for errors; or None.
+
+        Raises:
+            InputError, OutsideError: see :func:`patcher.build.build`.
+        """
+        device, dtype = self._device_and_dtype()
         mode = choose_mode(
             self.recipe.capture.mode,
             size=self.base.parameter_count * dtype.itemsize,
             device=device,
             quantised=quantisation_of(self.base.checkpoint.config) is not None,
-            whole="`method: persona`" if any(entry.asked for entry in self.planned.prepared) else fitted,
+            whole="`method: persona`" if any(entry.asked for entry in self.planned.prepared) else whole,
         )
         try:
-            return self._in(mode, dtype, device, plan, list(vectors))
+            return self._run_in(mode, dtype, device, work)
         except InputError as error:
             if error.code != "stream" or self.recipe.capture.mode != "auto":
                 raise
             self.note(f"not streamed: {error.problems[0].message}")
-            return self._in("spread", dtype, device, plan, list(vectors))
+            return self._run_in("spread", dtype, device, work)
 
-    def _in(self, mode: Mode, dtype: torch.dtype, device: str, plan: Plan, vectors: list[SteeringVector]) -> Found:
+    def _run_in(
+        self, mode: Mode, dtype: torch.dtype, device: str, work: Callable[[OpenedBase, ResidualReader], Result]
+    ) -> Result:
         with ExitStack() as stack:
             with self.clock.time("load"):
                 opened = stack.enter_context(self._opening(mode, dtype, device))
-            prepared = self.planned.prepared
-            if not vectors:
-                with self.clock.time("capture"):
-                    prepared = self._answered(opened)
-                    reader = self._remembering(opened.reader, mode, device)
-                    vectors = self._find_vectors(prepared, reader, opened.tokenizer)
-            total = sum_by_layer(vectors)
-            if ROUTES[plan.route].fit is not None:
-                with self.clock.time("capture"):
-                    plan = self._fitted(plan, opened, total)
-            evaluation, notes = evaluate_build(
-                self.recipe,
-                prepared,
-                opened.logits,
-                opened.tokenizer,
-                total,
-                positions=opened.positions,
-                recipe_folder=self.recipe_path.parent,
-                progress=self.say,
-            )
-            return Found(vectors, prepared, plan, evaluation, notes)
+            return work(opened, self._remembering(opened.reader, mode, device))
+
+    def _in(self, opened: OpenedBase, reader: ResidualReader, plan: Plan, vectors: list[SteeringVector]) -> Found:
+        prepared = self.planned.prepared
+        if not vectors:
+            with self.clock.time("capture"):
+                prepared = self.answered(opened)
+                vectors = self._find_vectors(prepared, reader, opened.tokenizer)
+        total = sum_by_layer(vectors)
+        if ROUTES[plan.route].fit is not None:
+            with self.clock.time("capture"):
+                plan = self._fitted(plan, opened, total)
+        evaluation, notes = evaluate_build(
+            self.recipe,
+            prepared,
+            opened.logits,
+            opened.tokenizer,
+            total,
+            positions=opened.positions,
+            recipe_folder=self.recipe_path.parent,
+            progress=self.say,
+        )
+        return Found(vectors, prepared, plan, evaluation, notes)
 
     def _device_and_dtype(self) -> tuple[str, torch.dtype]:
         device = pick_device(self.recipe.device)
@@ -189,7 +207,8 @@ class BaseRun:
         )
         return replace(reader, memory=memory)
 
-    def _answered(self, opened: OpenedBase) -> list[PreparedVector]:
+    def answered(self, opened: OpenedBase) -> list[PreparedVector]:
+        """The recipe's vectors, with the pairs that the model writes."""
         prepared = self.planned.prepared
         if not any(entry.asked for entry in prepared):
             return prepared

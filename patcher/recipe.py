@@ -6,19 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from patcher.recipe_evaluate import EvaluateSpec, InlinePair, SweepSpec
 from patcher.recipe_persona import GenerateSpec, Personas
 from patcher.recipe_types import Auto, Index, Indices, Layer, Layers, Number, PositiveNumber, Seed, Stack, Strict
-
-
-class InlinePair(Strict):
-    """A contrast pair written in the recipe itself."""
-
-    prompt: str | None = None
-    """What both sides continue; without it each side is a whole text."""
-    positive: str
-    """The text that shows what the vector should add."""
-    negative: str
-    """Its contrast; may be empty."""
 
 
 class VectorSpec(Strict):
@@ -56,18 +46,29 @@ class VectorSpec(Strict):
     position: Literal["auto", "answer", "last", "mean"] | Index = "auto"
     """The token read: the `answer` letter, `last`, the `mean` over the continuation, or an index (-1: the last).
     For `method: persona`, `auto` is the `mean` over the response."""
-    layer: Layer | Layers | None = None
-    """The decoder block whose output is steered: a 0-based index, "40%", or a list (a vector of its own for each)."""
+    layer: Layer | Layers | Auto | None = None
+    """The decoder block whose output is steered: a 0-based index, "40%", a list (a vector of its own for each), or
+    `auto`: chosen by the sweep."""
     before_layer: Index | Indices | None = None
     """The same counted as ActAdd does: the residual that enters this block, so block `before_layer - 1`."""
     read_layer: Layer | None = None
     """Where the vector is read, if not where it is added."""
-    coefficient: Number = 1.0
-    """Multiplies the vector; negative turns it round."""
+    coefficient: Number | Auto = 1.0
+    """Multiplies the vector; negative turns it round. `auto`: chosen by the sweep."""
     scale: Literal["raw", "unit", "residual"] | PositiveNumber = "raw"
     """`raw`: as found. `unit`: norm 1. `residual`: the mean residual norm at that layer. A number: that norm."""
     center: bool = False
     """For `pca`: subtract the mean difference first, as repeng does (this removes the mean signal)."""
+
+    @property
+    def swept(self) -> bool:
+        """Whether the layer or the coefficient is for the sweep to choose."""
+        return "auto" in (self.layer, self.coefficient)
+
+    @property
+    def factor(self) -> float:
+        """The coefficient as a number; one that the sweep has yet to choose counts as 1."""
+        return 1.0 if self.coefficient == "auto" else float(self.coefficient)
 
     @model_validator(mode="after")
     def _consistent(self) -> VectorSpec:
@@ -110,25 +111,6 @@ class VectorSpec(Strict):
             raise ValueError(
                 f"`method: persona` reads the `mean` over a response or its `last` token, not {self.position!r}"
             )
-
-
-class EvaluateSpec(Strict):
-    """What is measured on the steered model before it is written."""
-
-    enabled: bool = True
-    """Measure the effect on held-out pairs beside its controls."""
-    pairs: str | list[InlinePair] | None = None
-    """Held-out pairs of their own; by default a seeded split of each vector's pairs."""
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """The share of the pairs that is kept out of the vector."""
-    limit: Annotated[int, Field(ge=1)] = 50
-    """At most this many held-out pairs are measured."""
-    random_vectors: Annotated[int, Field(ge=1, le=100)] = 3
-    """How many random vectors of equal norm stand beside the effect."""
-    on_topic: str | None = None
-    """A text file, one passage a line or paragraph: perplexity where the vector should help."""
-    off_topic: str | None = None
-    """A text file: perplexity where the vector should do nothing."""
 
 
 class VerifySpec(Strict):
@@ -213,6 +195,7 @@ class Recipe(Strict):
     route: str = "auto"
     """Force a route by name: native, flag, relabel, parallel, embedding, carrier, rank_one."""
     evaluate: EvaluateSpec = EvaluateSpec()
+    sweep: SweepSpec = SweepSpec()
     verify: VerifySpec = VerifySpec()
     capture: CaptureSpec = CaptureSpec()
     calibration: CalibrationSpec = CalibrationSpec()
@@ -234,6 +217,10 @@ class Recipe(Strict):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two vectors are named {name!r}; give each a name of its own")
+        if sum(vector.swept for vector in self.vectors) > 1:
+            raise ValueError("only one vector can have `auto`: a sweep chooses one layer and one coefficient")
+        if self.sweep.vector is not None and self.sweep.vector not in names:
+            raise ValueError(f"`sweep.vector`: no vector is named {self.sweep.vector!r}")
         return self
 
 

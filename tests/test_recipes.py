@@ -11,7 +11,8 @@ import pytest
 import yaml
 from old_transformers import skip_if_too_old
 
-from patcher.recipe import InlinePair, Recipe
+from patcher.recipe import Recipe
+from patcher.recipe_evaluate import InlinePair
 from patcher.recipe_file import load_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -15,10 +14,12 @@ from typing import Any, NoReturn
 import click
 
 from patcher import __version__
+from patcher.cli.interrupts import heed_interrupts, obey_interrupts
 from patcher.errors import OutsideError, PatchModelError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("build_command", "Build what a recipe describes (the default: patch-model RECIPE)."),
+    "sweep": ("sweep_command", "Find a layer and a coefficient, by measuring many under a guard against damage."),
     "verify": ("verify_command", "Compare a patched folder with the hook reference again, in any stack."),
     "stacks": ("stacks_command", "Which stock stacks are found here; install one in an environment of its own."),
     "diff": ("diff_command", "List which tensors and config keys differ between a base and a copy."),
@@ -74,11 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a check failed, 2 wrong input, 3 the outside failed."""
     chosen = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in chosen
-    signal.signal(signal.SIGTERM, _terminated)
+    heed_interrupts()
     try:
         _leave_to_the_first(chosen)
-        # Outside of its standalone mode, click returns what `Exit` carries.
-        status = cli.main(args=_with_default_command(chosen), prog_name="patch-model", standalone_mode=False)
+        status = _run(_with_default_command(chosen))
     except PatchModelError as error:
         _fail(error.exit_code, str(error), error.as_json(), as_json)
     except click.exceptions.Exit as done:
@@ -98,6 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         )
         _fail(memory.exit_code, str(memory), memory.as_json(), as_json)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _run(arguments: list[str]) -> object:
+    try:
+        # Outside of its standalone mode, click returns what `Exit` carries.
+        return cli.main(args=arguments, prog_name="patch-model", standalone_mode=False)
+    except Exception:
+        obey_interrupts()
+        raise
 
 
 def _with_default_command(arguments: list[str]) -> list[str]:
@@ -127,8 +136,3 @@ def _fail(exit_code: int, text: str, body: Mapping[str, Any], as_json: bool) -> 
         click.echo(json.dumps(body))
     click.echo(click.style("error: ", fg="red", bold=True) + text, err=True)
     sys.exit(exit_code)
-
-
-def _terminated(_signal: int, _frame: object) -> None:
-    # As an exception it unwinds, so that staging folders are removed.
-    raise KeyboardInterrupt

@@ -175,6 +175,12 @@ class Writer:
             for _ in range(sentences)
         )
 
+    def notes(self, sentences: int) -> str:
+        """Write sentences without any opinion."""
+        topic = self.topic()
+        templates = [self._random.choice((*_NEUTRAL, *NOTES)) for _ in range(sentences)]
+        return " ".join(_capital(template.format(**self._plain_words(topic))) for template in templates)
+
     def question(self, topic: Topic) -> Question:
         """Ask for an opinion and offer a positive and a negative word, in either order."""
         answers: dict[Sentiment, str] = {name: self._loaded(ADJECTIVES[name]) for name in SENTIMENTS}

@@ -29,7 +29,7 @@ def write_demo(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source / "model", folder / "model", ignore=shutil.ignore_patterns("__pycache__"))
         for item in sorted(source.iterdir()):
-            if item.suffix in (".jsonl", ".yaml"):
+            if item.suffix in (".jsonl", ".txt", ".yaml"):
                 shutil.copyfile(item, folder / item.name)
         (folder / SCHEMA).write_text(json.dumps(recipe_schema(), indent=2) + "\n", encoding="utf-8")
     return folder / RECIPE

@@ -1,13 +1,14 @@
-"""Write the quickstart's contrast pairs: ``python -m patcher.demo.write_pairs``."""
+"""Write the quickstart's contrast pairs and neutral texts: ``python -m patcher.demo.write_pairs``."""
 
 from __future__ import annotations
 
 import json
 
 from patcher.demo import demo_folder
-from patcher.demo.grammar import PAIRS_SEED, questions
+from patcher.demo.grammar import PAIRS_SEED, Writer, questions
 
 COUNT = 120
+PASSAGES = 60
 
 
 def pairs_text() -> str:
@@ -16,11 +17,20 @@ def pairs_text() -> str:
     return "".join(f"{row}\n" for row in rows)
 
 
+def neutral_text() -> str:
+    """The content of `neutral.txt`: passages without any opinion, one a line."""
+    writer = Writer(PAIRS_SEED)
+    return "".join(f"{writer.notes(3)}\n" for _ in range(PASSAGES))
+
+
 def main() -> None:
-    """Write the file."""
+    """Write the files."""
     path = demo_folder() / "pairs.jsonl"
     path.write_text(pairs_text(), encoding="utf-8")
     print(f"{COUNT} pairs written to {path}")
+    neutral = demo_folder() / "neutral.txt"
+    neutral.write_text(neutral_text(), encoding="utf-8")
+    print(f"{PASSAGES} passages written to {neutral}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def evaluate_build(
             questions,
             random_vectors=spec.random_vectors,
             seed=recipe.seed,
-            expected_sign=math.copysign(1.0, entry.spec.coefficient),
+            expected_sign=math.copysign(1.0, entry.spec.factor),
             batch_size=batch_rows(recipe),
             progress=progress,
         )

@@ -159,6 +159,60 @@ def answer_questions(
     ]
 
 
+@dataclass(frozen=True)
+class Direction:
+    """What a method found for one layer, before scale and coefficient.
+
+    Attributes:
+        layer: where it is added.
+        read_layer: where it was read; None for one from a file.
+        values: [hidden].
+        residual_norm: the mean residual norm there, or None.
+        read: [2 * pairs, hidden]: the activations that it is made of, positive sides first; None for one from a file.
+    """
+
+    layer: int
+    read_layer: int | None
+    values: torch.Tensor
+    residual_norm: float | None
+    read: torch.Tensor | None
+
+
+def find_directions(
+    prepared: Sequence[PreparedVector],
+    reader: ResidualReader,
+    *,
+    recipe_folder: Path,
+    neutral: Sequence[Sequence[int]],
+    progress: Callable[[str], None] | None = None,
+) -> list[list[Direction]]:
+    """For every vector of a recipe, its direction at each of its layers.
+
+    Args:
+        reader: reads the residuals of the base.
+        neutral: token ids of neutral texts; the residual norm beside a vector from a file is measured on them.
+
+    Raises:
+        InputError: a file does not fit.
+    """
+    say = progress or (lambda _text: None)
+    requests = [_request(entry, neutral) for entry in prepared]
+    residuals = reader.read(requests, lambda done, total: say(f"reading activations: {done} of {total} prompts"))
+    found = []
+    for entry, read in zip(prepared, residuals, strict=True):
+        if entry.spec.method == "file":
+            found.append(_from_file(entry, reader.hidden, recipe_folder, read))
+            continue
+        method, half = METHODS[entry.spec.method], len(entry.pairs)
+        directions = []
+        for layer in entry.layers:
+            at = read[entry.read_layers[layer]]
+            values = method(at.read[:half], at.read[half:], center=entry.spec.center)
+            directions.append(Direction(layer, entry.read_layers[layer], values, at.mean_norm, at.read))
+        found.append(directions)
+    return found
+
+
 def find_vectors(
     prepared: Sequence[PreparedVector],
     reader: ResidualReader,
@@ -167,29 +221,17 @@ def find_vectors(
     neutral: Sequence[Sequence[int]],
     progress: Callable[[str], None] | None = None,
 ) -> list[SteeringVector]:
-    """Make every steering vector of a recipe.
-
-    Args:
-        reader: reads the residuals of the base.
-        neutral: token ids of neutral texts; the residual norm beside a vector from a file is measured on them.
+    """Make every steering vector of a recipe; see :func:`find_directions`.
 
     Raises:
         InputError: a direction is zero or not finite, or its file does not fit.
     """
-    say = progress or (lambda _text: None)
-    requests = [_request(entry, neutral) for entry in prepared]
-    residuals = reader.read(requests, lambda done, total: say(f"reading activations: {done} of {total} prompts"))
-    found = []
-    for entry, read in zip(prepared, residuals, strict=True):
-        spec = entry.spec
-        if spec.method == "file":
-            found += _from_file(entry, reader.hidden, recipe_folder, read)
-            continue
-        for layer in entry.layers:
-            at, half = read[entry.read_layers[layer]], len(entry.pairs)
-            direction = METHODS[spec.method](at.read[:half], at.read[half:], center=spec.center)
-            found.append(_vector(entry, layer, direction, at.mean_norm, entry.read_layers[layer]))
-    return found
+    found = find_directions(prepared, reader, recipe_folder=recipe_folder, neutral=neutral, progress=progress)
+    return [
+        steering_vector(entry.spec, direction)
+        for entry, directions in zip(prepared, found, strict=True)
+        for direction in directions
+    ]
 
 
 def _request(entry: PreparedVector, neutral: Sequence[Sequence[int]]) -> Request:
@@ -215,22 +257,27 @@ def sum_by_layer(vectors: Sequence[SteeringVector]) -> dict[int, torch.Tensor]:
 
 def _from_file(
     entry: PreparedVector, hidden: int, recipe_folder: Path, norms: Mapping[int, Residuals]
-) -> list[SteeringVector]:
+) -> list[Direction]:
     path = Path(str(entry.spec.file)).expanduser()
     path = path if path.is_absolute() else recipe_folder / path
     found = []
     for layer in entry.layers:
-        direction = load_vector_file(path, layer=layer, hidden=hidden, tensor=entry.spec.tensor)
-        norm = norms[layer].mean_norm if layer in norms else None
-        found.append(_vector(entry, layer, direction, norm, None))
+        values = load_vector_file(path, layer=layer, hidden=hidden, tensor=entry.spec.tensor)
+        found.append(Direction(layer, None, values, norms[layer].mean_norm if layer in norms else None, None))
     return found
 
 
-def _vector(
-    entry: PreparedVector, layer: int, direction: torch.Tensor, residual_norm: float | None, read_layer: int | None
-) -> SteeringVector:
-    spec = entry.spec
-    require_usable(direction, name=spec.name, layer=layer)
-    values = scale_direction(direction, scale=spec.scale, coefficient=spec.coefficient, residual_norm=residual_norm)
-    require_usable(values, name=spec.name, layer=layer)
-    return SteeringVector(spec.name, layer, read_layer, spec.coefficient, values, residual_norm)
+def steering_vector(spec: VectorSpec, direction: Direction) -> SteeringVector:
+    """The direction with the recipe's scale and coefficient.
+
+    Raises:
+        InputError: it is zero or not finite.
+    """
+    require_usable(direction.values, name=spec.name, layer=direction.layer)
+    values = scale_direction(
+        direction.values, scale=spec.scale, coefficient=spec.factor, residual_norm=direction.residual_norm
+    )
+    require_usable(values, name=spec.name, layer=direction.layer)
+    return SteeringVector(
+        spec.name, direction.layer, direction.read_layer, spec.factor, values, direction.residual_norm
+    )

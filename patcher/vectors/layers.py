@@ -8,6 +8,8 @@ from patcher.errors import InputError
 from patcher.recipe import VectorSpec
 
 EMBEDDING = -1
+UNTIL_SWEPT = "40%"
+"""Stands for `layer: auto` where something has to."""
 
 
 def resolve_layers(spec: VectorSpec, block_count: int, where: str) -> list[int]:
@@ -15,7 +17,7 @@ def resolve_layers(spec: VectorSpec, block_count: int, where: str) -> list[int]:
 
     A percentage is ``int(share * block_count)``, so "0%" is the first block, "50%" of 32 is block 16, and "100%" is
     the last block. ``before_layer: n`` (ActAdd) is the residual stream that enters block n, so the output of block
-    ``n - 1``; ``before_layer: 0`` is the embedding, -1.
+    ``n - 1``; ``before_layer: 0`` is the embedding, -1. ``auto`` is 40 % until a sweep has chosen.
 
     Raises:
         InputError: if a layer is negative, out of range or named twice.
@@ -26,7 +28,7 @@ def resolve_layers(spec: VectorSpec, block_count: int, where: str) -> list[int]:
         layers = [_index(value, block_count, key) - 1 for value in asked]
     else:
         key = f"{where}.layer"
-        chosen = spec.layer if isinstance(spec.layer, list) else [spec.layer]
+        chosen = spec.layer if isinstance(spec.layer, list) else [UNTIL_SWEPT if spec.layer == "auto" else spec.layer]
         layers = [_resolve(value, block_count, key) for value in chosen if value is not None]
     for layer in layers:
         if layers.count(layer) > 1:

@@ -1,0 +1,67 @@
+"""``patch-model sweep``: which layer, and how much."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command("sweep", short_help="Find a layer and a coefficient.")
+@click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="The results. Default: <model>-sweep."
+)
+@click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a recipe key: sweep.layers=[4,8,12]."
+)
+@click.option("--force", is_flag=True, help="Start anew where DIR holds another sweep.")
+@click.option("--no-pictures", is_flag=True, help="Only numbers; without this, the extra `plots` is needed.")
+@click.option("--no-cache", is_flag=True, help="Read all activations anew, and keep none for the next run.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("-v", "--verbose", is_flag=True, help="Also say how the numbers are computed.")
+def sweep(
+    recipe: Path,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    no_pictures: bool,
+    no_cache: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Try the vector of RECIPE at several layers and coefficients, and choose one cell under a guard against damage.
+
+    The vector is made of one part of the pairs, the cell is chosen on another, and what is reported is measured on a
+    third, beside random vectors of equal norm and the values that people take without a search. Finished cells are
+    kept: an interrupted sweep goes on. DIR gets the grid (sweep.json, sweep.csv), pictures, report.html, and
+    recipe.yaml with the chosen values, ready to be built.
+
+    Exit status: 0 a cell was chosen, 1 none within the guard does what the vector is for, 2 something in the input is
+    wrong, 3 the Hub, the disk or the memory failed.
+    """
+    from patcher.cli.progress import progress
+    from patcher.recipe_file import load_recipe
+
+    parsed, text = load_recipe(recipe, overrides)
+    if not no_pictures:
+        from patcher.evaluate.pictures.extra import require_plots
+
+        require_plots()
+
+    from patcher.cli.sweep_report import print_sweep
+    from patcher.sweep import sweep as run
+    from patcher.sweep_files import write_results
+
+    if output is None:
+        name = parsed.model.partition("@")[0].rstrip("/").rpartition("/")[2] or "model"
+        output = Path(f"{name}-sweep")
+    with progress(verbose) as say:
+        found = run(parsed, recipe, output, force=force, cache=not no_cache, say=say, note=say.note)
+        write_results(found, output, parsed, text, recipe, pictures=not no_pictures, say=say)
+    print_sweep(found.data, output, to_stderr=as_json, pictures=not no_pictures)
+    if as_json:
+        click.echo(json.dumps({"output": str(output), **found.data}))
+    if found.chosen is None:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,107 @@
+"""What a person sees of a sweep: the grid, the chosen cell beside its controls, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from patcher.cli.report import console_for, empty_table
+
+_COLOURS = {"recommended": "bold green", "random": "dim", "default": ""}
+
+
+def print_sweep(data: Mapping[str, Any], folder: Path, *, to_stderr: bool, pictures: bool) -> None:
+    """The report of a finished sweep."""
+    console = console_for(to_stderr=to_stderr)
+    _print_grid(data, console)
+    _print_report(data, console)
+    for warning in warnings(data):
+        console.print(f"[yellow]warning[/] {escape(warning)}")
+    for note in data["notes"]:
+        console.print(f"note: {note}", markup=False)
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in data["timings"].items())
+    console.print(f"[dim]{seconds}[/]")
+    best = data["recommended"]
+    if best is None:
+        console.print("\nno cell is recommended", style="bold")
+    else:
+        console.print(f"\nrecommended: [bold]layer {best['layer']}, coefficient {best['coefficient']:g}[/]")
+        console.print(f"build it: patch-model {folder / 'recipe.yaml'}", soft_wrap=True)
+    console.print(f"written: {folder}" + (f" (open {folder / 'report.html'})" if pictures else ""), soft_wrap=True)
+
+
+def warnings(data: Mapping[str, Any]) -> list[str]:
+    """What a reader must not miss."""
+    found = []
+    report, control = data["report"], data["random_control"]
+    chosen = next((row for row in report if row["kind"] == "recommended"), None)
+    if chosen is None:
+        return ["no cell within the guard moves the measure the expected way on the choosing pairs"]
+    if control is not None and not control["distinguishable"]:
+        found.append(
+            "on the pairs that were kept back the effect is no larger than that of random vectors of equal norm"
+        )
+    if chosen["low"] <= 0:
+        found.append("the interval of the effect on the pairs that were kept back includes 0")
+    if not chosen["within_guard"]:
+        found.append("on the texts that were kept back the damage is beyond the guard")
+    better = [
+        row for row in report if row["kind"] == "default" and row["within_guard"] and row["effect"] > chosen["effect"]
+    ]
+    if better:
+        found.append(f"a fixed default did better on the pairs that were kept back: {better[0]['name']}")
+    return found
+
+
+def _print_grid(data: Mapping[str, Any], console: Console) -> None:
+    coefficients = data["coefficients"]
+    table = empty_table(f"effect on {data['splits']['choose']} choosing items", *(f"{c:g}" for c in coefficients))
+    cells = {(cell["layer"], cell["coefficient"]): cell for cell in data["grid"]}
+    best = data["recommended"]
+    for layer in data["layers"]:
+        shown = []
+        for coefficient in coefficients:
+            cell = cells[layer, coefficient]
+            text = f"{cell['effect']:+.3f}"
+            if best is not None and (layer, coefficient) == (best["layer"], best["coefficient"]):
+                text = f"[bold green]{text} *[/]"
+            elif not cell["within_guard"]:
+                text = f"[dim]({text})[/]"
+            shown.append(text)
+        table.add_row(f"layer {layer}", *shown)
+    console.print(table)
+    limit = data["guard"]["limit"]
+    if limit is not None:
+        console.print(f"in brackets: beyond the guard (KL divergence on neutral text above {limit:g} nats a token)")
+    console.print(f"rule: {data['rule']}", soft_wrap=True)
+
+
+def _print_report(data: Mapping[str, Any], console: Console) -> None:
+    measure = str(data["measure"]).replace("_", " ")
+    table = empty_table(f"{measure}, {data['splits']['report']} items kept back", "value", "effect", "95 %", "KL", "")
+    randoms = [row for row in data["report"] if row["kind"] == "random"]
+    for row in data["report"]:
+        if row["kind"] == "random":
+            if row is randoms[0]:
+                effects = [each["effect"] for each in randoms]
+                span = f"{min(effects):+.3f} to {max(effects):+.3f}"
+                damage = sum(each["damage"] for each in randoms) / len(randoms)
+                table.add_row(
+                    f"{len(randoms)} random vectors of equal norm", "", span, "", f"{damage:.3g}", "", style="dim"
+                )
+            continue
+        place = "" if row["layer"] is None else f" (layer {row['layer']}, {row['coefficient']:+g})"
+        table.add_row(
+            row["name"] + (place if row["kind"] in ("recommended", "negative", "default") else ""),
+            f"{row['value']:.3f}",
+            "" if row["kind"] == "base" else f"{row['effect']:+.3f}",
+            "" if row["kind"] == "base" else f"{row['low']:+.3f} to {row['high']:+.3f}",
+            "" if row["damage"] is None else f"{row['damage']:.3g}",
+            "beyond the guard" if row["within_guard"] is False else "",
+            style=_COLOURS.get(row["kind"], ""),
+        )
+    console.print(table)

@@ -1,0 +1,209 @@
+"""What steering did, to be looked at: tokens that moved, texts in green and red, completions side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from patcher.capture.logits import LogitsSource
+from patcher.evaluate.divergence import top_contributing_tokens
+from patcher.evaluate.generation import Generation, generate_under, word_counts
+from patcher.evaluate.prompting import encode_prompts
+from patcher.evaluate.scorers import load_scorer
+from patcher.evaluate.scoring import Vectors
+from patcher.evaluate.shifted import most_shifted_tokens
+from patcher.evaluate.text_change import token_changes
+from patcher.evaluate.texts import token_texts
+from patcher.recipe import Recipe, VectorSpec
+from patcher.recipe_persona import GenerateSpec
+
+PROMPTS = ("I think that", "Yesterday my neighbour told me that", "The most important thing is")
+"""Continued where a recipe gives no prompts of its own."""
+TEMPERATURE = 0.7
+_TEXT_TOKENS = 160
+_TOKENS = 10
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The models that are looked at.
+
+    Attributes:
+        source: the base's logits.
+        model: the base itself, where it is loaded whole; without it nothing is written.
+        blocks: path of its decoder blocks.
+        tokenizer: its tokenizer.
+        positions: how many positions it has, if it has a table of them.
+    """
+
+    source: LogitsSource
+    model: nn.Module | None
+    blocks: str
+    tokenizer: Any
+    positions: int | None
+
+
+def look(
+    looked: Looked,
+    recipe: Recipe,
+    spec: VectorSpec,
+    base: Vectors,
+    steered: Vectors,
+    *,
+    texts: Mapping[str, Sequence[Sequence[int]]],
+    neutral: Sequence[Sequence[int]],
+    batch_size: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Everything of `sweep.json` that is for the eye.
+
+    Args:
+        spec: how prompts are rendered.
+        base: what is compared with, usually no vectors.
+        steered: the vectors.
+        texts: title -> token ids of passages, shown in green and red.
+        neutral: token ids of neutral passages.
+
+    Returns:
+        ``kl_tokens``, ``shifted``, ``text_changes``, ``generations``, and ``scores`` where the recipe names a scorer.
+    """
+    say("looking at tokens and texts")
+    prompts = list(recipe.evaluate.prompts) or list(PROMPTS)
+    encoded = encode_prompts(prompts, looked.tokenizer, spec, spec.system_prompt)
+    generations = _generations(looked, recipe, spec, prompts, base, steered, say)
+    return {
+        "kl_tokens": _kl_tokens(looked, neutral, base, steered, batch_size),
+        "shifted": _shifted(looked, prompts, encoded, base, steered, batch_size),
+        "text_changes": _text_changes(looked, texts, base, steered, batch_size),
+        "generations": generations,
+        "scores": _scores(recipe, generations),
+    }
+
+
+def reversed_sign(base: Vectors, steered: Vectors) -> dict[int, torch.Tensor]:
+    """The base, and what the vectors add to it the other way round."""
+    layers = {*base, *steered}
+    return {
+        layer: 2 * base.get(layer, torch.zeros(())) - steered.get(layer, torch.zeros(())) for layer in sorted(layers)
+    }
+
+
+def _kl_tokens(
+    looked: Looked, neutral: Sequence[Sequence[int]], base: Vectors, steered: Vectors, batch_size: int
+) -> list[dict[str, Any]]:
+    found = top_contributing_tokens(looked.source, neutral, base, steered, batch_size, count=_TOKENS).tokens
+    names = token_texts([entry.token for entry in found], looked.tokenizer)
+    return [
+        {"token": name, "contribution": entry.contribution, "base": entry.base, "steered": entry.steered}
+        for name, entry in zip(names, found, strict=True)
+    ]
+
+
+def _shifted(
+    looked: Looked,
+    prompts: Sequence[str],
+    encoded: Sequence[Sequence[int]],
+    base: Vectors,
+    steered: Vectors,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    found = most_shifted_tokens(looked.source, encoded, [base, steered], batch_size, count=_TOKENS)[-1]
+    result = []
+    for prompt, shifts in zip(prompts, found, strict=True):
+        names = token_texts([entry.token for entry in shifts.by_log_ratio], looked.tokenizer)
+        tokens = [
+            {"token": name, "base": entry.base, "steered": entry.steered, "log_ratio": entry.log_ratio}
+            for name, entry in zip(names, shifts.by_log_ratio, strict=True)
+        ]
+        result.append({"prompt": prompt, "tokens": tokens})
+    return result
+
+
+def _text_changes(
+    looked: Looked,
+    texts: Mapping[str, Sequence[Sequence[int]]],
+    base: Vectors,
+    steered: Vectors,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    result = []
+    for title, passages in texts.items():
+        chosen: list[Sequence[int]] = []
+        for ids in passages:
+            if sum(map(len, chosen)) + len(ids) <= _TEXT_TOKENS or not chosen:
+                chosen.append(ids[:_TEXT_TOKENS])
+        changes = token_changes(looked.source, chosen, [base, steered], batch_size)[0] if chosen else []
+        tokens = []
+        for ids, change in zip(chosen, changes, strict=True):
+            names = token_texts(ids, looked.tokenizer)
+            # The first token begins the text, and is not predicted.
+            tokens += [
+                {"token": name, "change": value} for name, value in list(zip(names, change.tolist(), strict=True))[1:]
+            ]
+        if tokens:
+            result.append({"title": title, "tokens": tokens})
+    return result
+
+
+def _generations(
+    looked: Looked,
+    recipe: Recipe,
+    spec: VectorSpec,
+    prompts: Sequence[str],
+    base: Vectors,
+    steered: Vectors,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    if looked.model is None or recipe.evaluate.generate_tokens == 0:
+        return []
+    evaluate = recipe.evaluate
+    generate = GenerateSpec(max_new_tokens=evaluate.generate_tokens, temperature=TEMPERATURE)
+    where = "evaluate.prompts"
+    runs: list[tuple[list[str], str | None, list[Vectors]]] = [
+        (["base", "steered", "negative"], spec.system_prompt, [base, steered, reversed_sign(base, steered)])
+    ]
+    if evaluate.system_prompt is not None:
+        runs.append((["prompting", "prompting and steering"], evaluate.system_prompt, [base, steered]))
+    say("writing completions")
+    written: dict[str, list[Generation]] = {}
+    for names, system_prompt, variants in runs:
+        encoded = encode_prompts(prompts, looked.tokenizer, spec, system_prompt)
+        found = generate_under(
+            looked.model, looked.blocks, looked.tokenizer, encoded, variants, generate, seed=recipe.seed, where=where
+        )
+        written.update(zip(names, found, strict=True))
+    return [
+        {
+            "prompt": prompt,
+            "variants": [
+                {
+                    "name": name,
+                    "text": found[index].text,
+                    "distinct_1": found[index].distinct_1,
+                    "distinct_2": found[index].distinct_2,
+                    "repetition": found[index].repetition,
+                    "words": word_counts(found[index].text, evaluate.topic_words),
+                }
+                for name, found in written.items()
+            ],
+        }
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _scores(recipe: Recipe, generations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The mean of the user's scorer over the completions of each variant; each completion gets its own as well."""
+    if recipe.evaluate.scorer is None or not generations:
+        return None
+    scorer = load_scorer(recipe.evaluate.scorer, where="evaluate.scorer")
+    variants = [variant for entry in generations for variant in entry["variants"]]
+    prompts = [entry["prompt"] for entry in generations for _variant in entry["variants"]]
+    means: dict[str, list[float]] = {}
+    for variant, score in zip(variants, scorer.score([v["text"] for v in variants], prompts), strict=True):
+        variant["score"] = score
+        means.setdefault(variant["name"], []).append(score)
+    return {"scorer": scorer.name, "means": {name: sum(values) / len(values) for name, values in means.items()}}

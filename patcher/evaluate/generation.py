@@ -1,0 +1,119 @@
+"""What the model writes under each of several steering vectors, and what can be counted in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from patcher.capture.forward import steering_hooks
+from patcher.evaluate.scoring import Vectors
+from patcher.recipe_persona import GenerateSpec
+from patcher.vectors.responses import generate_responses
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One continuation of a prompt.
+
+    Attributes:
+        ids: its tokens, up to the one that ends the text and without that; may be empty.
+        text: the same as text, special tokens left out.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+
+    @property
+    def distinct_1(self) -> float:
+        """See :func:`distinct`, of single tokens."""
+        return distinct(self.ids, 1)
+
+    @property
+    def distinct_2(self) -> float:
+        """See :func:`distinct`, of pairs of tokens."""
+        return distinct(self.ids, 2)
+
+    @property
+    def repetition(self) -> float:
+        """See :func:`repetition`."""
+        return repetition(self.ids)
+
+
+def generate_under(
+    model: nn.Module,
+    blocks: str,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    variants: Sequence[Vectors],
+    spec: GenerateSpec,
+    *,
+    seed: int,
+    where: str,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Generation]]:
+    """Let the stock ``generate`` continue each prompt under each variant, which is added at every position.
+
+    Every variant gets the same seed and the same batches, padded on the left, so that where two of them agree on the
+    probabilities they draw the same tokens.
+
+    Args:
+        model: a causal LM in eval mode.
+        blocks: path of its list of decoder blocks.
+        tokenizer: its tokenizer.
+        prompts: token ids, special tokens included.
+        variants: layer -> [hidden] each; ``{}`` is the base.
+        spec: how long, how warm (temperature 0: greedy) and how many at a time; ``samples`` is not used.
+        seed: of the sampling; the random state of the process is left as it was.
+        where: the recipe's entry, for errors.
+        progress: called with the number of continuations after each variant.
+
+    Returns:
+        For each variant, for each prompt.
+
+    Raises:
+        InputError: prompt and continuation do not fit the model's positions, or the model cannot generate.
+        OutsideError: not enough memory.
+    """
+    written = []
+    for number, vectors in enumerate(variants, start=1):
+        with steering_hooks(model, blocks, vectors):
+            found = generate_responses(model, tokenizer, prompts, spec, seed=seed, where=where)
+        written.append([Generation(ids, _text(ids, tokenizer)) for ids in found])
+        if progress is not None:
+            progress(number * len(prompts))
+    return written
+
+
+def distinct(tokens: Sequence[Hashable], n: int) -> float:
+    """The share of different n-grams among all n-grams (Li et al. 2016, there over all tokens); 1 where there is none.
+
+    It falls as a text grows: compare texts of one length.
+    """
+    grams = [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def repetition(tokens: Sequence[Hashable]) -> float:
+    """The share of 4-grams that were there before: seq-rep-4 of Welleck et al. 2020; 0 for fewer than 4 tokens."""
+    return 1.0 - distinct(tokens, 4)
+
+
+def word_counts(text: str, words: Sequence[str]) -> dict[str, int]:
+    """How often each word stands in the text, as a whole word, in capitals or not (as the ActAdd post counts).
+
+    `wed` is not in `wedding`; an entry of several words is found with any white space between them.
+    """
+    counts = {}
+    for word in words:
+        parts = r"\s+".join(re.escape(part) for part in word.split())
+        counts[word] = len(re.findall(rf"(?<!\w){parts}(?!\w)", text, re.IGNORECASE)) if parts else 0
+    return counts
+
+
+def _text(ids: Sequence[int], tokenizer: Any) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text

@@ -1,0 +1,101 @@
+"""Which next tokens steering makes more or less likely after a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from patcher.capture.logits import LogitsSource
+from patcher.evaluate.log_probs import Rows, next_token_log_probs
+from patcher.evaluate.scoring import Vectors
+
+
+@dataclass(frozen=True)
+class TokenShift:
+    """The probability of one next token, before and under the vectors.
+
+    Attributes:
+        token: its id.
+        base, steered: its probabilities.
+        log_ratio: log(steered / base), nats.
+    """
+
+    token: int
+    base: float
+    steered: float
+    log_ratio: float
+
+    @property
+    def difference(self) -> float:
+        """steered - base."""
+        return self.steered - self.base
+
+
+@dataclass(frozen=True)
+class PromptShifts:
+    """The most shifted next tokens of one prompt under one variant.
+
+    Attributes:
+        by_log_ratio: the tokens that are among the likeliest before or under the vectors, the most raised first and
+            the most lowered last. Of the whole vocabulary the largest ratios belong to tokens that nobody would see.
+        by_difference: of the whole vocabulary the largest changes of the probability, up or down, the largest first.
+    """
+
+    by_log_ratio: tuple[TokenShift, ...]
+    by_difference: tuple[TokenShift, ...]
+
+
+def most_shifted_tokens(
+    source: LogitsSource,
+    prompts: Sequence[Sequence[int]],
+    variants: Sequence[Vectors],
+    batch_size: int,
+    *,
+    count: int = 10,
+) -> list[list[PromptShifts]]:
+    """The figure of the ActAdd post (Turner et al. 2023): next tokens of a prompt, and how steering moves them.
+
+    The post shows the ``count`` likeliest tokens of each model, their ratio over the unsteered probability
+    (``by_log_ratio``); its code also sorts by the difference.
+
+    Args:
+        source: the base model.
+        prompts: token ids, none of them empty.
+        variants: the first is what the others are compared with, ``{}`` for the base itself.
+        batch_size: most rows in a batch.
+        count: how many tokens of each model, and how many differences.
+
+    Returns:
+        For each variant but the first, for each prompt.
+    """
+    found: list[dict[int, PromptShifts]] = [{} for _ in variants]
+    base: dict[int, torch.Tensor] = {}
+
+    def use(variant: int, rows: Rows) -> None:
+        for prompt, log_probs in rows:
+            if variant == 0:
+                base[prompt] = log_probs[0]
+            else:
+                found[variant][prompt] = _shifts(base[prompt], log_probs[0], count)
+
+    next_token_log_probs(source, prompts, variants, batch_size, use, last_only=True)
+    return [[shifts[prompt] for prompt in range(len(prompts))] for shifts in found[1:]]
+
+
+def _shifts(base: torch.Tensor, steered: torch.Tensor, count: int) -> PromptShifts:
+    count = min(count, len(base))
+    likely = torch.unique(torch.cat([base.topk(count).indices, steered.topk(count).indices]))
+    ratios = (steered - base)[likely]
+    differences = steered.exp() - base.exp()
+    return PromptShifts(
+        _listed(likely[ratios.argsort(descending=True)], base, steered),
+        _listed(differences.abs().topk(count).indices, base, steered),
+    )
+
+
+def _listed(tokens: torch.Tensor, base: torch.Tensor, steered: torch.Tensor) -> tuple[TokenShift, ...]:
+    before, after = base[tokens], steered[tokens]
+    columns = (tokens, before.exp(), after.exp(), after - before)
+    return tuple(TokenShift(*values) for values in zip(*(column.tolist() for column in columns), strict=True))
