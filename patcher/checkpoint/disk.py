@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,34 @@ def disk_errors(place: Path, what: str = "the output") -> Iterator[None]:
         if match is None or int(match.group(1)) not in _ERRORS:
             raise
         raise _in_words(what, int(match.group(1)), str(place)) from None
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse, before any work, a place in which no output can be made.
+
+    Args:
+        folder: the output's parent, or the nearest folder above it that is there.
+
+    Raises:
+        OutsideError: the disk is read-only, or the folder may not be written to.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        raise _in_words("the output", errno.EROFS if read_only else errno.EACCES, str(folder))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder as far as that can be done, also one that holds an output which was made read-only."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        return
+    with contextlib.suppress(OSError):
+        folder.chmod(0o700)
+        for place, names, _files in os.walk(folder):
+            for item in (Path(place) / name for name in names):
+                if not item.is_symlink():
+                    item.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _in_words(what: str, number: int, where: str) -> OutsideError:

@@ -26,6 +26,9 @@ SIDE_FILES = (
 )  # fmt: skip
 SIDE_FOLDERS = ("additional_chat_templates",)
 
+_LONGEST_NAME = 255
+"""Bytes. Beyond it a file system does not say that there is no such file, but fails."""
+
 Layout = Literal["single", "sharded", "bin", "bin-sharded"]
 
 
@@ -49,7 +52,9 @@ class CheckpointFolder:
         self.path = path
         self.partial = partial
         if not path.is_dir():
-            raise InputError("there is no such folder", where=str(path))
+            raise InputError(
+                "there is no such folder", where=str(path), remedy="check the spelling, and that it is still there"
+            )
         self.config: dict[str, Any] = read_json_object(path / "config.json")
         self.layout: Layout = self._layout()
         self._tensors: dict[str, TensorInfo] | None = None
@@ -86,6 +91,8 @@ class CheckpointFolder:
         for name in weight_map.values():
             if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
                 raise InputError("the index names a file outside of the folder", where=where, found=name)
+            if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
+                raise InputError("the index names a file that cannot be there", where=where, found=f"{name[:80]}...")
             if self.layout == "sharded" and not name.endswith(".safetensors"):
                 raise InputError("the index names a file that is not safetensors", where=where, found=name)
         return weight_map
@@ -115,7 +122,7 @@ class CheckpointFolder:
         if self._tensors is None:
             found: dict[str, TensorInfo] = {}
             for name in self.weight_files:
-                for key, info in read_header(self.path / name).items():
+                for key, info in self._header(name).items():
                     if key in found:
                         raise InputError(
                             f"the tensor {key!r} is stored twice",
@@ -126,6 +133,9 @@ class CheckpointFolder:
                     found[key] = info
             self._tensors = found
         return self._tensors
+
+    def _header(self, name: str) -> Mapping[str, TensorInfo]:
+        return read_header(self.path / name)
 
     def side_files(self, *, remote_code: bool = False) -> list[Path]:
         """Relative paths of the files besides weights and config that a copy takes along, and nothing else.
@@ -160,8 +170,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path.name} is missing", where=str(path.parent), remedy="give the folder of a transformers checkpoint"
         ) from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path.name} cannot be read as JSON", where=str(path), found=error) from None
+    except OSError as error:
+        raise InputError(
+            f"{path.name} cannot be read", where=str(path), found=error.strerror, remedy="check its permissions"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        remedy = "it is damaged: copy or download it again"
+        raise InputError(f"{path.name} cannot be read as JSON", where=str(path), found=error, remedy=remedy) from None
     if not isinstance(value, dict):
         raise InputError(f"{path.name} does not hold an object", where=str(path), found=type(value).__name__)
     return value

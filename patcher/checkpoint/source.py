@@ -70,7 +70,12 @@ def locate(model: str, *, recipe_folder: Path, where: str = "model") -> Path | t
         # No such home folder, too long, a null byte.
         raise InputError("this is not a usable path", where=f"{where}: {model[:200]!r}", found=error) from None
     if only_path:
-        raise InputError("there is no such model folder", where=f"{where}: {model}", found=str(local))
+        raise InputError(
+            "there is no such model folder",
+            where=f"{where}: {model}",
+            found=str(local),
+            remedy="check the spelling; paths are relative to the recipe",
+        )
     name, at, revision = model.partition("@")
     if not _HUB_ID.fullmatch(name):
         raise InputError(

@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,14 @@ class Written:
             {count, bytes} and ``not_linked`` (null, or why files were copied although links were asked for). Ways are
             those of :class:`~patcher.checkpoint.copying.Placed`, ``rewritten`` (another header) and ``new``.
         undo: see :func:`~patcher.checkpoint.undo.undo_record`.
+        absent: name in the copy -> in the base, of the base's files that are not here.
     """
 
     bytes_written: int
     originals: Mapping[str, torch.Tensor]
     placed: Mapping[str, Any]
     undo: Mapping[str, Any]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_copy(
@@ -61,6 +63,7 @@ def write_copy(
     tokenizer_changes: Mapping[str, Any] | None = None,
     remote_code: bool = False,
     link: bool = False,
+    absent: Collection[str] = (),
 ) -> Written:
     """Write a copy of ``base`` into the empty folder ``stage``.
 
@@ -77,6 +80,8 @@ def write_copy(
         remote_code: take the checkpoint's own .py files along.
         link: place weight files of which no byte changes as hard links, where that can be done. They are then the
             base's own files: whoever writes to one in the copy writes to the base.
+        absent: weight files of the base that are not here, none of which may change: they are named in the index, and
+            whoever publishes the copy lets the Hub copy them.
     """
     widened = {
         name
@@ -92,7 +97,10 @@ def write_copy(
     patched = {base.tensors[name].file.name for name in replaced if name not in widened}
     log = _Log()
     for source, target in names.items():
-        if layout.is_unchanged(source):
+        if source in absent:
+            if source in patched or not layout.is_unchanged(source):
+                raise ValueError(f"{source} changes, and is not here")
+        elif layout.is_unchanged(source):
             log.placed(place_file(base.path / source, stage / target, link=link and source not in patched))
         else:
             log.rewritten(*copy_tensors(base.path / source, stage / target, layout.kept))
@@ -128,7 +136,8 @@ def write_copy(
         originals=originals,
         tokenizer_config=stated if tokenizer_changes else None,
     )
-    return Written(log.bytes_written, originals, log.as_json(), undo)
+    elsewhere = {target: source for source, target in names.items() if source in absent}
+    return Written(log.bytes_written, originals, log.as_json(), undo, elsewhere)
 
 
 class _Log:

@@ -6,23 +6,33 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from patcher.errors import InputError
+from patcher.publish import card_effects as effects
 from patcher.publish import card_measured as measured
 from patcher.publish import card_sections as sections
 from patcher.publish import card_texts as texts
 from patcher.publish import card_written as writing
 from patcher.publish.card_values import hub_id, table
 from patcher.publish.privacy import sanitised_manifest
+from patcher.yaml_lines import parse_yaml
 
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
-def render_card(manifest: Mapping[str, Any], base_card: str | None, base_license_files: Sequence[str] = ()) -> str:
+def render_card(
+    manifest: Mapping[str, Any],
+    base_card: str | None,
+    base_license_files: Sequence[str] = (),
+    *,
+    pictures: Sequence[str] = (),
+) -> str:
     """The ``README.md`` of a patched folder.
 
     Args:
         manifest: the content of ``steering.json``; fields that are not there are left out of the card.
         base_card: the base's own ``README.md``; only its licence and languages are taken over.
         base_license_files: names of the licence files that were copied from the base.
+        pictures: files beside the card that show the effect.
 
     Returns:
         Markdown with a metadata block, without local paths and tokens.
@@ -37,7 +47,12 @@ def render_card(manifest: Mapping[str, Any], base_card: str | None, base_license
         writing.written(clean),
         sections.loading(clean),
         measured.verification(clean),
+        measured.remote(clean),
         sections.evaluation(clean),
+        effects.side_effects(clean),
+        effects.shown(pictures),
+        effects.completions(clean),
+        effects.choice(clean),
         sections.stacks(clean),
         writing.taking_out(clean),
         texts.LIMITS,
@@ -82,14 +97,12 @@ def _license_link(link: str | None, model: str | None, license_files: Sequence[s
 
 
 def _front_matter(card: str) -> Mapping[str, Any]:
-    import yaml
-
     match = _FRONT_MATTER.match(card.removeprefix("\ufeff"))
     if match is None:
         return {}
     try:
-        data = yaml.safe_load(match.group(1))
-    except yaml.YAMLError:
+        data = parse_yaml(match.group(1), "README.md").value
+    except InputError:
         # Someone else's card; a block that cannot be read has nothing to hand on.
         return {}
     return data if isinstance(data, dict) else {}

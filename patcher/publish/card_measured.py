@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from patcher.publish import card_texts as texts
-from patcher.publish.card_values import counted, grid, is_fitted, number, percent, rows, table
+from patcher.publish.card_values import counted, grid, is_fitted, listed, number, percent, rows, strings, table
 
+_FILES_SHOWN = 12
 _TOKENS = {"tokens": "tokens", "held_out": "held_out_tokens"}
 
 
@@ -76,7 +77,7 @@ def verification(manifest: Mapping[str, Any]) -> str:
         *("stack", "version", "status", "dtype", "max Δ log-prob", "limit", "noise floor", "own error", "effect"),
         "vector error",
     )
-    parts = ["## Verification", grid(head, lines), texts.VERIFICATION]
+    parts = ["## Verification", grid(head, lines), _how(manifest)]
     if any(check.get("own_error") is not None for check in rows(manifest, "verification")):
         parts.append(texts.OWN_ERROR)
     if fitted:
@@ -96,6 +97,37 @@ def verification(manifest: Mapping[str, Any]) -> str:
         if check.get("status") == "not_checked" and check.get("note")
     ]
     return "\n\n".join([*parts, "Not checked:\n\n" + "\n".join(not_run)] if not_run else parts)
+
+
+def _how(manifest: Mapping[str, Any]) -> str:
+    """How the copy was checked: whole, or what of it was there when it was made on the Hub."""
+    ends = {str(check.get("status")): check for check in rows(manifest, "verification")}
+    if "truncated" in ends:
+        count = counted(int(ends["truncated"].get("blocks") or 0), "block")
+        return f"{texts.FIRST_BLOCKS.format(blocks=count)} {texts.TERMS}"
+    return texts.STRUCTURAL if "structural" in ends else f"{texts.WHOLE} {texts.TERMS}"
+
+
+def remote(manifest: Mapping[str, Any]) -> str:
+    """Of a copy that was made on the Hub: what of the base's weights was downloaded for it."""
+    found = table(manifest, "remote")
+    if not found:
+        return ""
+    files = rows(found, "downloaded")
+    sizes = {
+        "bytes": f"{int(found.get('bytes_downloaded') or 0):,}",
+        "total": f"{int(found.get('bytes_of_weights') or 0):,}",
+        "files": len(files),
+        "count": counted(int(found.get("weight_files") or 0), "weight file"),
+    }
+    parts = ["## Made on the Hub", texts.REMOTE.format(**sizes) if files else texts.REMOTE_NOTHING.format(**sizes)]
+    if files:
+        shown = ", ".join(f"`{file.get('name')}`" for file in files[:_FILES_SHOWN])
+        more = f" and {len(files) - _FILES_SHOWN} more, listed in `steering.json`" if len(files) > _FILES_SHOWN else ""
+        parts.append(f"Downloaded: {shown}{more}.")
+    if changed := strings(found, "changed"):
+        parts.append(texts.REMOTE_CHANGED.format(files=listed([f"`{name}`" for name in changed])))
+    return "\n\n".join(parts)
 
 
 def _checks(entry: Mapping[str, Any]) -> list[str]:

@@ -99,9 +99,28 @@ The steering is part of the weights: no hook, no adapter, nothing to switch on."
 MIND = "Keep in mind:"
 
 UNVERIFIED = "## Verification\n\n**This copy was not verified.**"
-VERIFICATION = """\
+WHOLE = """\
 Each stack loaded this folder as it is, and was compared with the base plus a forward hook that adds the same \
-vector, at every position of texts that the vector was not made from. *Noise floor*: the same hook in two \
+vector, at every position of texts that the vector was not made from."""
+FIRST_BLOCKS = """\
+The first {blocks} of this copy were loaded as a model of their own, and compared with those of the base plus a \
+forward hook that adds the same vector, at every position of texts that the vector was not made from. What comes \
+after the blocks was replaced in both where it was not downloaded, so the log-probabilities are not those of the \
+whole model. All names and shapes were compared with those that the stock class asks for. **Later blocks were not \
+run**; their weights are the base's files, copied by the Hub."""
+STRUCTURAL = """\
+**No block of this copy was run**, since those up to the edit were not downloaded. What was checked: the vector as the \
+new file holds it; that every tensor lies, once, where the index says; and that all names and shapes are those that \
+the stock class asks for. To run the other checks, download the copy and use `patch-model verify`, as below."""
+REMOTE = """\
+Needed to make this copy, and downloaded for it: {files} of the base's {count}, {bytes} of {total} bytes. Weight files \
+that did not change were not uploaded: the Hub copied them from the base's repository, by their hashes."""
+REMOTE_NOTHING = """\
+Of the base's {count} ({total} bytes), only the headers were downloaded to make this copy. None was uploaded: the Hub \
+copied them from the base's repository, by their hashes."""
+REMOTE_CHANGED = "A tensor was changed in {files}, downloaded and uploaded again for it."
+TERMS = """\
+*Noise floor*: the same hook in two \
 equivalent places. *Effect*: how far the steering moves the log-probabilities. *Vector error*: how far the gain of \
 the residual stream is from the vector, relative."""
 OWN_ERROR = """\

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from patcher.hub_errors import hub_errors, without_tokens
-from patcher.publish.contents import PublishedFile
+from patcher.publish.contents import OnHub, PublishedFile
 from patcher.publish.unchanged import BaseFile, Changes, HubBase
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def _add(target: Target, file: PublishedFile) -> CommitOperationAdd:
     from huggingface_hub import CommitOperationAdd
 
     if file.name not in target.adds:
+        if isinstance(file.content, OnHub):
+            raise ValueError(f"{file.name} is not here to be sent")
         target.adds[file.name] = CommitOperationAdd(file.name, file.content)
     return target.adds[file.name]
 

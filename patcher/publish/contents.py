@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,12 +17,13 @@ from patcher.publish.privacy import sanitised_config, sanitised_manifest, saniti
 
 MANIFEST, VECTORS, CARD = "steering.json", "steering.safetensors", "README.md"
 GENERATIONS = "steering_generations.jsonl"
+PICTURES = "steering_*.png"
 FORMAT = 1
 
 _LEGAL = ("LICEN[CS]E*", "Licen[cs]e*", "COPYING*", "NOTICE*", "USE_POLICY*")
 _BELONGS = (
     *("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.bpe", "*.txt", "*.py", "README.md"),
-    *("additional_chat_templates/*.jinja", GENERATIONS, *_LEGAL),
+    *("additional_chat_templates/*.jinja", GENERATIONS, "steering_generations.*.jsonl", PICTURES, *_LEGAL),
 )
 # Weights in other formats would be preferred by some stacks, and run unsteered.
 _NEVER = ("consolidated*", "*.bin.index.json", "*.partial*")
@@ -41,23 +42,40 @@ _READ_BY_LOADERS = (
         "spiece*",
     ),
     *("chat_template*", "additional_chat_templates/*"),
-    # No loader's, but responses that another vector was made of would pass for this one's.
+    # No loader's, but responses that another vector was made of, or its pictures, would pass for this one's.
     GENERATIONS,
+    PICTURES,
 )
 
 
 @dataclass(frozen=True)
+class OnHub:
+    """The content of a file that is only on the Hub: the server copies it, or it cannot be published."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class PublishedFile:
-    """One file as it is sent: from the disk, or from memory where it had to be cleaned."""
+    """One file as it is sent: from the disk, from memory where it had to be cleaned, or not at all."""
 
     name: str
-    content: Path | bytes
+    content: Path | bytes | OnHub
 
     @property
     def size(self) -> int:
+        if isinstance(self.content, OnHub):
+            return self.content.size
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
+    @property
+    def here(self) -> bool:
+        return not isinstance(self.content, OnHub)
+
     def read(self) -> bytes:
+        if isinstance(self.content, OnHub):
+            raise ValueError(f"{self.name} is not here")
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
@@ -92,14 +110,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def check_verified(manifest: Mapping[str, Any], folder: Path) -> None:
+def check_verified(manifest: Mapping[str, Any], folder: Path, *, remote: bool = False) -> None:
     """Refuse a folder whose steering was not shown to work.
+
+    Args:
+        remote: its weights are on the Hub, so that what could be checked without them is enough.
 
     Raises:
         InputError: a stack failed, or stock transformers was not checked in full.
     """
     entries = [entry for entry in manifest.get("verification") or [] if isinstance(entry, Mapping)]
-    bad = [entry for entry in entries if _stands_in_the_way(entry)]
+    enough = ("passed", "truncated", "structural") if remote else ("passed",)
+    bad = [entry for entry in entries if _stands_in_the_way(entry, enough)]
     if not bad and any(entry.get("stack") == "transformers" for entry in entries):
         return
     found = ", ".join(f"{entry.get('stack')}: {entry.get('status')}" for entry in bad) or "no check in transformers"
@@ -112,8 +134,13 @@ def check_verified(manifest: Mapping[str, Any], folder: Path) -> None:
     )
 
 
-def published_files(folder: Path, manifest: dict[str, Any]) -> list[PublishedFile]:
-    """The files to send, sorted by name; local paths and tokens are taken out of copies in memory.
+def published_files(
+    folder: Path, manifest: dict[str, Any], on_hub: Mapping[str, OnHub] | None = None
+) -> list[PublishedFile]:
+    """The files to publish, sorted by name; local paths and tokens are taken out of copies in memory.
+
+    Args:
+        on_hub: the files that belong to the folder but are only on the Hub, by name.
 
     Raises:
         InputError: the folder is not complete, a file is a link out of it, or a text file holds what is a Hub token.
@@ -129,8 +156,10 @@ def published_files(folder: Path, manifest: dict[str, Any]) -> list[PublishedFil
         files = [PublishedFile(name, folder / name) for name in names if _belongs(name)]
         for file in files:
             require_inside(folder / file.name, folder)
-        _check_complete(folder, {file.name for file in files})
-        return [_cleaned(file, manifest) for file in files]
+        elsewhere = [PublishedFile(name, content) for name, content in (on_hub or {}).items()]
+        _check_complete(folder, {file.name for file in (*files, *elsewhere)})
+        found = [*(_cleaned(file, manifest) for file in files), *elsewhere]
+        return sorted(found, key=lambda file: file.name)
     except OSError as error:
         raise OutsideError("the folder cannot be read", where=str(folder), found=error, code="disk") from None
 
@@ -143,10 +172,10 @@ def left_over(in_repository: list[str], published: list[str]) -> list[str]:
     return sorted(name for name in set(in_repository) - set(published) if _matches(name, _READ_BY_LOADERS))
 
 
-def _stands_in_the_way(entry: Mapping[str, Any]) -> bool:
+def _stands_in_the_way(entry: Mapping[str, Any], enough: Sequence[str]) -> bool:
     status = entry.get("status")
     if entry.get("stack") == "transformers":
-        return status != "passed" or entry.get("passed") is False
+        return status not in enough or entry.get("passed") is False
     # The other stacks may stay unchecked.
     return status == "failed" or (status == "passed" and entry.get("passed") is False)
 

@@ -14,7 +14,7 @@ from patcher.errors import OutsideError, PatchModelError
 from patcher.hub_errors import hub_errors
 from patcher.publish.commit import Target, commit
 from patcher.publish.contents import PublishedFile
-from patcher.publish.unchanged import Changes, Hashes, HubBase, compare
+from patcher.publish.unchanged import BaseFile, Changes, Hashes, HubBase, compare
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelInfo
@@ -28,11 +28,16 @@ class DuplicateRefusedError(Exception):
 
 
 def worth_duplicating(target: Target, base: HubBase | None, changes: Changes, created: bool) -> bool:
-    """Whether the target is new and so much of the folder is in the base that its history is worth taking along."""
+    """Whether the target is new and so much of the folder is in the base that its history is worth taking along.
+
+    It always is where files of the folder are only in the base.
+    """
     if base is None or base.head is None or not hasattr(target.api, "duplicate_repo"):
         return False
     if not created or target.pull_request or target.revision not in (None, "main"):
         return False
+    if changes.stranded(copying=False):
+        return True
     return sum(file.size for file, _ in changes.in_base) >= WORTH_IT
 
 
@@ -69,7 +74,13 @@ def duplicate_and_commit(
             changes = compare(files, there, base, hashes, say)
         # The base's weights in other formats and folders would all be unsteered.
         removed = sorted(set(there) - {file.name for file in files} - {".gitattributes"})
-        made = commit(target, changes, removed, str(head.sha))
+        here = None
+        if changes.stranded(copying=False):
+            # What has another name in the copy is copied within the duplicate.
+            here = _as_base(target.repo, head)
+            changes = compare(files, there, here, hashes, say)
+            require_here(changes, target, base, copying=True)
+        made = commit(target, changes, removed, str(head.sha), copied_from=here)
         _drop_other_revisions(target)
     except BaseException as error:
         _drop(target, error)
@@ -78,6 +89,32 @@ def duplicate_and_commit(
         with hub_errors(f"making {target.repo} public (it is complete, but private: {target.settings})", target.repo):
             api.update_repo_settings(target.repo, private=False)
     return made
+
+
+def require_here(changes: Changes, target: Target, base: HubBase | None, *, copying: bool) -> None:
+    """Refuse to publish files that are neither here nor copied by the Hub.
+
+    Raises:
+        OutsideError: with the first of them.
+    """
+    if stranded := changes.stranded(copying):
+        whose = f" of {base.repo}" if base is not None else ""
+        raise OutsideError(
+            f"the Hub does not copy the weight files{whose}, and they are not here to be uploaded",
+            where=target.repo,
+            found=f"{len(stranded)} files, such as {stranded[0].name}",
+            remedy="build with an `output` folder: the whole model is then downloaded, and uploaded",
+            code="hub_no_copy",
+        )
+
+
+def _as_base(repo: str, head: ModelInfo) -> HubBase:
+    files = {
+        str(item.lfs.sha256): BaseFile(item.rfilename, int(item.size or 0), str(item.lfs.sha256), True)
+        for item in head.siblings or []
+        if item.lfs is not None
+    }
+    return HubBase(repo, head.sha, head.sha, True, False, files)
 
 
 def _duplicate(target: Target, base: HubBase, empty: ModelInfo) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from patcher.errors import InputError, OutsideError
 from patcher.hub_errors import hub_errors
 from patcher.publish.commit import CopyRefusedError, Target, can_copy, commit
-from patcher.publish.contents import PublishedFile, check_verified, left_over, published_files, read_manifest
-from patcher.publish.duplicate import DuplicateRefusedError, duplicate_and_commit, worth_duplicating
+from patcher.publish.contents import OnHub, PublishedFile, check_verified, left_over, published_files, read_manifest
+from patcher.publish.duplicate import DuplicateRefusedError, duplicate_and_commit, require_here, worth_duplicating
 from patcher.publish.meter import Meter
 from patcher.publish.privacy import sanitised_manifest, sanitised_text
 from patcher.publish.unchanged import Changes, Hashes, HubBase, base_on_hub, compare
@@ -55,6 +55,7 @@ def push_folder(
     commit_message: str | None = None,
     token: str | None = None,
     progress: Callable[[str], None] | None = None,
+    on_hub: Mapping[str, OnHub] | None = None,
 ) -> PushResult:
     """Publish a verified patched folder in a single commit.
 
@@ -75,6 +76,8 @@ def push_folder(
         commit_message: the commit's title.
         token: by default the one that ``huggingface_hub`` finds (HF_TOKEN, ``hf auth login``).
         progress: is called with one line at each step.
+        on_hub: weight files of the base, by their names in the copy, that are not in the folder: the Hub copies them,
+            or nothing is published.
 
     Raises:
         InputError: the folder is not a verified patched folder, holds a token, or ``repo`` or ``revision`` is wrong; or
@@ -84,8 +87,8 @@ def push_folder(
     say = progress or (lambda line: None)
     _check_target(repo, revision, pull_request, private and public)
     manifest = read_manifest(folder)
-    check_verified(manifest, folder)
-    files = published_files(folder, manifest)
+    check_verified(manifest, folder, remote=on_hub is not None)
+    files = published_files(folder, manifest, on_hub)
     title = sanitised_text((commit_message or "").strip()) or _title(sanitised_manifest(manifest))
 
     with hub_errors("loading the Hub client", repo):
@@ -124,7 +127,9 @@ def _publish(
     changes, removed = _changes(target, files, head, base, hashes)
     if removed:
         target.say("removing what would be loaded in place of the steered files: " + ", ".join(removed))
-    if base is not None and changes.copyable and can_copy():
+    if any(not file.here for file in changes.new):
+        require_here(changes, target, base, copying=True)
+    if base is not None and changes.copyable and can_copy() and not changes.stranded(copying=True):
         try:
             made = commit(target, changes, removed, str(head.sha), copied_from=base)
             return made, "copy", _size(changes.to_send(copying=True))
@@ -139,6 +144,7 @@ def _publish(
         with hub_errors(f"reading {target.repo}", target.repo):
             head = target.api.model_info(target.repo, files_metadata=True)
         changes, removed = _changes(target, files, head, base, hashes)
+    require_here(changes, target, base, copying=False)
     made = commit(target, changes, removed, str(head.sha))
     return made, "upload", _size(changes.to_send(copying=False))
 
@@ -185,6 +191,21 @@ def _check_target(repo: str, revision: str | None, pull_request: bool, private_a
             found=repr(revision),
             remedy="give the branch a name such as `strong`, or leave the revision out",
         )
+
+
+def check_can_publish(repo: str, revision: str | None, pull_request: bool, token: str | None = None) -> None:
+    """Refuse, before any work, what could not be published after it.
+
+    Raises:
+        InputError: ``repo`` or ``revision`` is wrong.
+        OutsideError: offline mode is on, there is no token, or the installed client cannot copy files on the server.
+    """
+    _check_target(repo, revision, pull_request, False)
+    with hub_errors("loading the Hub client", repo):
+        from huggingface_hub import HfApi
+    _check_online(repo)
+    with hub_errors("logging in", repo):
+        HfApi(token=token).whoami()
 
 
 def _check_online(repo: str) -> None:

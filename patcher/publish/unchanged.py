@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from patcher.checkpoint.copying import sha256_of
 from patcher.hub_errors import hub_errors
-from patcher.publish.contents import PublishedFile
+from patcher.publish.contents import OnHub, PublishedFile
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -68,6 +68,10 @@ class Changes:
         left = [file for file, source in self.in_base if not (copying and source.copyable)]
         return sorted([*self.new, *left], key=lambda file: file.name)
 
+    def stranded(self, copying: bool) -> list[PublishedFile]:
+        """Those of them that are not here."""
+        return [file for file in self.to_send(copying) if not file.here]
+
 
 @dataclass
 class Hashes:
@@ -77,15 +81,18 @@ class Hashes:
 
     def of(self, file: PublishedFile) -> str:
         if file.name not in self._known:
-            content = file.content
-            self._known[file.name] = (
-                sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
-            )
+            self._known[file.name] = _sha256(file.content)
         return self._known[file.name]
 
     def read(self, files: Iterable[PublishedFile]) -> None:
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(self.of, files))
+
+
+def _sha256(content: Path | bytes | OnHub) -> str:
+    if isinstance(content, OnHub):
+        return content.sha256
+    return sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
 
 
 def base_on_hub(api: HfApi, manifest: Mapping[str, Any], say: Callable[[str], None]) -> HubBase | None:
@@ -157,7 +164,7 @@ def compare(
     bases = dict(base.files) if base else {}
     sizes = {source.size for source in bases.values()}
     to_hash = [file for file in files if file.size in sizes or _large_and_maybe_same(file, there.get(file.name))]
-    if (size := sum(file.size for file in to_hash)) > 1e9:
+    if (size := sum(file.size for file in to_hash if file.here)) > 1e9:
         say(f"comparing {len(to_hash)} files ({size / 1e9:.1f} GB) with those on the Hub")
     hashes.read(to_hash)
 
@@ -182,5 +189,7 @@ def _same(file: PublishedFile, there: Any, hashes: Hashes) -> bool:
         return False
     if there.lfs is not None:
         return hashes.of(file) == str(there.lfs.sha256)
+    if not file.here:
+        return False
     content = file.read()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == str(there.blob_id)

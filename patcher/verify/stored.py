@@ -94,8 +94,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_stored(folder: Path, manifest: Mapping[str, Any]) -> dict[int, StoredLayer]:
-    """What the folder's files hold, layer by layer.
+def read_stored(folder: Path, manifest: Mapping[str, Any], *, partial: bool = False) -> dict[int, StoredLayer]:
+    """What the folder's files hold, layer by layer; of a ``partial`` one, those that are here have to hold it all.
 
     Raises:
         InputError: files are missing, damaged, or contradict the manifest.
@@ -105,7 +105,7 @@ def read_stored(folder: Path, manifest: Mapping[str, Any]) -> dict[int, StoredLa
         vectors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError("the vectors cannot be read", where=str(path), found=error, remedy="build it again") from None
-    checkpoint = CheckpointFolder(folder)
+    checkpoint = CheckpointFolder(folder, partial=partial)
     route = manifest["route"]
     wanted: dict[int, torch.Tensor] = {}
     try:

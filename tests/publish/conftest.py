@@ -51,7 +51,7 @@ def hub(session_hub: HubServer) -> Iterator[HubServer]:
     """The server as it is at first: three tokens, no repositories. At the end, none of the tokens is in what it got."""
     session_hub.users = {TOKEN: User("me", orgs=("lab",)), READ_ONLY: User("me", "read"), OTHER: User("other")}
     session_hub.repos, session_hub.lfs, session_hub.faults = {}, {}, []
-    session_hub.requests, session_hub.received, session_hub.sizes = [], [], []
+    session_hub.requests, session_hub.received, session_hub.sizes, session_hub.ranges = [], [], [], []
     session_hub.after_request = None
     yield session_hub
     assert no_token_in(line.encode() for line in session_hub.requests)

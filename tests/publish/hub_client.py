@@ -108,7 +108,14 @@ def build_pair(base: str, folder: str) -> None:
     save_file({"love.layer.1": vector}, Path(folder) / "steering.safetensors")
 
 
-def steering(model: str, base: str, vector: str, token: str | None = None, revision: str = "main") -> list[float]:
+def steering(
+    model: str,
+    base: str,
+    vector: str,
+    token: str | None = None,
+    revision: str = "main",
+    block: str = "model.layers.1",
+) -> list[float]:
     """Largest difference of the log-probabilities of ``model`` from the base under the hook, and from the base."""
     import torch
     from safetensors.torch import load_file
@@ -121,7 +128,9 @@ def steering(model: str, base: str, vector: str, token: str | None = None, revis
         found = loaded(ids).logits.log_softmax(-1)
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         before = plain(ids).logits.log_softmax(-1)
-        plain.model.layers[1].register_forward_hook(lambda module, args, out: out + added)
+        plain.get_submodule(block).register_forward_hook(
+            lambda module, args, out: out + added if torch.is_tensor(out) else (out[0] + added, *out[1:])
+        )
         hooked = plain(ids).logits.log_softmax(-1)
     return [float((found - hooked).abs().max()), float((found - before).abs().max())]
 
@@ -137,11 +146,28 @@ def logits(model: str, token: str | None = None, revision: str = "main") -> list
 
 
 def push(folder: str, repo: str, **kwargs: Any) -> dict[str, Any]:
+    from patcher.publish.contents import OnHub
     from patcher.publish.hub import push_folder
 
     lines: list[str] = []
+    if "on_hub" in kwargs:
+        kwargs["on_hub"] = {name: OnHub(*content) for name, content in kwargs["on_hub"].items()}
     result = push_folder(Path(folder), repo, progress=lines.append, **kwargs)
     return {**asdict(result), "progress": lines}
+
+
+def remote(recipe: str, token: str, dry_run: bool = False) -> dict[str, Any]:
+    """A build with ``output: null``, or its plan."""
+    import tempfile
+
+    from patcher.recipe_file import load_recipe
+    from patcher.remote_build import remote_build, remote_dry_run
+
+    parsed, text = load_recipe(Path(recipe), ())
+    if dry_run:
+        with tempfile.TemporaryDirectory() as place:
+            return remote_dry_run(parsed, Path(recipe), Path(place), say=lambda _line: None, token=token).as_json()
+    return remote_build(parsed, text, Path(recipe), say=lambda _line: None, cache=False, token=token).as_json()
 
 
 def download(repo: str, filename: str, **kwargs: Any) -> str:

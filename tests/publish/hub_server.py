@@ -28,13 +28,15 @@ class HubServer:
     """The server and all that it holds.
 
     ``received`` has every request body, with base64 parts decoded as well; ``sizes`` how large each body was, by
-    request. ``after_request`` is called when a request was answered, to look at what is visible then.
+    request; ``ranges`` the requests that asked for a part of a file. ``after_request`` is called when a request was
+    answered, to look at what is visible then.
     """
 
     def __init__(self, cas: LocalXet | None = None) -> None:
         self.cas = cas
         self.after_request: Callable[[], None] | None = None
         self.sizes: list[tuple[str, int]] = []
+        self.ranges: list[str] = []
         self.users: dict[str, User] = {}
         self.repos: dict[str, Repo] = {}
         self.lfs: dict[str, bytes] = {}
@@ -112,6 +114,8 @@ class _Handler(Routes, BaseHTTPRequestHandler):
             self.hub.requests.append(line)
             self.hub.received.append(self.body)
             self.hub.sizes.append((line, len(self.body)))
+            if self.headers.get("Range"):
+                self.hub.ranges.append(line)
         if fault is not None and fault.status:
             return self._send(fault.status, {"error": fault.message}, fault.headers)
         if fault is not None and fault.drop and self.command != "GET":

@@ -1,0 +1,43 @@
+"""What a person sees at the end of a remote build."""
+
+from __future__ import annotations
+
+from patcher.cli.report import console_for, edit_table, print_plan, print_verification
+from patcher.remote.result import RemoteDryRun, RemoteResult
+
+
+def print_remote_build(result: RemoteResult, *, to_stderr: bool) -> None:
+    """The report of a finished remote build."""
+    console = console_for(to_stderr=to_stderr)
+    manifest = result.manifest
+    route, remote = manifest["route"], manifest["remote"]
+    console.print(f"[bold]route[/] {route['name']} (exact, run-time cost: {route['cost']}) in {route['architecture']}")
+    console.print(edit_table(manifest["edits"], route["copy_layers"]))
+    print_verification(manifest["verification"], console)
+    for note in (*route["warnings"], *route["advice"], *manifest["notes"]):
+        console.print(f"note: {note}", markup=False)
+    console.print(
+        f"of the base, {len(remote['downloaded'])} of {remote['weight_files']} weight files were needed here: "
+        f"{_size(remote['bytes_downloaded'])} of {_size(remote['bytes_of_weights'])}",
+        markup=False,
+    )
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.timings.items())
+    console.print(f"[dim]{seconds}; peak memory {result.peak_rss_bytes / 2**20:.0f} MiB[/]")
+    how = f"method {result.push['method']}, {result.push['bytes_uploaded']:,} bytes uploaded"
+    console.print(f"published: [bold]{result.push['url']}[/] ({how}); no folder was written here", soft_wrap=True)
+
+
+def print_remote_plan(planned: RemoteDryRun) -> None:
+    """The report of ``--dry-run``."""
+    print_plan(planned.planned)
+    found = planned.download
+    console_for().print(
+        f"on the Hub, with no folder here; {len(found['files'])} of {found['of_files']} weight files would be "
+        f"downloaded: {_size(found['bytes'])} of {_size(found['of_bytes'])}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,213 @@
+"""The verification of a copy most of whose weight files are only on the Hub: names and shapes, and the first blocks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patcher.architectures.analysis import Architecture
+from patcher.checkpoint.block_names import BlockNames
+from patcher.checkpoint.folder import INDEX, CheckpointFolder, read_json_object
+from patcher.checkpoint.hub_folder import HubCheckpoint
+from patcher.errors import InputError, OutsideError
+from patcher.verify.comparison import STORED_LIMIT, Check
+from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
+from patcher.verify.stored import StoredLayer, read_stored
+from patcher.verify.transformers_stack import STACK, verify_in_transformers
+from patcher.verify.watched import run_watched, watched_command
+
+RUNNER = Path(__file__).with_name("shape_run.py")
+KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
+SHAPES = "the names and shapes that the stock class asks for, loaded on the meta device"
+FIRST_BLOCKS = (
+    "the first {count} of the base's {total} blocks with a forward hook on the block, adding the vector that the file "
+    "stores; what comes after the blocks stands in for weights that were not downloaded"
+)
+
+
+@dataclass(frozen=True)
+class PartialCopy:
+    """A copy as it is staged: what is new lies in a folder, the rest is the base's on the Hub.
+
+    Attributes:
+        folder: the new files, with the index of all.
+        absent: name in the copy -> in the base, of the weight files that are not in the folder.
+        base: the base.
+        manifest: of the copy.
+        architecture: of the base.
+        names: how the base's tensors are told apart.
+    """
+
+    folder: Path
+    absent: Mapping[str, str]
+    base: HubCheckpoint
+    manifest: Mapping[str, Any]
+    architecture: Architecture
+    names: BlockNames
+
+
+def verify_partially(
+    copy: PartialCopy,
+    scratch: Path,
+    *,
+    progress: Callable[[str], None],
+    tolerance: float = 1e-4,
+    probes: Sequence[str] | None = None,
+    long_prompt_limit: int = 4608,
+) -> dict[str, Any]:
+    """Check names, shapes and the stored vector; and where the blocks up to the edit are here, run them.
+
+    Args:
+        scratch: an empty folder for files on the way.
+
+    Returns:
+        An entry of ``verification``: status ``structural``, ``truncated``, ``passed`` (the whole model was here) or
+        ``failed``.
+
+    Raises:
+        OutsideError: a process died, or stock transformers cannot load the base.
+    """
+    progress("verifying: names and shapes in stock transformers")
+    stored = read_stored(copy.folder, copy.manifest, partial=True)
+    checks, version = _structure(copy, stored, scratch / "whole")
+    passed = all(check.passed is not False for check in checks)
+    entry = _structural(checks, version, passed)
+    if not passed:
+        return entry
+    count = blocks_here(copy.base, copy.names, max(stored), copy.architecture.block_count)
+    if count is None:
+        return _because(entry, "the blocks up to the edit were not downloaded")
+    progress(f"verifying: the first {count} blocks in stock transformers")
+    try:
+        base, folder = truncated_folders(
+            copy.base,
+            copy.folder,
+            copy.absent,
+            copy.architecture,
+            copy.names,
+            count,
+            scratch / "first",
+        )
+        ran = verify_in_transformers(
+            folder,
+            base,
+            copy.manifest,
+            tolerance=tolerance,
+            probes=probes,
+            long_prompt_limit=long_prompt_limit,
+            scratch=scratch,
+            progress=progress,
+        )
+    except CannotTruncate as error:
+        return _because(entry, f"a model of its first {count} blocks alone cannot be made ({error})")
+    except OutsideError as error:
+        if error.code != "stack":
+            raise
+        return _because(entry, f"its first {count} blocks alone do not run ({error.problems[0].found})")
+    total = copy.architecture.block_count
+    ran["checks"] = [check.as_json() for check in checks] + [c for c in ran["checks"] if c["name"] != "stored vector"]
+    if copy.base.absent:
+        ran["status"] = "truncated" if ran["passed"] else "failed"
+        ran["reference"] = FIRST_BLOCKS.format(count=count, total=total)
+        ran["blocks"] = count
+    return ran
+
+
+def _structure(copy: PartialCopy, stored: Mapping[int, StoredLayer], place: Path) -> tuple[list[Check], str]:
+    worst = max(layer.rel_error for layer in stored.values())
+    checks = [Check("stored vector", worst <= STORED_LIMIT, worst, STORED_LIMIT, "relative error in the file")]
+    base, candidate = place / "base", place / "copy"
+    _link_all(base, copy.base.path, weights={name: copy.base.hollow / name for name in copy.base.weight_files})
+    _link_all(candidate, copy.folder, weights={name: copy.base.hollow / source for name, source in copy.absent.items()})
+    checks.append(_index(candidate))
+    job = {"folders": {"base": str(base), "copy": str(candidate)}, "trust_remote_code": False}
+    result = _run(job, place)
+    found = result["folders"]
+    if "error" in found["base"]:
+        raise OutsideError(
+            "stock transformers could not load the base's names and shapes",
+            where=copy.base.source.name,
+            found=found["base"]["error"],
+            remedy="check that the base loads in this transformers",
+            code="stack",
+        )
+    checks.append(_loading(found["base"], found["copy"], copy.manifest["route"]))
+    return checks, str(result["version"])
+
+
+def _link_all(target: Path, folder: Path, weights: Mapping[str, Path]) -> None:
+    """A folder of links: the small files and the new weights of ``folder``, and the weight files that are given."""
+    target.mkdir(parents=True)
+    for name, path in weights.items():
+        (target / name).symlink_to(path.resolve())
+    for item in folder.iterdir():
+        # Beside the base's small files lie those weights that were downloaded, now or earlier.
+        if item.is_file() and item.name not in weights:
+            (target / item.name).symlink_to(item.resolve())
+
+
+def _index(folder: Path) -> Check:
+    """Whether every tensor lies, once, where the index says."""
+    try:
+        lies = {name: info.file.name for name, info in CheckpointFolder(folder).tensors.items()}
+        stated = read_json_object(folder / INDEX).get("weight_map")
+    except InputError as error:
+        return Check("index", False, note=error.problems[0].message)
+    wrong = sorted({name for name, _ in (stated or {}).items() ^ lies.items()})
+    note = f"wrong: {', '.join(wrong[:3])}" if wrong else "every tensor lies where it says"
+    return Check("index", not wrong, note=note)
+
+
+def _loading(base: Mapping[str, Any], copy: Mapping[str, Any], route: Mapping[str, Any]) -> Check:
+    if "error" in copy:
+        return Check("names and shapes", False, note=f"stock transformers cannot load the copy: {copy['error']}")
+    problems = []
+    for kind in KINDS:
+        new = sorted(set(copy["loading"].get(kind, [])) - set(base["loading"].get(kind, [])))
+        if new:
+            problems.append(f"{kind.replace('_', ' ')}: {', '.join(new[:3])}{' ...' if len(new) > 3 else ''}")
+    if copy["class"] != route["architecture"]:
+        problems.append(f"loaded as {copy['class']}, not as {route['architecture']}")
+    note = "; ".join(problems) or "no missing, no unexpected key beyond the base's"
+    return Check("names and shapes", not problems, note=note)
+
+
+def _run(job: Mapping[str, Any], place: Path) -> Any:
+    path, result = place / "job.json", place / "result.json"
+    path.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
+    finished = run_watched([*watched_command(sys.executable, RUNNER), str(path)], dict(os.environ))
+    if finished.returncode != 0:
+        lines = finished.stderr.strip().splitlines() or ["no message"]
+        raise OutsideError(
+            "stock transformers could not be run",
+            where=f"exit {finished.returncode}",
+            found=lines[-1][:500],
+            remedy="check that transformers can be imported",
+            code="stack",
+        )
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _structural(checks: Sequence[Check], version: str, passed: bool) -> dict[str, Any]:
+    numbers = ("max_abs_logprob_diff", "noise_floor", "steering_effect", "vector_rel_error", "tolerance")
+    return {
+        "stack": STACK,
+        "version": version,
+        "status": "structural" if passed else "failed",
+        "passed": passed,
+        "reference": SHAPES,
+        "dtype": None,
+        **dict.fromkeys(numbers),
+        "checks": [check.as_json() for check in checks],
+    }
+
+
+def _because(entry: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """The same with the reason why nothing was run."""
+    not_run = Check("residual stream", None, note=f"not run: {why}")
+    return {**entry, "checks": [*entry["checks"], not_run.as_json()]}
