@@ -6,7 +6,7 @@ recipe -> base -> architecture -> plan -> contrast pairs -> residuals -> steerin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.build_result import BuildResult, Clock, DryRun, peak_rss_bytes
+from patcher.build_texts import write_texts
 from patcher.build_vectors import BaseRun, vectors_before_download
 from patcher.capture.cache import capture_cache
 from patcher.capture.cache_key import model_identity
@@ -29,13 +30,12 @@ from patcher.checkpoint.prepare import (
     prepared_base,
     read_config,
 )
-from patcher.checkpoint.source import Source, fetch
-from patcher.checkpoint.staging import MANIFEST, check_output, scratch_folder, staged_folder
+from patcher.checkpoint.source import fetch
+from patcher.checkpoint.staging import check_output, scratch_folder, staged_folder
 from patcher.checkpoint.writer import write_copy
-from patcher.errors import CheckFailed, InputError
-from patcher.evaluate.of_build import check_evaluation_inputs
-from patcher.manifest import build_manifest, carry_history, history_of, manifest_text, tensor_key
-from patcher.publish.card import render_card
+from patcher.errors import InputError
+from patcher.evaluate.of_build import check_evaluation_inputs, require_effect
+from patcher.manifest import build_manifest, carry_history, history_of, tensor_key
 from patcher.recipe import Recipe
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import Plan
@@ -43,8 +43,8 @@ from patcher.routes.planner import choose_route
 from patcher.vectors import SteeringVector, save_vectors
 from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
 from patcher.vectors.finding import prepare_vectors, sum_by_layer
-from patcher.vectors.persona import GENERATIONS, generations_text
-from patcher.verify.of_build import require_stacks, verify_build
+from patcher.vectors.persona import GENERATIONS
+from patcher.verify.of_build import require_passed, require_stacks, verify_build
 from patcher.verify.oldest import oldest_versions
 from patcher.verify.stored import VECTORS, read_stored
 
@@ -78,6 +78,11 @@ def dry_run(
     check_adapter(recipe, recipe_path.parent)
     check_evaluation_inputs(recipe, recipe_path.parent)
     notes = [note for entry in prepared for note in entry.notes]
+    notes += [
+        f"vector `{spec.name}`: its `auto` is chosen by a sweep; until then 40 % depth and coefficient 1 stand for it"
+        for spec in recipe.vectors
+        if spec.swept
+    ]
     return DryRun(source, architecture, plan, prepared, output, notes)
 
 
@@ -93,6 +98,8 @@ def build(
     cache: bool = True,
     link: bool = False,
     hash: bool = True,
+    strict: bool = False,
+    sweep: Mapping[str, Any] | None = None,
     token: str | None = None,
     processes: Processes | None = None,
 ) -> BuildResult:
@@ -109,11 +116,14 @@ def build(
         cache: whether activations that were captured before, of the same model and prompts, are taken again.
         link: place the weight files of which no byte changes as hard links to the base's, where that can be done.
         hash: whether the manifest gets the hashes of the base's files.
+        strict: refuse a vector whose effect cannot be told from that of random ones, or that breaks the guard.
+        sweep: how the layer and the coefficient were chosen, for the manifest and the card.
         processes: of a launch of several (this is process 0): all read activations, and this one does the rest.
 
     Raises:
         InputError: the recipe, the pairs, the model or the output is not usable (before any work where possible).
-        CheckFailed: the finished folder is not steered as the hook steers; nothing is left of it.
+        CheckFailed: the finished folder is not steered as the hook steers, or ``strict`` does not hold. Nothing is
+            left of it.
         OutsideError: the disk, the memory or the Hub failed; nothing is left.
     """
     clock = Clock()
@@ -146,6 +156,8 @@ def build(
             identity = model_identity(source, base.adapter, trust_remote_code=recipe.trust_remote_code)
             run = BaseRun(recipe, recipe_path, planned, base, scratch, clock, say, quiet, kept, identity)
             found = run.find(plan, processes, early)
+        if strict:
+            require_effect(found.evaluation, recipe_path.name)
         plan, total = found.plan, sum_by_layer(found.vectors)
         created, replaced = tensors_to_write(plan, total, base.checkpoint)
         with staged_folder(output, force=force) as stage, hashing(whole_base, hash=hash, since=opened) as hashes:
@@ -185,7 +197,7 @@ def build(
                 originals=written.originals,
                 stored_rel_errors=dict.fromkeys(total, 0.0),
                 config_before=base.checkpoint.config,
-                evaluation=found.evaluation,
+                evaluation=found.evaluation if sweep is None else {**(found.evaluation or {}), "sweep": dict(sweep)},
                 notes=[*(line for entry in found.prepared for line in entry.notes), *found.notes],
                 undo=written.undo,
                 history=history,
@@ -210,7 +222,7 @@ def build(
                     progress=say,
                     check=lambda entry: require_passed(entry, str(output), exact=plan.exact),
                 )
-            size = written.bytes_written + carried + _write_texts(stage, manifest, source, records)
+            size = written.bytes_written + carried + write_texts(stage, manifest, source, records)
     size += (output / VECTORS).stat().st_size
     result = BuildResult(output, manifest, clock.stop(), peak_rss_bytes(), size, written.placed)
     if recipe.push is not None:
@@ -232,33 +244,6 @@ def _plan(
     )
 
 
-def require_passed(entry: Mapping[str, Any], where: str, *, exact: bool = True) -> None:
-    """Raise if a verification did not pass.
-
-    Raises:
-        CheckFailed: with every check that failed.
-    """
-    if entry["passed"]:
-        return
-    failed = [check for check in entry["checks"] if check["passed"] is False]
-    shown = [
-        f"{check['name']}: "
-        + (f"{check['value']:.3g} (limit {check['limit']:.3g}) " if check["value"] is not None else "")
-        + check["note"]
-        for check in failed
-    ]
-    raise CheckFailed(
-        f"the folder is not steered as a hook steers the base, in stock {entry['stack']} {entry['version']}",
-        where=where,
-        found="; ".join(shown),
-        remedy="nothing was written; please report this with the recipe"
-        if exact
-        else "nothing was written; give calibration text that is like the model's use (calibration.texts, "
-        "calibration.tokens), another layer or a smaller coefficient, or allow more (verify.fit_error, verify.fit_kl)",
-        code="verification",
-    )
-
-
 def _sides(plan: Plan) -> dict[str, torch.Tensor]:
     """What is needed to read the vectors back from matrices that hold them."""
     rights = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
@@ -273,20 +258,6 @@ def _all_layers(recipe: Recipe, recipe_path: Path, block_count: int) -> list[int
     for index, spec in enumerate(recipe.vectors):
         layers.update(resolve_layers(spec, block_count, f"{recipe_path.name}: vectors.{index}"))
     return sorted(layers)
-
-
-def _write_texts(stage: Path, manifest: Mapping[str, Any], source: Source, records: Sequence[Mapping[str, Any]]) -> int:
-    card = source.folder / "README.md"
-    base_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
-    licences = [item.name for item in sorted(stage.iterdir()) if item.name.lower().startswith(("licen", "notice"))]
-    texts = {
-        MANIFEST: manifest_text(manifest),
-        "README.md": render_card(manifest, base_card, licences),
-        **({GENERATIONS: generations_text(records)} if records else {}),
-    }
-    for name, text in texts.items():
-        (stage / name).write_text(text, encoding="utf-8")
-    return sum(len(text.encode()) for text in texts.values())
 
 
 def _push(recipe: Recipe, output: Path, say: Say, token: str | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from patcher.checkpoint.prepare import PreparedBase
 from patcher.checkpoint.source import fetch_blocks
 from patcher.checkpoint.staging import scratch_folder
 from patcher.errors import InputError
+from patcher.evaluate.details import Looked
 from patcher.evaluate.of_build import evaluate_build
 from patcher.recipe import Recipe
 from patcher.routes.plan import Plan
@@ -160,13 +161,12 @@ class BaseRun:
         if ROUTES[plan.route].fit is not None:
             with self.clock.time("capture"):
                 plan = self._fitted(plan, opened, total)
+        architecture = self.planned.architecture
         evaluation, notes = evaluate_build(
             self.recipe,
             prepared,
-            opened.logits,
-            opened.tokenizer,
+            Looked(opened.logits, opened.model, architecture.blocks, opened.tokenizer, opened.positions),
             total,
-            positions=opened.positions,
             recipe_folder=self.recipe_path.parent,
             progress=self.say,
         )

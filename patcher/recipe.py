@@ -208,7 +208,8 @@ class Recipe(Strict):
     trust_remote_code: bool = False
     """Allow code that comes with the model to run."""
     output: str | None = None
-    """The folder to write, relative to the working directory. Default: <model>-steered."""
+    """The folder to write, relative to the working directory. Default: <model>-steered. `null` together with `push`:
+    no folder here, the copy is made on the Hub, and of the base only what is needed is downloaded."""
     push: PushSpec | None = None
 
     @model_validator(mode="after")

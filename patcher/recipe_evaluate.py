@@ -58,6 +58,8 @@ class EvaluateSpec(Strict):
     """Prompts to show completions of, base and steered."""
     generate_tokens: Annotated[int, Field(ge=0, le=2048)] = 40
     """The length of these completions; 0: none."""
+    pictures: bool = True
+    """Draw the effect for the card, where the extra `plots` is installed."""
     topic_words: list[str] = Field(default=[])
     """Words that are counted in the completions."""
     scorer: str | None = None

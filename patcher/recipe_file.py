@@ -12,9 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from patcher.errors import InputError, Problem
-from patcher.recipe import CaptureSpec, EvaluateSpec, InlinePair, PushSpec, Recipe, VectorSpec, VerifySpec
+from patcher.recipe import CaptureSpec, PushSpec, Recipe, VectorSpec, VerifySpec
+from patcher.recipe_evaluate import EvaluateSpec, GuardSpec, InlinePair, SweepSpec
 from patcher.recipe_persona import GenerateSpec, Personas
 from patcher.yaml_lines import YamlDocument, parse_yaml
+
+_MOST_PROBLEMS = 30
 
 
 class RecipeError(InputError):
@@ -142,7 +145,11 @@ def _problems(error: ValidationError, document: YamlDocument) -> list[Problem]:
             continue
         slot = (where, key) if merged is None else (where, f"{key}#{len(problems)}")
         problems[slot] = Problem(message, where, found, remedy)
-    return list(problems.values())
+    found_problems = list(problems.values())
+    if len(found_problems) > _MOST_PROBLEMS:
+        more = Problem(f"{len(found_problems) - _MOST_PROBLEMS} more problems are not listed", document.where(()))
+        return [*found_problems[:_MOST_PROBLEMS], more]
+    return found_problems
 
 
 def _shown(value: Any) -> str | None:
@@ -169,11 +176,17 @@ def _did_you_mean(unknown: str, location: tuple[int | str, ...]) -> str:
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "evaluate": EvaluateSpec,
+        "sweep": SweepSpec,
         "verify": VerifySpec,
         "capture": CaptureSpec,
         "push": PushSpec,
     }
-    inside: dict[str, type[BaseModel]] = {"pairs": InlinePair, "personas": Personas, "generate": GenerateSpec}
+    inside: dict[str, type[BaseModel]] = {
+        "pairs": InlinePair,
+        "personas": Personas,
+        "generate": GenerateSpec,
+        "guard": GuardSpec,
+    }
     for key, section in inside.items():
         if key in location:
             return list(section.model_fields)

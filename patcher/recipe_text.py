@@ -18,12 +18,15 @@ from patcher.yaml_lines import parse_yaml
 Key = tuple[int | str, ...]
 _PATHS = ("adapter", "calibration.texts", "evaluate.off_topic", "evaluate.on_topic", "evaluate.neutral", "model")
 
+_CHOSEN = ("layer", "before_layer", "coefficient")
+
 
 def chosen_recipe(recipe: Recipe, vector: int, layer: int, coefficient: float) -> Recipe:
     """The recipe with the layer and the coefficient of one vector filled in."""
     specs = list(recipe.vectors)
-    update = {"layer": layer, "before_layer": None, "coefficient": coefficient}
-    specs[vector] = specs[vector].model_copy(update=update)
+    # The embedding, -1, has no other name in a recipe.
+    place = {"layer": None, "before_layer": 0} if layer < 0 else {"layer": layer, "before_layer": None}
+    specs[vector] = specs[vector].model_copy(update={**place, "coefficient": coefficient})
     return recipe.model_copy(update={"vectors": specs})
 
 
@@ -86,9 +89,9 @@ def _edited(text: str, before: Recipe, wanted: Recipe) -> str:
     for key in _path_keys(new):
         node = _node(root, key)
         if node is not None and _value(old, key) != _value(new, key):
-            edits.append((node.start_mark.index, node.end_mark.index, json.dumps(_value(new, key))))
+            edits.append((node.start_mark.index, _end(node, text), _written(_value(new, key))))
     for index, (first, second) in enumerate(zip(old["vectors"], new["vectors"], strict=True)):
-        if first != second:
+        if any(first[name] != second[name] for name in _CHOSEN):
             edits += _vector_edits(_node(root, ("vectors", index)), second, text)
     for start, end, replacement in sorted(edits, reverse=True):
         text = text[:start] + replacement + text[end:]
@@ -97,23 +100,29 @@ def _edited(text: str, before: Recipe, wanted: Recipe) -> str:
 
 def _vector_edits(mapping: Any, vector: Mapping[str, Any], text: str) -> list[tuple[int, int, str]]:
     pairs = {key.value: (key, value) for key, value in mapping.value}
-    name = "layer" if "layer" in pairs else "before_layer"
-    key, value = pairs[name]
+    key, value = pairs["layer" if "layer" in pairs else "before_layer"]
     end = _end(value, text)
-    layer = f"layer: {json.dumps(vector['layer'])}"
+    name = "layer" if vector["before_layer"] is None else "before_layer"
+    layer = f"{name}: {_written(vector[name])}"
     if "coefficient" in pairs:
         coefficient = pairs["coefficient"][1]
-        edits = [(coefficient.start_mark.index, _end(coefficient, text), json.dumps(vector["coefficient"]))]
+        edits = [(coefficient.start_mark.index, _end(coefficient, text), _written(vector["coefficient"]))]
     else:
         between = ", " if mapping.flow_style else "\n" + " " * key.start_mark.column
-        layer, edits = f"{layer}{between}coefficient: {json.dumps(vector['coefficient'])}", []
+        layer, edits = f"{layer}{between}coefficient: {_written(vector['coefficient'])}", []
     return [*edits, (key.start_mark.index, end, layer)]
 
 
 def _end(node: Any, text: str) -> int:
-    """Where a node's text ends; a block list's mark is at the next key."""
+    """Where a node's text ends; a block list's mark is at the next key, past the comments between."""
+    if isinstance(node, yaml.SequenceNode) and not node.flow_style and node.value:
+        return _end(node.value[-1], text)
     start, end = int(node.start_mark.index), int(node.end_mark.index)
     return start + len(text[start:end].rstrip())
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _node(root: Any, key: Key) -> Any:

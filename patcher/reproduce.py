@@ -9,6 +9,7 @@ from typing import Any
 
 import patcher
 from patcher.build import build
+from patcher.build_texts import PICTURES
 from patcher.checkpoint.assembling import metadata_of, raw_header
 from patcher.checkpoint.difference import compare_files
 from patcher.checkpoint.hashes import hashes_of
@@ -163,9 +164,14 @@ def _compared(folder: Path, manifest: Mapping[str, Any], again: Path) -> Reprodu
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All but what says when and how fast: the card and the manifest, which is compared by its content."""
+    """All but what says when and how fast, or what was measured: the card, its pictures, and the manifest, which is
+    compared by its content."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path for name, path in found.items() if name not in (CARD, MANIFEST) and not name.startswith(".")}
+    return {
+        name: path
+        for name, path in found.items()
+        if not (name in (CARD, MANIFEST) or name.startswith(".") or name in PICTURES.values())
+    }
 
 
 def _reproducible(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from patcher.errors import OutsideError
+from patcher.evaluate.pictures.drawing import PICTURES as DRAWINGS
+from patcher.evaluate.pictures.drawing import dark_of, draw_all
 from patcher.recipe import Recipe
 from patcher.recipe_text import chosen_recipe, moved_text
-from patcher.sweep import Swept
+from patcher.sweep_run import Swept
 
 RESULT, TABLE, RECIPE, REPORT, PICTURES = "sweep.json", "sweep.csv", "recipe.yaml", "report.html", "pictures"
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what an older sweep wrote beside its cells, so that nothing in the folder is of another one.
+
+    Raises:
+        OutsideError: something cannot be removed.
+    """
+    try:
+        for name in (RESULT, TABLE, RECIPE, REPORT):
+            (folder / name).unlink(missing_ok=True)
+        for name in DRAWINGS:
+            picture = folder / PICTURES / f"{name}.png"
+            picture.unlink(missing_ok=True)
+            dark_of(picture).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutsideError("older results cannot be removed", where=str(folder), found=error, code="disk") from None
 
 
 def write_results(
@@ -47,9 +66,10 @@ def write_results(
             chosen = chosen_recipe(recipe, swept.vector, *swept.chosen)
             text = moved_text(recipe_text, recipe, chosen, folder=recipe_path.parent, to=folder)
             _replace(folder / RECIPE, text)
+        else:
+            (folder / RECIPE).unlink(missing_ok=True)
         drawn: dict[str, Path] = {}
         if pictures:
-            from patcher.evaluate.pictures.drawing import draw_all
             from patcher.evaluate.report import write_report
 
             say("drawing")

@@ -164,9 +164,15 @@ PAIRS = [
 
 
 def write_recipe(path: Path, model: Path, layer: int | list[int], output: Path, **keys: Any) -> Path:
-    """A recipe with three inline pairs and a vector half as long as the residual stream."""
+    """A recipe with three inline pairs and a vector half as long as the residual stream.
+
+    Nothing is evaluated unless ``evaluate`` is given, and then without what is only for the eye: a random model says
+    nothing, and most tests are about the file.
+    """
     vector = {"name": "love", "pairs": PAIRS, "layer": layer, "scale": "residual", "coefficient": 0.5}
     vector.update(keys.pop("vector", {}))
-    recipe = {"model": str(model), "vectors": [vector], "output": str(output), **keys}
+    cheap = {"generate_tokens": 0, "neutral_limit": 2, "pictures": False}
+    evaluate = {**cheap, **keys.pop("evaluate")} if "evaluate" in keys else {"enabled": False}
+    recipe = {"model": str(model), "vectors": [vector], "output": str(output), "evaluate": evaluate, **keys}
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     return path

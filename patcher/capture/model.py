@@ -101,7 +101,8 @@ def load_causal_lm(
             remedy=needed or "install it and try again",
             code="missing_extra",
         ) from None
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:
+        # Damaged files surface as errors of any type.
         raise InputError(
             "the model cannot be loaded",
             where=str(folder),
@@ -147,7 +148,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             found=str(error).strip().splitlines()[0],
             remedy='pip install "patch-model[sentencepiece]"',
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # The library behind fast tokenizers raises bare Exceptions.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         remedy = "check that AutoTokenizer.from_pretrained loads it"
         if "sentencepiece" in str(error) or "tiktoken" in str(error):

@@ -15,10 +15,11 @@ from torch import nn
 from patcher.architectures.analysis import Architecture
 from patcher.capture.budget import token_budget
 from patcher.capture.forward import position_limit
-from patcher.capture.logits import LoadedModel, LogitsSource
+from patcher.capture.logits import LogitsSource
 from patcher.capture.memory import available_memory
 from patcher.capture.model import load_causal_lm, load_tokenizer
 from patcher.capture.reader import ResidualReader, reader_in_memory
+from patcher.capture.resuming import ResumingModel
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
 
@@ -26,7 +27,7 @@ Mode = Literal["memory", "stream", "spread"]
 _SHARE = 0.8
 """Of the free memory, for weights; the rest is for activations."""
 _ACTIVATIONS = 0.25
-"""Of the free memory, for the activations of a streamed model; more of them go to the disk."""
+"""Of the free memory, for activations: of a streamed model (more of them go to the disk), or to resume passes from."""
 
 
 @dataclass
@@ -131,11 +132,13 @@ def open_base(
         trust_remote_code=trusted,
     )
     reader = reader_in_memory(model, architecture, batch_size=batch_size, note=note)
+    memory = int(_ACTIVATIONS * available_memory())
+    logits = ResumingModel(model, architecture.blocks, tokens=reader.tokens, memory=memory, note=note)
     try:
-        yield OpenedBase(reader, LoadedModel(model, architecture.blocks), model, tokenizer, position_limit(model))
+        yield OpenedBase(reader, logits, model, tokenizer, position_limit(model))
     finally:
         # The verification loads the base again in processes of its own; both at once might not fit.
-        del model, reader
+        del model, reader, logits
         gc.collect()
 
 

@@ -89,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         body = {"error": {"code": "usage", "message": error.format_message(), "where": where, "found": None}}
         body["error"]["remedy"] = "see --help"
         _fail(2, usage + error.format_message(), body, as_json)
-    except (KeyboardInterrupt, click.Abort):
-        text = "interrupted; nothing unfinished is left"
+    except (KeyboardInterrupt, click.Abort) as stop:
+        # A command whose finished parts are kept says so itself.
+        text = str(stop) or "interrupted; nothing unfinished is left"
         _fail(130, text, {"error": _plain("interrupted", text)}, as_json)
     except MemoryError:
         memory = OutsideError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from patcher.capture.processes import Processes
+    from patcher.recipe import Recipe
 
 
 @click.command("build", short_help="Build what a recipe describes.")
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Place unchanged weight files as hard links to the base's: no bytes are copied, but whoever writes to one in "
     "the output writes to the base.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Exit 1 if the effect is not beyond random vectors, or the damage beyond the guard."
 )
 @click.option("--no-hash", is_flag=True, help="Do not record the hashes of the base's files.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -65,6 +71,7 @@ def _build(
     no_cache: bool,
     link: bool,
     no_hash: bool,
+    strict: bool,
     verbose: bool,
     processes: Processes | None,
 ) -> None:
@@ -72,6 +79,15 @@ def _build(
     from patcher.recipe_file import load_recipe
 
     parsed, text = load_recipe(recipe, overrides)
+
+    from patcher.remote.refusals import is_remote
+
+    if is_remote(parsed, output):
+        _refuse_options({"--force": force, "--link": link, "--no-hash": no_hash, "--strict": strict})
+        _build_remotely(
+            recipe, parsed, text, dry_run=dry_run, as_json=as_json, cache=not no_cache, verbose=verbose, team=processes
+        )
+        return
 
     from patcher import build as pipeline
     from patcher.cli.report import print_build, print_plan
@@ -88,6 +104,14 @@ def _build(
             print_plan(planned)
         return
     with progress(verbose) as say:
+        swept = None
+        if any(spec.swept for spec in parsed.vectors):
+            from patcher.automatic import fill_in
+
+            require_alone(processes, recipe)
+            parsed, swept = fill_in(
+                parsed, text, recipe, output, force=force, cache=not no_cache, say=say, note=say.note
+            )
         result = pipeline.build(
             parsed,
             text,
@@ -99,8 +123,59 @@ def _build(
             cache=not no_cache,
             link=link,
             hash=not no_hash,
+            strict=strict,
+            sweep=swept,
             processes=processes,
         )
     print_build(result, to_stderr=as_json, linked=link)
     if as_json:
         click.echo(json.dumps(result.as_json()))
+
+
+def _build_remotely(
+    path: Path,
+    recipe: Recipe,
+    text: str,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    cache: bool,
+    verbose: bool,
+    team: Processes | None,
+) -> None:
+    from patcher.cli.progress import progress
+    from patcher.cli.remote_report import print_remote_build, print_remote_plan
+    from patcher.remote_build import remote_build, remote_dry_run
+
+    if dry_run:
+        with tempfile.TemporaryDirectory(prefix="patch-model-remote-") as place, progress() as say:
+            planned = remote_dry_run(recipe, path, Path(place), say=say)
+        if as_json:
+            click.echo(json.dumps(planned.as_json()))
+        else:
+            print_remote_plan(planned)
+        return
+    with progress(verbose) as say:
+        result = remote_build(recipe, text, path, say=say, note=say.note, cache=cache, processes=team)
+    print_remote_build(result, to_stderr=as_json)
+    if as_json:
+        click.echo(json.dumps(result.as_json()))
+
+
+def _refuse_options(given: Mapping[str, bool]) -> None:
+    for option, asked in given.items():
+        if asked:
+            raise click.UsageError(f"{option} is about a folder here; `output: null` makes the copy on the Hub")
+
+
+def require_alone(processes: Processes | None, recipe: Path) -> None:
+    """Refuse a sweep in a launch of several processes."""
+    if processes is not None:
+        from patcher.errors import InputError
+
+        raise InputError(
+            "a sweep runs in one process, and `auto` in a recipe asks for one",
+            where=f"{recipe.name}: {processes.world.size} processes",
+            remedy="run patch-model sweep first, without torchrun, and build the recipe that it writes",
+            code="parallel",
+        )

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.status import Status
 
+from patcher.cli.interrupts import obey_interrupts
+
 
 class Voice:
     """Says what is being done now, and notes what only ``-v`` shows."""
@@ -19,6 +21,7 @@ class Voice:
 
     def __call__(self, text: str) -> None:
         """What is being done now."""
+        obey_interrupts()
         if self._status is not None:
             self._status.update(text)
             return

@@ -11,11 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from patcher.build_result import BuildResult, DryRun
+from patcher.build_texts import NOT_DRAWN
+from patcher.evaluate.of_build import beyond_guard
+from patcher.evaluate.pictures.extra import can_draw
 from patcher.routes.plan import Plan, TensorWrite
 
 NO_TERMINAL_WIDTH = 118
 NUMBERS = ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_error")
-_COLOURS = {"passed": "green", "not_checked": "yellow"}
+_COLOURS = {"passed": "green", "truncated": "green", "structural": "yellow", "not_checked": "yellow"}
 COLUMNS = ("max |Δ log-prob|", "tolerance", "effect", "residual error")
 
 
@@ -28,7 +31,7 @@ def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -
         f"[bold]route[/] {route['name']} ({'exact' if route['exact'] else 'fitted'}, "
         f"run-time cost: {route['cost']}) in {route['architecture']}"
     )
-    console.print(_edits(manifest["edits"], route["copy_layers"]))
+    console.print(edit_table(manifest["edits"], route["copy_layers"]))
     if route.get("fit"):
         console.print(_fit(route["fit"]))
     print_verification(manifest["verification"], console)
@@ -47,6 +50,8 @@ def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -
     console.print("load it:")
     console.print("  from transformers import AutoModelForCausalLM", markup=False)
     console.print(f'  model = AutoModelForCausalLM.from_pretrained("{result.output}")', markup=False, soft_wrap=True)
+    if result.manifest["evaluation"] and not can_draw():
+        console.print(f"note: {NOT_DRAWN}", markup=False)
     if result.push:
         how = f"method {result.push['method']}, {result.push['bytes_uploaded']:,} bytes uploaded"
         console.print(f"published: [bold]{result.push['url']}[/] ({how})", soft_wrap=True)
@@ -71,7 +76,7 @@ def print_plan(planned: DryRun) -> None:
                 spec.method,
                 str(layer),
                 "file" if spec.method == "file" else str(entry.read_layers[layer]),
-                f"{spec.coefficient:g}",
+                f"{spec.factor:g}",
                 str(spec.scale),
                 str(entry.pair_count),
                 str(entry.held_out_count),
@@ -201,7 +206,8 @@ def _fit(fit: Mapping[str, Any]) -> Table:
     return table
 
 
-def _edits(edits: Sequence[Mapping[str, Any]], copy_layers: Mapping[str, int]) -> Table:
+def edit_table(edits: Sequence[Mapping[str, Any]], copy_layers: Mapping[str, int]) -> Table:
+    """One line an edit: where it is, and how large beside the residual stream."""
     table = empty_table("vector", "layer", "coefficient", "norm", "residual norm", "ratio", "stored error")
     for edit in edits:
         residual = edit["residual_norm"]
@@ -240,6 +246,31 @@ def _print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
             console.print(f"[yellow]warning[/] vector {result['vector']}: {note}")
     for name, values in (evaluation.get("perplexity") or {}).items():
         console.print(f"perplexity, {name.replace('_', '-')} text: {values['base']:.2f} -> {values['steered']:.2f}")
+    guard = evaluation.get("guard")
+    if guard:
+        _print_guard(guard, console)
+    for result in evaluation["per_vector"]:
+        if result.get("prompting"):
+            alone, both = result["prompting"]["alone"], result["prompting"]["steered"]
+            console.print(f"{result['vector']}, system prompt alone: {alone:.3f}, with steering: {both:.3f}")
+    generations = evaluation.get("generations")
+    if generations:
+        completions = empty_table("prompt", "base", "steered")
+        for entry in generations:
+            texts = {variant["name"]: " ".join(variant["text"].split()) for variant in entry["variants"]}
+            completions.add_row(*(escape(text) for text in (entry["prompt"], texts["base"], texts["steered"])))
+        console.print(completions)
+
+
+def _print_guard(guard: Mapping[str, Any], console: Console) -> None:
+    limit = "" if guard["kl_limit"] is None else f" (guard {guard['kl_limit']:g})"
+    perplexity = guard["perplexity"]
+    console.print(
+        f"neutral text: KL {guard['kl']:.3g} nats a token{limit}, "
+        f"perplexity {perplexity['base']:.2f} -> {perplexity['steered']:.2f}"
+    )
+    if not guard["within"]:
+        console.print(f"[yellow]warning[/] {beyond_guard(guard)}")
 
 
 def _shown(value: float | None) -> str:

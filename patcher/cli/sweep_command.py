@@ -59,7 +59,11 @@ def sweep(
         output = Path(f"{name}-sweep")
     with progress(verbose) as say:
         found = run(parsed, recipe, output, force=force, cache=not no_cache, say=say, note=say.note)
-        write_results(found, output, parsed, text, recipe, pictures=not no_pictures, say=say)
+        try:
+            write_results(found, output, parsed, text, recipe, pictures=not no_pictures, say=say)
+        except KeyboardInterrupt:
+            kept = f"interrupted; all cells are kept in {output}: the same command goes on from there"
+            raise KeyboardInterrupt(kept) from None
     print_sweep(found.data, output, to_stderr=as_json, pictures=not no_pictures)
     if as_json:
         click.echo(json.dumps({"output": str(output), **found.data}))

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from patcher.cli.report import console_for, empty_table
 
+_NO_NUMBER = "no number"
 _COLOURS = {"recommended": "bold green", "random": "dim", "default": ""}
 
 
@@ -29,9 +30,10 @@ def print_sweep(data: Mapping[str, Any], folder: Path, *, to_stderr: bool, pictu
     if best is None:
         console.print("\nno cell is recommended", style="bold")
     else:
-        console.print(f"\nrecommended: [bold]layer {best['layer']}, coefficient {best['coefficient']:g}[/]")
-        console.print(f"build it: patch-model {folder / 'recipe.yaml'}", soft_wrap=True)
-    console.print(f"written: {folder}" + (f" (open {folder / 'report.html'})" if pictures else ""), soft_wrap=True)
+        console.print(f"\nrecommended: [bold]{_place(best['layer'])}, coefficient {best['coefficient']:g}[/]")
+        console.print(f"build it: patch-model {folder / 'recipe.yaml'}", soft_wrap=True, markup=False)
+    where = f"written: {folder}" + (f" (open {folder / 'report.html'})" if pictures else "")
+    console.print(where, soft_wrap=True, markup=False)
 
 
 def warnings(data: Mapping[str, Any]) -> list[str]:
@@ -45,12 +47,14 @@ def warnings(data: Mapping[str, Any]) -> list[str]:
         found.append(
             "on the pairs that were kept back the effect is no larger than that of random vectors of equal norm"
         )
-    if chosen["low"] <= 0:
+    if chosen["low"] is None or chosen["low"] <= 0:
         found.append("the interval of the effect on the pairs that were kept back includes 0")
     if not chosen["within_guard"]:
         found.append("on the texts that were kept back the damage is beyond the guard")
     better = [
-        row for row in report if row["kind"] == "default" and row["within_guard"] and row["effect"] > chosen["effect"]
+        row
+        for row in report
+        if row["kind"] == "default" and row["within_guard"] and (row["effect"] or 0) > (chosen["effect"] or 0)
     ]
     if better:
         found.append(f"a fixed default did better on the pairs that were kept back: {better[0]['name']}")
@@ -66,13 +70,13 @@ def _print_grid(data: Mapping[str, Any], console: Console) -> None:
         shown = []
         for coefficient in coefficients:
             cell = cells[layer, coefficient]
-            text = f"{cell['effect']:+.3f}"
+            text = _shown(cell["effect"], "+.3f")
             if best is not None and (layer, coefficient) == (best["layer"], best["coefficient"]):
                 text = f"[bold green]{text} *[/]"
             elif not cell["within_guard"]:
                 text = f"[dim]({text})[/]"
             shown.append(text)
-        table.add_row(f"layer {layer}", *shown)
+        table.add_row(_place(layer), *shown)
     console.print(table)
     limit = data["guard"]["limit"]
     if limit is not None:
@@ -87,21 +91,29 @@ def _print_report(data: Mapping[str, Any], console: Console) -> None:
     for row in data["report"]:
         if row["kind"] == "random":
             if row is randoms[0]:
-                effects = [each["effect"] for each in randoms]
-                span = f"{min(effects):+.3f} to {max(effects):+.3f}"
-                damage = sum(each["damage"] for each in randoms) / len(randoms)
-                table.add_row(
-                    f"{len(randoms)} random vectors of equal norm", "", span, "", f"{damage:.3g}", "", style="dim"
-                )
+                effects = [each["effect"] for each in randoms if each["effect"] is not None]
+                damages = [each["damage"] for each in randoms if each["damage"] is not None]
+                span = f"{min(effects):+.3f} to {max(effects):+.3f}" if effects else _NO_NUMBER
+                damage = _shown(sum(damages) / len(damages) if damages else None, ".3g")
+                table.add_row(f"{len(randoms)} random vectors of equal norm", "", span, "", damage, "", style="dim")
             continue
-        place = "" if row["layer"] is None else f" (layer {row['layer']}, {row['coefficient']:+g})"
+        place = "" if row["layer"] is None else f" ({_place(row['layer'])}, {row['coefficient']:+g})"
+        base = row["kind"] == "base"
         table.add_row(
             row["name"] + (place if row["kind"] in ("recommended", "negative", "default") else ""),
-            f"{row['value']:.3f}",
-            "" if row["kind"] == "base" else f"{row['effect']:+.3f}",
-            "" if row["kind"] == "base" else f"{row['low']:+.3f} to {row['high']:+.3f}",
-            "" if row["damage"] is None else f"{row['damage']:.3g}",
+            _shown(row["value"], ".3f"),
+            "" if base else _shown(row["effect"], "+.3f"),
+            "" if base or row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}",
+            "" if row["kind"] == "prompting" else _shown(row["damage"], ".3g"),
             "beyond the guard" if row["within_guard"] is False else "",
             style=_COLOURS.get(row["kind"], ""),
         )
     console.print(table)
+
+
+def _place(layer: int) -> str:
+    return "embedding" if layer < 0 else f"layer {layer}"
+
+
+def _shown(value: float | None, digits: str) -> str:
+    return _NO_NUMBER if value is None else format(value, digits)

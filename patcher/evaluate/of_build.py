@@ -10,11 +10,17 @@ from typing import Any
 import torch
 
 from patcher.capture.logits import LogitsSource
-from patcher.errors import InputError
-from patcher.evaluate.held_out import Option, Question, evaluate_edits
+from patcher.errors import CheckFailed
+from patcher.evaluate.details import Looked, look
+from patcher.evaluate.held_out import Question, answer_probability, evaluate_edits, log_odds
+from patcher.evaluate.prompting import questions_with_prompt
+from patcher.evaluate.questions import build_question
+from patcher.evaluate.scorers import load_scorer
 from patcher.evaluate.scoring import perplexities
-from patcher.pairs import ContrastPair, load_pairs, sample_pairs, tokenise_continuation
-from patcher.recipe import Recipe, VectorSpec
+from patcher.evaluate.side_effects import Curve, guard_of, neutral_ids
+from patcher.evaluate.texts import read_passages
+from patcher.pairs import ContrastPair, load_pairs, sample_pairs
+from patcher.recipe import Recipe
 from patcher.vectors.finding import PreparedVector
 
 IN_SAMPLE = "measured on the pairs that the vector was made of: none were held out"
@@ -23,30 +29,31 @@ IN_SAMPLE = "measured on the pairs that the vector was made of: none were held o
 def evaluate_build(
     recipe: Recipe,
     prepared: Sequence[PreparedVector],
-    source: LogitsSource,
-    tokenizer: Any,
+    looked: Looked,
     vectors: Mapping[int, torch.Tensor],
     *,
-    positions: int | None,
     recipe_folder: Path,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """Measure all edits together on each vector's held-out pairs.
+    """Measure all edits together: on each vector's held-out pairs, on texts that they should leave alone, and by eye.
 
     Returns:
         The ``evaluation`` of ``steering.json`` (that of the first vector with pairs on top, all of them in
         ``per_vector``), or None where there is nothing to measure on; and notes that say why.
     """
-    spec = recipe.evaluate
+    spec, source, tokenizer = recipe.evaluate, looked.source, looked.tokenizer
+    say = progress or (lambda _text: None)
     if not spec.enabled or tokenizer is None:
         return None, ["the effect was not evaluated" + ("" if spec.enabled else ": `evaluate.enabled` is false")]
     results, notes = [], []
+    asked: list[tuple[PreparedVector, list[Question]]] = []
     for entry in prepared:
         pairs, held_out = _pairs_for(recipe, entry, recipe_folder)
         if not pairs:
             notes.append(f"vector `{entry.spec.name}` comes from a file: give `evaluate.pairs` to measure its effect")
             continue
         questions = [build_question(pair, tokenizer, entry.spec) for pair in pairs]
+        asked.append((entry, questions))
         result = evaluate_edits(
             source,
             vectors,
@@ -60,12 +67,84 @@ def evaluate_build(
         result["held_out"] = held_out
         if not held_out:
             result["notes"].append(IN_SAMPLE)
+        if spec.system_prompt is not None:
+            prompted = questions_with_prompt(pairs, tokenizer, entry.spec, spec.system_prompt)
+            result["prompting"] = _prompting(source, prompted, vectors, batch_rows(recipe))
         results.append({"vector": entry.spec.name, **result})
-    texts = _perplexities(recipe, source, tokenizer, vectors, positions, recipe_folder, progress)
-    if not results and texts is None:
-        return None, notes
+    texts = _perplexities(recipe, source, tokenizer, vectors, looked.positions, recipe_folder, progress)
+    say("evaluating: what changes in neutral text")
+    neutral, name = neutral_ids(recipe, recipe_folder, tokenizer, looked.positions)
+    guard = guard_of(recipe, source, neutral, name, vectors)
     head = {key: value for key, value in results[0].items() if key != "vector"} if results else {}
-    return {**head, "per_vector": results, "perplexity": texts}, notes
+    found = {**head, "per_vector": results, "perplexity": texts, "guard": guard}
+    if looked.model is None:
+        # Each of these would read the whole model from the disk once more.
+        return found, [*notes, "the base was streamed: no curve, tokens or completions were measured"]
+    if asked:
+        say("evaluating: effect and damage by coefficient")
+        entry, questions = asked[0]
+        alone = len(prepared) == 1
+        layer = next(iter(vectors)) if len(vectors) == 1 else None
+        curve = Curve(layer, entry.spec.factor if alone else 1.0, math.copysign(1.0, entry.spec.factor))
+        found |= curve.measure(source, vectors, questions, neutral, seed=recipe.seed, batch_size=batch_rows(recipe))
+    shown = look(
+        looked,
+        recipe,
+        prepared[0].spec,
+        {},
+        vectors,
+        texts={},
+        neutral=neutral[: spec.neutral_limit],
+        batch_size=batch_rows(recipe),
+        say=say,
+    )
+    del shown["text_changes"]
+    return {**found, **shown}, notes
+
+
+def require_effect(evaluation: Mapping[str, Any] | None, where: str) -> None:
+    """What ``--strict`` asks for: an effect beyond that of random vectors, and damage within the guard.
+
+    Raises:
+        CheckFailed: with all that is wrong.
+    """
+    wrong = []
+    if evaluation is None or not evaluation["per_vector"]:
+        wrong.append("no effect was measured: there are no held-out pairs")
+    else:
+        for result in evaluation["per_vector"]:
+            if not result["distinguishable"]:
+                wrong.append(f"vector `{result['vector']}`: " + "; ".join(result["notes"]))
+    guard = (evaluation or {}).get("guard")
+    if guard is not None and not guard["within"]:
+        wrong.append(beyond_guard(guard))
+    if wrong:
+        raise CheckFailed(
+            "the effect is not what --strict asks for",
+            where=where,
+            found="; ".join(wrong),
+            remedy="nothing was written; find a layer and a coefficient with patch-model sweep, or leave --strict out",
+            code="strict",
+        )
+
+
+def beyond_guard(guard: Mapping[str, Any]) -> str:
+    """A guard that does not hold, in words."""
+    limits = []
+    if guard["kl_limit"] is not None:
+        limits.append(f"KL divergence {guard['kl']:.3g} nats a token (guard {guard['kl_limit']:g})")
+    if guard["perplexity_limit"] is not None:
+        times = guard["perplexity"]["steered"] / guard["perplexity"]["base"]
+        limits.append(f"perplexity {times:.3g} times the base's (guard {guard['perplexity_limit']:g})")
+    return "the damage on neutral text is beyond the guard: " + ", ".join(limits)
+
+
+def _prompting(
+    source: LogitsSource, questions: Sequence[Question], vectors: Mapping[int, torch.Tensor], batch_size: int
+) -> dict[str, float]:
+    measure = answer_probability if all(question.lettered for question in questions) else log_odds
+    alone, steered = measure(source, questions, [{}, vectors], batch_size).mean(dim=1).tolist()
+    return {"alone": alone, "steered": steered}
 
 
 def batch_rows(recipe: Recipe) -> int:
@@ -94,20 +173,11 @@ def check_evaluation_inputs(recipe: Recipe, recipe_folder: Path) -> None:
         return
     if spec.pairs is not None:
         load_pairs(spec.pairs, base_folder=recipe_folder, format="auto", where="evaluate.pairs")
-    for name, file in (("on_topic", spec.on_topic), ("off_topic", spec.off_topic)):
+    for name, file in (("on_topic", spec.on_topic), ("off_topic", spec.off_topic), ("neutral", spec.neutral)):
         if file is not None:
             read_passages(recipe_folder, file, f"evaluate.{name}")
-
-
-def build_question(pair: ContrastPair, tokenizer: Any, spec: VectorSpec) -> Question:
-    """What a held-out pair asks: its positive side first, then its negative one, then any other offered answer."""
-    others = [choice for choice in pair.choices if choice not in (pair.positive, pair.negative)]
-    others = [pair.negative, *others]
-    options = []
-    for text in (pair.positive, *others):
-        ids, start = tokenise_continuation(pair.prompt, text, tokenizer, spec)
-        options.append(Option(tuple(ids), start))
-    return Question(tuple(options), lettered=pair.format == "ab")
+    if spec.scorer is not None:
+        load_scorer(spec.scorer, where="evaluate.scorer")
 
 
 def _perplexities(
@@ -130,21 +200,3 @@ def _perplexities(
         base, steered = perplexities(source, texts, [{}, vectors], batch_rows(recipe))
         result[name] = {"base": base, "steered": steered}
     return result or None
-
-
-def read_passages(recipe_folder: Path, file: str, where: str) -> list[str]:
-    """The non-empty lines of a text file.
-
-    Raises:
-        InputError: the file is missing, not UTF-8 text, or empty.
-    """
-    path = Path(file).expanduser()
-    path = path if path.is_absolute() else recipe_folder / path
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the text cannot be read", where=f"{where}: {path}", found=error) from None
-    passages = [line for line in lines if line]
-    if not passages:
-        raise InputError("the text is empty", where=f"{where}: {path}", remedy="put one passage on each line")
-    return passages

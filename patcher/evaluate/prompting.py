@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from patcher.evaluate.held_out import Question
-from patcher.evaluate.of_build import build_question
+from patcher.evaluate.questions import build_question
 from patcher.pairs import ContrastPair, tokenise_continuation
 from patcher.recipe import VectorSpec
 

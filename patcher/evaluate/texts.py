@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from patcher.errors import InputError
 
 _END = re.compile(r"[.!?…]+[\"'”’)\]»]*(?=\s)|[。！？]+[”’」』）]*(?=\S)")
 _OPENING = re.compile(r"[\"'“‘(\[«]*")
@@ -78,3 +81,21 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
 def _decode(ids: list[int], tokenizer: Any) -> str:
     text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
+
+
+def read_passages(recipe_folder: Path, file: str, where: str) -> list[str]:
+    """The non-empty lines of a text file.
+
+    Raises:
+        InputError: the file is missing, not UTF-8 text, or empty.
+    """
+    path = Path(file).expanduser()
+    path = path if path.is_absolute() else recipe_folder / path
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the text cannot be read", where=f"{where}: {path}", found=error) from None
+    passages = [line for line in lines if line]
+    if not passages:
+        raise InputError("the text is empty", where=f"{where}: {path}", remedy="put one passage on each line")
+    return passages

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from patcher.errors import OutsideError
+from patcher.errors import CheckFailed, OutsideError
 from patcher.recipe import Recipe
 from patcher.verify.all_stacks import Options, require_installed, verify_in_stacks
 from patcher.verify.environments import TRANSFORMERS
@@ -85,3 +85,30 @@ def verify_build(
                 code="not_checked",
             )
     return entries
+
+
+def require_passed(entry: Mapping[str, Any], where: str, *, exact: bool = True) -> None:
+    """Raise if a verification did not pass.
+
+    Raises:
+        CheckFailed: with every check that failed.
+    """
+    if entry["passed"]:
+        return
+    failed = [check for check in entry["checks"] if check["passed"] is False]
+    shown = [
+        f"{check['name']}: "
+        + (f"{check['value']:.3g} (limit {check['limit']:.3g}) " if check["value"] is not None else "")
+        + check["note"]
+        for check in failed
+    ]
+    raise CheckFailed(
+        f"the folder is not steered as a hook steers the base, in stock {entry['stack']} {entry['version']}",
+        where=where,
+        found="; ".join(shown),
+        remedy="nothing was written; please report this with the recipe"
+        if exact
+        else "nothing was written; give calibration text that is like the model's use (calibration.texts, "
+        "calibration.tokens), another layer or a smaller coefficient, or allow more (verify.fit_error, verify.fit_kl)",
+        code="verification",
+    )

@@ -18,10 +18,10 @@ from patcher.demo import demo_folder
 from patcher.demo.grammar import PAIRS_SEED, TEST_SEED, documents, questions
 from patcher.demo.words import ADJECTIVES
 from patcher.demo.write import write_demo
-from patcher.demo.write_pairs import pairs_text
+from patcher.demo.write_pairs import neutral_text, pairs_text
 from patcher.errors import InputError
 from patcher.evaluate.held_out import answer_probability
-from patcher.evaluate.of_build import build_question
+from patcher.evaluate.questions import build_question
 from patcher.pairs import ContrastPair, load_pairs
 from patcher.recipe import Recipe, recipe_schema
 from patcher.recipe_file import load_recipe
@@ -60,6 +60,13 @@ def test_the_package_stays_small() -> None:
     assert size <= LIMIT
 
 
+def test_the_neutral_texts_are_the_grammars() -> None:
+    text = (demo_folder() / "neutral.txt").read_text(encoding="utf-8")
+    assert text == neutral_text() and len(text.splitlines()) == 60
+    loaded = {word for words in ADJECTIVES.values() for word in words}
+    assert not loaded & set(text.lower().replace(".", " ").split())
+
+
 def test_the_pairs_are_the_grammars() -> None:
     assert (demo_folder() / "pairs.jsonl").read_text(encoding="utf-8") == pairs_text()
     rows = load_pairs("pairs.jsonl", base_folder=demo_folder(), where="test")
@@ -76,6 +83,7 @@ def test_both_recipes_say_the_same() -> None:
     moved = shown.model_dump()
     moved["model"] = "./model" if packaged.model == "./model" else "model"
     moved["vectors"][0]["pairs"] = packaged.vectors[0].pairs
+    moved["evaluate"]["neutral"] = packaged.evaluate.neutral
     assert packaged.model_dump() == moved
 
 

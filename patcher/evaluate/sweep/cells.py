@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +16,12 @@ from patcher.evaluate.scoring import Vectors
 from patcher.evaluate.statistics import bootstrap_interval
 from patcher.evaluate.sweep.damage import NeutralText
 from patcher.evaluate.sweep.effect import Effect
+from patcher.evaluate.sweep.numbers import finite_or_null
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured of one layer and coefficient.
+    """What was measured of one layer and coefficient; numbers are not finite where the model's logits are not.
 
     Attributes:
         effects: of each choosing item the measure's shift from the base, positive the expected way.
@@ -58,13 +60,28 @@ class Cell:
         """On how many choosing items the cell was measured."""
         return len(self.effects)
 
+    @property
+    def finite(self) -> bool:
+        """Whether the steered model still gives numbers."""
+        return all(map(math.isfinite, (*self.effects, self.steered, self.damage)))
+
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "effects": list(self.effects)}
+        """A record of it; a number that is not finite becomes None."""
+        data: dict[str, Any] = finite_or_null({**asdict(self), "effects": list(self.effects)})
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
-        """Raises: TypeError, KeyError: it is not a cell's record."""
-        return cls(**{**data, "effects": tuple(float(value) for value in data["effects"])})
+        """The cell of a record.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no record of a cell.
+        """
+        numbers = {name: _number(data[name]) for name in ("steered", "damage", "perplexity")}
+        effects = tuple(_number(value) for value in data["effects"])
+        if not effects:
+            raise ValueError("no items")
+        return cls(**{**data, **numbers, "effects": effects})
 
 
 @dataclass(frozen=True)
@@ -107,7 +124,7 @@ class Bench:
     others: Vectors
     batch_size: int
     _base: torch.Tensor | None = None
-    _perplexity: float | None = None
+    _perplexities: dict[int, float] = field(default_factory=dict)
 
     def base_values(self) -> torch.Tensor:
         """The measure of every choosing item without the swept vector: [items], fp64."""
@@ -115,25 +132,30 @@ class Bench:
             self._base = self.effect.values(self.source, [self.others], self.effect.count)[0]
         return self._base
 
-    def base_perplexity(self) -> float:
-        """Of the neutral text, without any vector."""
-        if self._perplexity is None:
-            self._perplexity = self.neutral.damage(self.source, [{}])[0].perplexity
-        return self._perplexity
+    def texts_for(self, items: int) -> int:
+        """On how many of the neutral texts a cell is measured that is measured on ``items`` items: the same share."""
+        texts = len(self.neutral.texts)
+        return texts if items >= self.effect.count else min(texts, max(2, texts * items // self.effect.count))
 
-    def measure(self, columns: Sequence[Column], *, items: int | None = None, texts: int | None = None) -> list[Cell]:
+    def base_perplexity(self, items: int | None = None) -> float:
+        """Without any vector, of the neutral texts that cells of ``items`` items are measured on; of all by default."""
+        texts = self.texts_for(self.effect.count if items is None else items)
+        if texts not in self._perplexities:
+            self._perplexities[texts] = self.neutral.damage(self.source, [{}], texts)[0].perplexity
+        return self._perplexities[texts]
+
+    def measure(self, columns: Sequence[Column], *, items: int | None = None) -> list[Cell]:
         """The cells of some columns, all of them at once.
 
         Args:
-            items: how many of the choosing items, the first; all by default.
-            texts: how many of the neutral texts.
+            items: how many of the choosing items, the first, and that share of the neutral texts; all by default.
         """
         count = self.effect.count if items is None else min(items, self.effect.count)
         places = [(column, coefficient) for column in columns for coefficient in column.vectors]
         variants = [self.with_others({column.layer: column.vectors[coefficient]}) for column, coefficient in places]
         values = self.effect.values(self.source, variants, count)
         shifts = (values - self.base_values()[:count]) * self.expected_sign
-        damages = self.neutral.damage(self.source, variants, texts)
+        damages = self.neutral.damage(self.source, variants, self.texts_for(count))
         on_topic = self.sentence_perplexities(self.on_topic, variants)
         off_topic = self.sentence_perplexities(self.off_topic, variants)
         return [
@@ -146,7 +168,7 @@ class Bench:
                 perplexity=damages[index].perplexity,
                 on_topic=None if on_topic is None else on_topic[index],
                 off_topic=None if off_topic is None else off_topic[index],
-                norm=float(column.vectors[coefficient].norm()),
+                norm=float(column.vectors[coefficient].double().norm()),
                 residual_norm=column.residual_norm,
             )
             for index, (column, coefficient) in enumerate(places)
@@ -166,3 +188,7 @@ class Bench:
         if not sentences:
             return None
         return sentence_perplexities(self.source, sentences, variants, self.batch_size).overall().tolist()
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

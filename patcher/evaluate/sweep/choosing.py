@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from patcher.evaluate.sweep.cells import Cell
@@ -29,14 +30,22 @@ def recommended(cells: Sequence[Cell], accepted: Callable[[Cell], bool]) -> Cell
     one with the least damage is taken.
     """
     most = max(cell.pairs for cell in cells)
-    candidates = [cell for cell in cells if cell.pairs == most and cell.interval[0] > 0 and accepted(cell)]
+    candidates = [
+        cell for cell in cells if cell.pairs == most and cell.finite and cell.interval[0] > 0 and accepted(cell)
+    ]
     return min(candidates, key=lambda cell: (-cell.interval[0], cell.damage, cell.layer), default=None)
+
+
+def strongest(cells: Sequence[Cell]) -> Cell:
+    """The cell with the largest effect, whatever its damage; one whose numbers are finite, if there is any."""
+    return max(cells, key=lambda cell: cell.effect if cell.finite else -math.inf)
 
 
 def pareto(cells: Sequence[Cell]) -> list[Cell]:
     """Cells that no other one beats in both effect and damage, by rising damage."""
     front: list[Cell] = []
-    for cell in sorted(cells, key=lambda cell: (cell.damage, -cell.effect)):
+    finite = [cell for cell in cells if cell.finite]
+    for cell in sorted(finite, key=lambda cell: (cell.damage, -cell.effect)):
         if cell.effect > 0 and (not front or cell.effect > front[-1].effect):
             front.append(cell)
     return front

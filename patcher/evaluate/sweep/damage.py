@@ -57,7 +57,7 @@ class _Base:
 
     @classmethod
     def of(cls, logits: torch.Tensor, ids: torch.Tensor) -> _Base:
-        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        log_probs = _numbers(torch.log_softmax(logits.float(), dim=-1))
         probabilities = log_probs.exp()
         entropy = -torch.linalg.vecdot(probabilities, log_probs)
         return cls(probabilities, entropy, ids[:, 1:].to(logits.device))
@@ -68,7 +68,7 @@ class _Base:
 
     def compare(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """KL(base || steered) [rows, width], and log-probabilities of the tokens that follow, [rows, width - 1]."""
-        logits = logits.float()
+        logits = _numbers(logits.float())
         normaliser = torch.logsumexp(logits, dim=-1)
         cross = torch.linalg.vecdot(self.probabilities, logits) - normaliser
         divergence = (-self.entropy - cross).clamp(min=0)
@@ -142,3 +142,8 @@ class NeutralText:
     def _keep(self, rows: tuple[int, ...], base: _Base) -> None:
         if base.size + sum(kept.size for kept in self._kept.values()) <= self.memory:
             self._kept[rows] = base
+
+
+def _numbers(logits: torch.Tensor) -> torch.Tensor:
+    """A token that cannot be said has a logit of minus infinity, and 0 times that would be no number."""
+    return logits.clamp(min=torch.finfo(torch.float32).min)

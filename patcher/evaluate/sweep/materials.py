@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,25 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-import patcher
 from patcher.capture.logits import LogitsSource
 from patcher.capture.opened import OpenedBase
 from patcher.errors import InputError
 from patcher.evaluate.neutral import neutral_texts
-from patcher.evaluate.of_build import IN_SAMPLE, build_question, read_passages
+from patcher.evaluate.of_build import IN_SAMPLE
 from patcher.evaluate.prompting import questions_with_prompt
+from patcher.evaluate.questions import build_question
 from patcher.evaluate.sweep.cells import Bench
 from patcher.evaluate.sweep.damage import NeutralText
 from patcher.evaluate.sweep.effect import Effect, PairsEffect, TextEffect
-from patcher.evaluate.texts import encode_texts, split_sentences
+from patcher.evaluate.texts import encode_texts, read_passages, split_sentences
 from patcher.pairs import ContrastPair, load_pairs, sample_pairs, split_held_out, tokenise_pairs
 from patcher.recipe import Recipe, VectorSpec
 from patcher.vectors.finding import Direction, PreparedVector, steering_vector
-
-_LEFT_OUT = ("output", "push", "verify", "targets", "exact", "prefer", "route", "calibration")
-"""Keys of a recipe on which no number of a sweep depends."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +54,21 @@ def split(prepared: Sequence[PreparedVector], index: int, recipe: Recipe, recipe
     if evaluate.pairs is not None:
         own = list(load_pairs(evaluate.pairs, base_folder=recipe_folder, format="auto", where="evaluate.pairs"))
     if entry.spec.method == "file":
-        choose, report = split_held_out(own, 0.5, recipe.seed) if own else ([], [])
+        choose, report = split_held_out(own, 0.5, recipe.seed)
+        choose = _without(choose, report)
         if own and not report:
             report = choose
             notes.append("too few pairs to keep some back: the cell is reported on the pairs that it was chosen on")
     else:
-        left = list(entry.used)
         report = own or list(entry.held_out)
+        left = _without(entry.used, report)
         # The share is of all pairs, those that are held out included.
-        share = recipe.sweep.choose * (len(left) + len(entry.held_out)) / max(1, len(left))
+        share = recipe.sweep.choose * (len(left) + len(entry.held_out)) / len(left)
         make, choose = split_held_out(left, min(share, 0.9), recipe.seed + 1)
-        if not choose or not report:
+        make = _without(make, choose)
+        if len(make) + len(choose) < len(entry.used):
+            notes.append(f"{len(entry.used) - len(make) - len(choose)} pairs stand in two parts, and make no vector")
+        if not choose or not report or _same(left, report):
             choose, report = choose or make, report or make
             notes.append(f"too few pairs to keep some back: {IN_SAMPLE}")
         pairs, _said = tokenise_pairs(make, tokenizer, entry.spec)
@@ -83,17 +81,18 @@ def split(prepared: Sequence[PreparedVector], index: int, recipe: Recipe, recipe
     return Parts(whole, tuple(shuffled), tuple(reported), tuple(dict.fromkeys(notes)))
 
 
-def fingerprint(recipe: Recipe, identity: Mapping[str, Any] | None, parts: Parts) -> dict[str, Any]:
-    """All that a cell's numbers depend on."""
-    data = recipe.model_dump(mode="json")
-    pairs = [[pair.prompt, pair.positive, pair.negative] for pair in (*parts.choose, *parts.report)]
-    tokens = [[pair.positive.ids, pair.negative.ids] for entry in parts.prepared for pair in entry.pairs]
-    content = json.dumps([identity, pairs, tokens], sort_keys=True, default=str)
-    return {
-        "recipe": {key: value for key, value in data.items() if key not in _LEFT_OUT},
-        "content": hashlib.sha256(content.encode()).hexdigest(),
-        "versions": [patcher.__version__, torch.__version__, transformers.__version__],
-    }
+def _without(pairs: Sequence[ContrastPair], others: Sequence[ContrastPair]) -> list[ContrastPair]:
+    """The pairs that are not among the others, or all of them where nothing would be left."""
+    taken = {_key(pair) for pair in others}
+    return [pair for pair in pairs if _key(pair) not in taken] or list(pairs)
+
+
+def _same(pairs: Sequence[ContrastPair], others: Sequence[ContrastPair]) -> bool:
+    return not {_key(pair) for pair in pairs}.isdisjoint(_key(pair) for pair in others)
+
+
+def _key(pair: ContrastPair) -> tuple[str | None, str, str]:
+    return pair.prompt, pair.positive, pair.negative
 
 
 def others(
@@ -194,10 +193,18 @@ def gather(recipe: Recipe, recipe_folder: Path, parts: Parts, opened: OpenedBase
     else:
         passages, name = read_passages(recipe_folder, evaluate.neutral, "evaluate.neutral"), "neutral passages"
     neutral = [ids for ids in encode_texts(passages, tokenizer, opened.positions) if len(ids) > 1]
+    if not neutral:
+        raise InputError(
+            "the neutral text has no passage of two tokens or more, and damage is measured on it",
+            where=f"evaluate.neutral: {evaluate.neutral}",
+            remedy="put one passage on each line, or leave `neutral` out for a bundled set",
+        )
     halves = _halves(neutral, evaluate.neutral_limit)
     choose, report, notes = _effects(spec, parts, on_topic, tokenizer, rows)
     prompting: Effect | None = None
-    if evaluate.system_prompt is not None and parts.report:
+    if evaluate.system_prompt is not None and isinstance(report, TextEffect):
+        notes.append("a system prompt is compared on pairs, and the effect is measured on a text: it is left out")
+    elif evaluate.system_prompt is not None:
         prompting = PairsEffect(questions_with_prompt(parts.report, tokenizer, spec, evaluate.system_prompt), rows)
     return Materials(
         choose,

@@ -13,6 +13,7 @@ from patcher.evaluate.sweep.cells import Cell
 
 CELLS = "cells.jsonl"
 FORMAT = 1
+_PARTIAL = CELLS + ".partial"
 
 
 class CellRecord:
@@ -32,7 +33,7 @@ class CellRecord:
         self.folder, self._path = folder, folder / CELLS
         self._cells: dict[tuple[int, float, int], Cell] = {}
         head = {"format": FORMAT, "fingerprint": json.loads(json.dumps(fingerprint))}
-        if folder.exists():
+        if _there(folder):
             lines = self._lines(force)
             if lines and _parsed(lines[0]) == head:
                 self._take(lines[1:])
@@ -46,7 +47,7 @@ class CellRecord:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Written anew: a line that a killed process left half is gone, and another sweep's cells with it.
-            partial = self._path.with_name(CELLS + ".partial")
+            partial = self._path.with_name(_PARTIAL)
             kept = "".join(_line(cell) for cell in self._cells.values())
             partial.write_text(json.dumps(head) + "\n" + kept, encoding="utf-8")
             partial.replace(self._path)
@@ -79,7 +80,8 @@ class CellRecord:
         if not self.folder.is_dir():
             raise InputError("this is a file, not a folder", where=str(self.folder), code="output")
         if not self._path.is_file():
-            if any(self.folder.iterdir()):
+            # What a process leaves that was killed before it had written its first line.
+            if any(item.name != _PARTIAL for item in self._items()):
                 raise InputError(
                     "the folder holds something else, and is not touched",
                     where=str(self.folder),
@@ -96,6 +98,14 @@ class CellRecord:
                 "the finished cells cannot be read", where=str(self._path), found=error, remedy="--force starts anew"
             ) from None
 
+    def _items(self) -> list[Path]:
+        try:
+            return list(self.folder.iterdir())
+        except OSError as error:
+            raise OutsideError(
+                "the folder cannot be looked into", where=str(self.folder), found=error, code="disk"
+            ) from None
+
     def _take(self, lines: list[str]) -> None:
         for line in lines:
             try:
@@ -103,6 +113,13 @@ class CellRecord:
             except (ValueError, TypeError, KeyError):
                 continue  # half a line, from a process that was killed: the cell is measured again
             self._cells[cell.layer, cell.coefficient, cell.pairs] = cell
+
+
+def _there(folder: Path) -> bool:
+    try:
+        return folder.exists()
+    except OSError as error:
+        raise OutsideError("the folder cannot be looked at", where=str(folder), found=error, code="disk") from None
 
 
 def _line(cell: Cell) -> str:

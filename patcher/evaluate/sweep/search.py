@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from patcher.evaluate.sweep.cells import Bench, Cell, Column
 from patcher.evaluate.sweep.record import CellRecord
@@ -16,10 +18,17 @@ _FEWEST_ITEMS = 4
 
 
 def within_guard(guard: GuardSpec, base_perplexity: float, kl: float, perplexity: float) -> bool:
-    """Whether a damage is accepted."""
+    """Whether a damage is accepted; one that is not a number never is."""
+    if math.isnan(kl) or math.isnan(perplexity):
+        return False
     if guard.kl is not None and not kl <= guard.kl:
         return False
     return guard.perplexity is None or perplexity <= guard.perplexity * base_perplexity
+
+
+def is_halving(search: Literal["auto", "grid", "halving"], cells: int) -> bool:
+    """Whether so many cells are searched by successive halving."""
+    return search == "halving" or (search == "auto" and cells > LARGE_GRID)
 
 
 def measure_grid(
@@ -55,7 +64,6 @@ def measure_grid(
     found: dict[tuple[int, float], Cell] = {}
     done = 0
     for rung, items in enumerate(rungs):
-        texts = None if items == count else max(2, len(bench.neutral.texts) * items // count)
         for group in [columns] if together else [[column] for column in columns]:
             missing = []
             for column in group:
@@ -65,14 +73,19 @@ def measure_grid(
                 done += len(wanted)
                 if len(kept) < len(wanted):
                     missing.append(replace(column, vectors={c: v for c, v in wanted.items() if c not in kept}))
-            for cell in bench.measure(missing, items=items, texts=texts) if missing else []:
+            for cell in bench.measure(missing, items=items) if missing else []:
                 record.put(cell)
                 found[cell.layer, cell.coefficient] = cell
             progress(done, sum(sizes))
         if rung + 1 < len(rungs):
-            best = sorted(alive, key=lambda place: (not accepted(found[place]), -found[place].interval[0], place))
+            best = sorted(alive, key=lambda place: (*_worth(found[place], accepted), place))
             alive = set(best[: sizes[rung + 1]])
     return [found[column.layer, coefficient] for column in columns for coefficient in column.vectors]
+
+
+def _worth(cell: Cell, accepted: Callable[[Cell], bool]) -> tuple[bool, float]:
+    """Sorts the best first."""
+    return not accepted(cell), -cell.interval[0] if cell.finite else math.inf
 
 
 def _rungs(count: int) -> list[int]:

@@ -1,0 +1,112 @@
+"""What else the vectors of a build do: damage on neutral text under a guard, and effect and damage by coefficient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patcher.capture.logits import LogitsSource
+from patcher.evaluate.held_out import Question, random_like
+from patcher.evaluate.neutral import neutral_texts
+from patcher.evaluate.statistics import bootstrap_interval
+from patcher.evaluate.sweep.damage import NeutralText
+from patcher.evaluate.sweep.effect import PairsEffect
+from patcher.evaluate.sweep.search import within_guard
+from patcher.evaluate.texts import encode_texts, read_passages
+from patcher.recipe import Recipe
+
+FACTORS = (-1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
+"""Multiples of what is baked in, for the curve."""
+_CURVE_ITEMS = 12
+"""Pairs and passages of the curve: it is for the eye; what is judged is measured on all of them."""
+
+
+def neutral_ids(
+    recipe: Recipe, recipe_folder: Path, tokenizer: Any, positions: int | None
+) -> tuple[list[Sequence[int]], str]:
+    """The recipe's neutral passages as token ids, and what they are called.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if recipe.evaluate.neutral is None:
+        passages, name = neutral_texts(), "bundled neutral passages"
+    else:
+        passages, name = read_passages(recipe_folder, recipe.evaluate.neutral, "evaluate.neutral"), "neutral passages"
+    return [ids for ids in encode_texts(passages, tokenizer, positions) if len(ids) > 1], name
+
+
+def guard_of(
+    recipe: Recipe, source: LogitsSource, texts: Sequence[Sequence[int]], name: str, vectors: Mapping[int, torch.Tensor]
+) -> dict[str, Any]:
+    """`evaluation.guard`: the damage of the whole edit, and whether it is accepted."""
+    chosen = texts[: recipe.evaluate.neutral_limit]
+    base, steered = NeutralText(chosen).damage(source, [{}, vectors])
+    guard = recipe.evaluate.guard
+    low, high = bootstrap_interval(steered.kl, recipe.seed, weights=steered.tokens)
+    return {
+        "kl": steered.mean_kl,
+        "kl_low": low,
+        "kl_high": high,
+        "kl_limit": guard.kl,
+        "perplexity": {"base": base.perplexity, "steered": steered.perplexity},
+        "perplexity_limit": guard.perplexity,
+        "within": within_guard(guard, base.perplexity, steered.mean_kl, steered.perplexity),
+        "text": f"{len(chosen)} {name}, {sum(map(len, chosen))} tokens",
+    }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Effect and damage at multiples of what is baked in.
+
+    Attributes:
+        layer: of the edit; None where there are several.
+        coefficient: of the edit; 1 where there are several vectors, and the axis then shows multiples.
+        sign: +1 where the measure should rise.
+    """
+
+    layer: int | None
+    coefficient: float
+    sign: float
+
+    def measure(
+        self,
+        source: LogitsSource,
+        vectors: Mapping[int, torch.Tensor],
+        questions: Sequence[Question],
+        texts: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        batch_size: int,
+    ) -> dict[str, list[dict[str, Any]]]:
+        """`evaluation.curve` and `evaluation.random_curve`, in the shape of a sweep's grid; of at most 12 pairs."""
+        effect = PairsEffect(questions[:_CURVE_ITEMS], batch_size)
+        noise = random_like(vectors, seed)
+        scaled = [_times(vectors, factor) for factor in FACTORS] + [_times(noise, factor) for factor in FACTORS]
+        values = effect.values(source, [{}, *scaled], effect.count)
+        damages = NeutralText(texts[:_CURVE_ITEMS]).damage(source, scaled)
+        cells = []
+        for factor, value, damage in zip(FACTORS * 2, values[1:], damages, strict=True):
+            shifts = (value - values[0]) * self.sign
+            low, high = bootstrap_interval(shifts, seed)
+            cells.append(
+                {
+                    "layer": self.layer,
+                    "coefficient": factor * self.coefficient,
+                    "effect": float(shifts.mean()),
+                    "effect_low": low,
+                    "effect_high": high,
+                    "damage": damage.mean_kl,
+                    "pairs": effect.count,
+                }
+            )
+        return {"curve": cells[: len(FACTORS)], "random_curve": cells[len(FACTORS) :]}
+
+
+def _times(vectors: Mapping[int, torch.Tensor], factor: float) -> dict[int, torch.Tensor]:
+    return {layer: factor * vector for layer, vector in vectors.items()}

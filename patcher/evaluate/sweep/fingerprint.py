@@ -1,0 +1,49 @@
+"""What the numbers of a sweep depend on: finished cells of another sweep are not taken for this one's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import patcher
+from patcher.evaluate.sweep.materials import Parts
+from patcher.recipe import Recipe
+
+_LEFT_OUT = ("output", "push", "verify", "targets", "exact", "prefer", "route", "calibration")
+"""Keys of a recipe on which no number of a sweep depends."""
+
+
+def fingerprint(
+    recipe: Recipe, recipe_folder: Path, identity: Mapping[str, Any] | str | None, parts: Parts
+) -> dict[str, Any]:
+    """All that a cell's numbers depend on: the recipe, the files that it names, the model, the versions."""
+    data = recipe.model_dump(mode="json")
+    evaluate = recipe.evaluate
+    named = [evaluate.on_topic, evaluate.off_topic, evaluate.neutral, *(spec.file for spec in recipe.vectors)]
+    files = [None if name is None else _digest(recipe_folder / Path(name).expanduser()) for name in named]
+    pairs = [[pair.prompt, pair.positive, pair.negative] for pair in (*parts.choose, *parts.report)]
+    tokens = [[pair.positive.ids, pair.negative.ids] for entry in parts.prepared for pair in entry.pairs]
+    content = json.dumps([identity, pairs, tokens, files], sort_keys=True, default=str)
+    return {
+        "recipe": {key: value for key, value in data.items() if key not in _LEFT_OUT},
+        "content": hashlib.sha256(content.encode()).hexdigest(),
+        "versions": [patcher.__version__, torch.__version__, transformers.__version__],
+    }
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError as error:
+        # Whoever needs it will say so in its own words.
+        return f"not read: {error.errno}"
+    return digest.hexdigest()

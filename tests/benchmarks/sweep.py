@@ -1,0 +1,250 @@
+"""What a sweep costs beside the straightforward loop: one build and one evaluation for each cell, in one run.
+
+    python tests/benchmarks/sweep.py [--tiny] [--cells 4] [--write docs/performance-sweep.md] [--json FILE]
+
+The loop is measured on a few cells, spread over the grid, between two halves of nothing else, and multiplied by the
+number of cells; the sweep is run whole, its report, controls and completions included. Both give the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from capture_parts.material import FULL, TINY, Shape, make_checkpoint, make_pairs
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from patcher.architectures.model_class import quiet_transformers
+from patcher.build import build
+from patcher.evaluate.neutral import neutral_texts
+from patcher.evaluate.questions import build_question
+from patcher.evaluate.sweep import materials
+from patcher.evaluate.texts import encode_texts
+from patcher.recipe import Recipe, VectorSpec
+from patcher.recipe_file import load_recipe
+from patcher.sweep import sweep
+from patcher.vectors.finding import prepare_vectors
+
+COEFFICIENTS = [-0.5, -0.25, 0.125, 0.25, 0.5, 0.75, 1.0]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        shape: of the model.
+        pairs: how many contrast pairs; a fifth is chosen on and a fifth reported.
+        tokens: least and greatest length of a prompt.
+        passages: neutral passages for each of the two.
+        layers: the grid's.
+    """
+
+    shape: Shape
+    pairs: int
+    tokens: tuple[int, int]
+    passages: int
+    layers: list[int]
+
+
+def setting(tiny: bool) -> Setting:
+    if tiny:
+        return Setting(TINY, 20, (30, 60), 3, [0, 1, 3])
+    return Setting(FULL, 60, (60, 100), 8, list(range(1, 24, 2)))
+
+
+def write_recipe(folder: Path, model: Path, chosen: Setting) -> Path:
+    recipe = {
+        "model": str(model),
+        "vectors": [
+            {"name": "letters", "pairs": "pairs.json", "format": "ab", "layer": 1, "scale": "residual"},
+        ],
+        "evaluate": {"neutral_limit": chosen.passages, "guard": {"kl": None}},
+        "sweep": {"layers": chosen.layers, "coefficients": COEFFICIENTS, "search": "grid"},
+        "dtype": "float32",
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")
+    return path
+
+
+class Loop:
+    """The straightforward way: build the cell, load it with stock transformers, and run every text through it."""
+
+    def __init__(self, recipe: Recipe, path: Path, blocks: int) -> None:
+        self.recipe, self.path = recipe, path
+        tokenizer = AutoTokenizer.from_pretrained(recipe.model)
+        prepared = prepare_vectors(recipe, path.parent, path.name, tokenizer, blocks)
+        parts = materials.split(prepared, 0, recipe, path.parent, tokenizer)
+        make = parts.prepared[0].used
+        self.pairs = path.parent / "make.json"
+        rows = [
+            {
+                "question": pair.prompt,
+                "answer_matching_behavior": pair.positive,
+                "answer_not_matching_behavior": pair.negative,
+            }
+            for pair in make
+        ]
+        self.pairs.write_text(json.dumps(rows), encoding="utf-8")
+        spec: VectorSpec = recipe.vectors[0]
+        self.questions = [build_question(pair, tokenizer, spec) for pair in parts.choose]
+        self.neutral = encode_texts(neutral_texts(), tokenizer)[0::2][: recipe.evaluate.neutral_limit]
+        self.base = self._outputs(Path(recipe.model))
+
+    def cell(self, layer: int, coefficient: float) -> dict[str, float]:
+        """Effect and KL divergence of one cell, and the seconds of its build and of its evaluation."""
+        start = time.perf_counter()
+        spec = self.recipe.vectors[0].model_copy(
+            update={"layer": layer, "coefficient": coefficient, "pairs": self.pairs.name}
+        )
+        off = self.recipe.evaluate.model_copy(update={"enabled": False})
+        recipe = self.recipe.model_copy(update={"vectors": [spec], "evaluate": off})
+        with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
+            output = Path(folder) / "copy"
+            build(recipe, "", self.path, output, say=lambda _line: None, hash=False, link=True)
+            built = time.perf_counter()
+            answers, texts = self._outputs(output)
+        shifts = [after - before for after, before in zip(answers, self.base[0], strict=True)]
+        divergences = [
+            float((before.exp() * (before - after)).sum(-1).sum())
+            for after, before in zip(texts, self.base[1], strict=True)
+        ]
+        tokens = sum(map(len, self.neutral))
+        return {
+            "layer": layer,
+            "coefficient": coefficient,
+            "effect": sum(shifts) / len(shifts),
+            "damage": sum(divergences) / tokens,
+            "build": built - start,
+            "evaluate": time.perf_counter() - built,
+        }
+
+    def _outputs(self, folder: Path) -> tuple[list[float], list[torch.Tensor]]:
+        with quiet_transformers(), torch.no_grad():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            answers = []
+            for question in self.questions:
+                ids = [option.ids for option in question.options]
+                place = next(index for index in range(len(ids[0])) if len({each[index] for each in ids}) > 1)
+                logits = model(torch.tensor([ids[0][:place]]), logits_to_keep=1).logits[0, -1]
+                picked = logits[[each[place] for each in ids]].double()
+                answers.append(float(torch.softmax(picked, dim=-1)[0]))
+            texts = [
+                torch.log_softmax(model(torch.tensor([list(ids)])).logits[0].float(), dim=-1) for ids in self.neutral
+            ]
+        return answers, texts
+
+
+def spread(layers: Sequence[int], count: int) -> list[tuple[int, float]]:
+    """Cells that are spread over both axes."""
+    step = max(1, count - 1)
+    return [
+        (layers[round(index * (len(layers) - 1) / step)], COEFFICIENTS[(3 * index + 1) % len(COEFFICIENTS)])
+        for index in range(count)
+    ]
+
+
+def run(chosen: Setting, cells: int, folder: Path) -> dict[str, Any]:
+    model = make_checkpoint(folder / "models", chosen.shape, ["float32"], 0)["float32"]
+    make_pairs(folder / "pairs.json", chosen.pairs, chosen.tokens, 0)
+    path = write_recipe(folder, model, chosen)
+    recipe, _text = load_recipe(path)
+    loop = Loop(recipe, path, chosen.shape.blocks)
+    wanted = spread(chosen.layers, cells)
+    measured = [loop.cell(*cell) for cell in wanted[: cells // 2]]
+    del loop.base
+    start = time.perf_counter()
+    swept = sweep(recipe, path, folder / "sweep", cache=False, say=lambda line: print(line, file=sys.stderr))
+    seconds = time.perf_counter() - start
+    loop = Loop(recipe, path, chosen.shape.blocks)
+    measured += [loop.cell(*cell) for cell in wanted[cells // 2 :]]
+    grid = {(cell["layer"], cell["coefficient"]): cell for cell in swept.data["grid"]}
+    differences = {
+        key: max(abs(grid[cell["layer"], cell["coefficient"]][key] - cell[key]) for cell in measured)
+        for key in ("effect", "damage")
+    }
+    each = sum(cell["build"] + cell["evaluate"] for cell in measured) / len(measured)
+    return {
+        "shape": str(chosen.shape),
+        "grid": f"{len(chosen.layers)} layers x {len(COEFFICIENTS)} coefficients",
+        "items": f"{swept.data['splits']['choose']} choosing pairs, {len(loop.neutral)} neutral passages",
+        "cells": len(grid),
+        "sweep_seconds": seconds,
+        "timings": swept.data["timings"],
+        "loop_cells": measured,
+        "loop_seconds": each * len(grid),
+        "ratio": seconds / (each * len(grid)),
+        "differences": differences,
+        "largest_effect": max(abs(cell["effect"]) for cell in swept.data["grid"]),
+        "largest_damage": max(cell["damage"] for cell in swept.data["grid"]),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+
+
+def page(found: dict[str, Any], command: str) -> str:
+    """The measurement in Markdown."""
+    builds = [cell["build"] for cell in found["loop_cells"]]
+    evaluations = [cell["evaluate"] for cell in found["loop_cells"]]
+    each = (sum(builds) + sum(evaluations)) / len(builds)
+    differences = found["differences"]
+    lines = [
+        "# Performance of the sweep",
+        "",
+        f"`{command}`: {found['shape']}, random weights, fp32; {found['grid']} on {found['items']}.",
+        f"{found['machine']}; {found['versions']}.",
+        "",
+        "| | seconds a cell | all cells |",
+        "| --- | --- | --- |",
+        f"| the loop: build (`--link --no-hash`, verification included), {len(builds)} cells measured "
+        f"| {sum(builds) / len(builds):.1f} | |",
+        f"| and evaluation in stock transformers | {sum(evaluations) / len(evaluations):.1f} | |",
+        f"| together | {each:.1f} | {found['loop_seconds']:.0f} s |",
+        f"| `patch-model sweep`, report, controls and completions included "
+        f"| {found['sweep_seconds'] / found['cells']:.1f} | {found['sweep_seconds']:.0f} s |",
+        "",
+        f"The sweep takes 1/{1 / found['ratio']:.1f} of the loop. The numbers are the same: effects differ by at most",
+        f"{differences['effect']:.1e} (the largest is {found['largest_effect']:.2g}), KL divergences by at most",
+        f"{differences['damage']:.1e} (the largest is {found['largest_damage']:.2g}). Peak memory of the process, the",
+        f"loop's part included: {found['peak_bytes'] / 2**20:.0f} MiB.",
+        "",
+        "What is saved: the model is loaded once and nothing is written; the activations of all layers are read in one",
+        "pass; what lies before the steered block is computed once for all coefficients and carried on from layer to",
+        "layer; the head is computed only where it is read; the base's distributions are kept.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="only to see that everything works")
+    parser.add_argument("--cells", type=int, default=4, help="cells of the loop that are measured")
+    parser.add_argument("--write", type=Path, help="a page")
+    parser.add_argument("--json", type=Path, help="the record")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="patch-model-sweep-") as folder:
+        found = run(setting(options.tiny), options.cells, Path(folder))
+    text = page(found, "python tests/benchmarks/sweep.py" + (" --tiny" if options.tiny else ""))
+    print(text)
+    if options.write:
+        options.write.write_text(text, encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
