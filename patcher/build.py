@@ -19,7 +19,7 @@ from patcher.build_texts import write_texts
 from patcher.build_vectors import BaseRun, vectors_before_download
 from patcher.capture.cache import capture_cache
 from patcher.capture.cache_key import model_identity
-from patcher.capture.model import load_tokenizer
+from patcher.capture.model import load_tokenizer, pick_device
 from patcher.capture.processes import Processes
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.hashes import files_now, hashing
@@ -34,7 +34,7 @@ from patcher.checkpoint.source import fetch
 from patcher.checkpoint.staging import check_output, scratch_folder, staged_folder
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError
-from patcher.evaluate.of_build import check_evaluation_inputs, require_effect
+from patcher.evaluate.of_build import check_evaluation_inputs, require_effect, task_folder
 from patcher.manifest import build_manifest, carry_history, history_of, tensor_key
 from patcher.recipe import Recipe
 from patcher.routes.apply import tensors_to_write
@@ -222,6 +222,11 @@ def build(
                     progress=say,
                     check=lambda entry: require_passed(entry, str(output), exact=plan.exact),
                 )
+            if recipe.evaluate.enabled and recipe.evaluate.lm_eval:
+                manifest["evaluation"] = {
+                    **(manifest["evaluation"] or {"per_vector": []}),
+                    "lm_eval": _tasks(recipe, recipe_path.parent, base.reference_folder, stage, say),
+                }
             size = written.bytes_written + carried + write_texts(stage, manifest, source, records)
     size += (output / VECTORS).stat().st_size
     result = BuildResult(output, manifest, clock.stop(), peak_rss_bytes(), size, written.placed)
@@ -241,6 +246,25 @@ def _plan(
         route=route,
         exact=recipe.exact,
         prefer=recipe.prefer,
+    )
+
+
+def _tasks(recipe: Recipe, recipe_folder: Path, base: Path, stage: Path, say: Say) -> list[dict[str, Any]]:
+    from patcher.evaluate.lm_eval_tasks import compare_tasks
+
+    device = pick_device(recipe.device)
+    return compare_tasks(
+        base,
+        stage,
+        recipe.evaluate.lm_eval,
+        where="evaluate.lm_eval",
+        limit=recipe.evaluate.lm_eval_limit,
+        task_folder=task_folder(recipe, recipe_folder),
+        seed=recipe.seed,
+        dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+        device=device,
+        trust_remote_code=recipe.trust_remote_code,
+        progress=say,
     )
 
 

@@ -66,6 +66,8 @@ class EvaluateSpec(Strict):
     """A function of your own that scores completions: an entry point of `patch_model.scorers`, or `module:function`."""
     lm_eval: list[str] = Field(default=[])
     """Tasks of lm-eval (extra `lm-eval`), such as `truthfulqa_mc1`, run on the base and on the finished folder."""
+    lm_eval_folder: str | None = None
+    """A folder with lm-eval task files of your own."""
     lm_eval_limit: Annotated[int, Field(ge=1)] | None = None
     """At most this many questions of each lm-eval task."""
 
@@ -78,7 +80,8 @@ class SweepSpec(Strict):
     layers: Auto | Layers = "auto"
     """Decoder blocks to try. `auto`: the vector's own `layer`, or with `auto` there twelve, evenly spread."""
     coefficients: Auto | Annotated[list[Number], Field(min_length=1)] = "auto"
-    """Coefficients to try. `auto`: seven, of both signs, up to the mean residual norm of the model."""
+    """Coefficients to try. `auto`: seven, of both signs, up to the mean residual norm of the model, and up to two more
+    between the best one and the guard."""
     search: Literal["auto", "grid", "halving"] = "auto"
     """`grid`: every cell on all choosing pairs. `halving`: all on a few, the best third of them on more (successive
     halving). `auto`: halving above 150 cells."""

@@ -16,7 +16,15 @@ from patcher.recipe_file import validate_recipe
 from patcher.yaml_lines import parse_yaml
 
 Key = tuple[int | str, ...]
-_PATHS = ("adapter", "calibration.texts", "evaluate.off_topic", "evaluate.on_topic", "evaluate.neutral", "model")
+_PATHS = (
+    "adapter",
+    "calibration.texts",
+    "evaluate.lm_eval_folder",
+    "evaluate.off_topic",
+    "evaluate.on_topic",
+    "evaluate.neutral",
+    "model",
+)
 
 _CHOSEN = ("layer", "before_layer", "coefficient")
 

@@ -253,6 +253,11 @@ def _print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
         if result.get("prompting"):
             alone, both = result["prompting"]["alone"], result["prompting"]["steered"]
             console.print(f"{result['vector']}, system prompt alone: {alone:.3f}, with steering: {both:.3f}")
+    if evaluation.get("lm_eval"):
+        tasks = empty_table("lm-eval task", "metric", "base", "copy")
+        for row in evaluation["lm_eval"]:
+            tasks.add_row(row["task"], row["metric"], _shown(row["base"]), _shown(row["patched"]))
+        console.print(tasks)
     generations = evaluation.get("generations")
     if generations:
         completions = empty_table("prompt", "base", "steered")

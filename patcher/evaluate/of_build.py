@@ -13,6 +13,7 @@ from patcher.capture.logits import LogitsSource
 from patcher.errors import CheckFailed
 from patcher.evaluate.details import Looked, look
 from patcher.evaluate.held_out import Question, answer_probability, evaluate_edits, log_odds
+from patcher.evaluate.lm_eval_tasks import check_tasks
 from patcher.evaluate.prompting import questions_with_prompt
 from patcher.evaluate.questions import build_question
 from patcher.evaluate.scorers import load_scorer
@@ -178,6 +179,14 @@ def check_evaluation_inputs(recipe: Recipe, recipe_folder: Path) -> None:
             read_passages(recipe_folder, file, f"evaluate.{name}")
     if spec.scorer is not None:
         load_scorer(spec.scorer, where="evaluate.scorer")
+    if spec.lm_eval:
+        check_tasks(spec.lm_eval, where="evaluate.lm_eval", task_folder=task_folder(recipe, recipe_folder))
+
+
+def task_folder(recipe: Recipe, recipe_folder: Path) -> Path | None:
+    """The folder of lm-eval tasks of the user's own, if there is one."""
+    folder = recipe.evaluate.lm_eval_folder
+    return None if folder is None else recipe_folder / Path(folder).expanduser()
 
 
 def _perplexities(

@@ -50,6 +50,7 @@ def render_card(
         measured.remote(clean),
         sections.evaluation(clean),
         effects.side_effects(clean),
+        effects.tasks(clean),
         effects.shown(pictures),
         effects.completions(clean),
         effects.choice(clean),

@@ -52,6 +52,20 @@ def side_effects(manifest: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def tasks(manifest: Mapping[str, Any]) -> str:
+    """Tasks of lm-eval, base against copy."""
+    lines = [
+        (
+            row.get("task"),
+            row.get("metric"),
+            f"{number(row.get('base'))} ± {number(row.get('base_stderr'))}",
+            f"{number(row.get('patched'))} ± {number(row.get('patched_stderr'))}",
+        )
+        for row in rows(table(manifest, "evaluation"), "lm_eval")
+    ]
+    return grid(("lm-eval task", "metric", "base", "this copy"), lines) if lines else ""
+
+
 def shown(pictures: Sequence[str]) -> str:
     """The pictures, by the files beside the card."""
     return "\n\n".join(f"![{_ALTERNATIVES.get(name, 'What steering does')}]({name})" for name in pictures)

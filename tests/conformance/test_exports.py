@@ -128,6 +128,7 @@ def test_an_adapter_is_for_the_base_whatever_route_made_the_folder(
 # llama.cpp: --control-vector, by the library that its commands are made of
 
 
+@pytest.mark.stacks
 @pytest.mark.skipif(not PYTHON, reason="there is no xllamacpp: patch-model stacks install llama.cpp")
 def test_llama_cpp_loads_the_control_vector_and_steers_as_the_hook_does(tmp_path: Path) -> None:
     layer = tiny_checkpoint(tmp_path / "base", LLAMA, rope_scaling=None)

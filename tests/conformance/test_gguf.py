@@ -35,7 +35,10 @@ EXACT = 1e-4
 ROUNDED = {"F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q6_K"}
 STEPS = 0.15
 
-pytestmark = pytest.mark.skipif(not PYTHON, reason="there is no xllamacpp: patch-model stacks install llama.cpp")
+pytestmark = [
+    pytest.mark.stacks,
+    pytest.mark.skipif(not PYTHON, reason="there is no xllamacpp: patch-model stacks install llama.cpp"),
+]
 SLOTS = [name for name in rows()["slots"] if name in KINDS]
 RELABELS = list(rows()["relabels"])
 

@@ -9,7 +9,7 @@ from stack_support import MUTATIONS, Ran, assert_caught, assert_steered, process
 NAMES = [name for name in CASES if name not in ("phi", "nemotron")]
 MUTATED = ("llama", "qwen3")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+pytestmark = [pytest.mark.slow, pytest.mark.stacks, pytest.mark.xdist_group("vllm")]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from patcher.pairs import ContrastPair, TokenisedPair, TokenisedSide, tokenise_p
 from patcher.recipe import VectorSpec
 from patcher.vectors import mean_difference, pca
 
+pytestmark = pytest.mark.stacks
+
 BLOCKS, HIDDEN = 4, 48
 
 QUESTIONS = [

@@ -12,6 +12,8 @@ from patcher.evaluate.pictures.wording import shown
 
 _WIDE = 100
 _MOST_TICKS = 12
+_GAP = 0.09
+"""Of the axis, between the ticks of two coefficients."""
 
 
 def label_layers(axes: Axes, layers: Sequence[int], *, label: str = "layer") -> None:
@@ -27,12 +29,25 @@ def label_coefficients(axes: Axes, coefficients: Sequence[float]) -> None:
     """Ticks at measured coefficients; a logarithmic axis where all are positive and span a factor of 16 or more."""
     if len(coefficients) > 2 and coefficients[0] > 0 and coefficients[-1] / coefficients[0] >= 16:
         axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(evenly(coefficients, 9)))
+    log = axes.get_xscale() == "log"
+    axes.xaxis.set_major_locator(FixedLocator(evenly(coefficients, 9) if log else _apart(coefficients)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, digits=4)))
     axes.set_xlabel("coefficient")
     if axes.get_xscale() == "linear":
         _room(axes, coefficients)
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Those of some ascending values whose labels do not run into one another, the ends among them."""
+    if len(values) < 3:
+        return list(values)
+    gap = _GAP * (values[-1] - values[0])
+    kept = [values[-1]]
+    for value in [values[0], *sorted(values[1:-1], key=abs, reverse=True)]:
+        if all(abs(value - other) >= gap for other in kept):
+            kept.append(value)
+    return sorted(kept)
 
 
 def _room(axes: Axes, values: Sequence[float]) -> None:

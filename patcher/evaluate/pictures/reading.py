@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_MEASURES = {"answer_probability": "answer probability", "log_odds_per_token": "log-odds (nats a token)"}
+_MEASURES = {
+    "on_topic_log_probability": "log-probability of on-topic text",
+    "answer_probability": "answer probability",
+    "log_odds_per_token": "log-odds (nats a token)",
+}
 
 
 def number(value: Any) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 _POINTS = 200
+_ROUNDING = 1e-9
 
 
 def geometry(
@@ -33,7 +34,8 @@ def separation(positive: torch.Tensor, negative: torch.Tensor) -> float | None:
     """d' along the mean difference: the distance of the two means over the pooled standard deviation, [pairs, hidden].
 
     Each pair is projected on the direction of the others (leave one out): in a space of more dimensions than pairs
-    the direction that was made of a pair separates it in any case. None for fewer than three pairs.
+    the direction that was made of a pair separates it in any case. None for fewer than three pairs, and for pairs that
+    do not vary.
     """
     count = len(positive)
     if count < 3:
@@ -44,7 +46,8 @@ def separation(positive: torch.Tensor, negative: torch.Tensor) -> float | None:
     left = left / left.norm(dim=1, keepdim=True).clamp(min=1e-30)
     a, b = (first * left).sum(dim=1), (second * left).sum(dim=1)
     spread = float(((a.var() + b.var()) / 2).sqrt())
-    return float(a.mean() - b.mean()) / spread if spread > 0 else None
+    largest = float(torch.cat([a, b]).abs().max())
+    return float(a.mean() - b.mean()) / spread if spread > _ROUNDING * largest else None
 
 
 def _projected(positive: torch.Tensor, negative: torch.Tensor) -> dict[str, Any]:

@@ -134,6 +134,11 @@ class Materials:
     splits: dict[str, int]
     notes: tuple[str, ...]
 
+    @property
+    def on_pairs(self) -> bool:
+        """Whether the effect is that on pairs, and not on a text."""
+        return isinstance(self.choose, PairsEffect)
+
     def choosing_bench(
         self, source: LogitsSource, others: Mapping[int, torch.Tensor], sign: float, batch_size: int, memory: int
     ) -> Bench:
