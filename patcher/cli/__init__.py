@@ -20,6 +20,7 @@ from patcher.errors import OutsideError, PatchModelError
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("build_command", "Build what a recipe describes (the default: patch-model RECIPE)."),
     "sweep": ("sweep_command", "Find a layer and a coefficient, by measuring many under a guard against damage."),
+    "chat": ("chat_command", "Try a vector out: base and steered model side by side, at any coefficient."),
     "verify": ("verify_command", "Compare a patched folder with the hook reference again, in any stack."),
     "stacks": ("stacks_command", "Which stock stacks are found here; install one in an environment of its own."),
     "diff": ("diff_command", "List which tensors and config keys differ between a base and a copy."),
@@ -90,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         body["error"]["remedy"] = "see --help"
         _fail(2, usage + error.format_message(), body, as_json)
     except (KeyboardInterrupt, click.Abort) as stop:
-        # A command whose finished parts are kept says so itself.
-        text = str(stop) or "interrupted; nothing unfinished is left"
+        # A command whose finished parts are kept says so itself; click makes an Abort of the interrupt.
+        text = str(stop) or str(stop.__cause__ or "") or "interrupted; nothing unfinished is left"
         _fail(130, text, {"error": _plain("interrupted", text)}, as_json)
     except MemoryError:
         memory = OutsideError(
@@ -105,6 +106,8 @@ def _run(arguments: list[str]) -> object:
     try:
         # Outside of its standalone mode, click returns what `Exit` carries.
         return cli.main(args=arguments, prog_name="patch-model", standalone_mode=False)
+    except click.Abort:
+        raise
     except Exception:
         obey_interrupts()
         raise

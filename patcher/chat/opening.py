@@ -1,0 +1,282 @@
+"""The base in memory and the vectors for it: of a patched folder, of a recipe, or of what a sweep chose."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from patcher.architectures.analysis import Architecture
+from patcher.architectures.quantised import quantisation_of
+from patcher.build import dry_run
+from patcher.build_result import Clock
+from patcher.build_vectors import BaseRun
+from patcher.capture.cache import capture_cache
+from patcher.capture.cache_key import model_identity
+from patcher.capture.model import load_causal_lm, pick_device, pick_dtype
+from patcher.capture.opened import OpenedBase, choose_mode
+from patcher.capture.reader import ResidualReader
+from patcher.chat.steering import Steering, named_layers
+from patcher.chat.writing import Writer
+from patcher.checkpoint.folder import CheckpointFolder
+from patcher.checkpoint.prepare import PreparedBase, prepared_base, read_config, temporary_base
+from patcher.checkpoint.recorded_base import recorded_adapter, recorded_base, require_recorded
+from patcher.checkpoint.source import fetch
+from patcher.checkpoint.staging import MANIFEST, scratch_folder
+from patcher.errors import InputError
+from patcher.evaluate.scoring import Vectors
+from patcher.recipe_file import load_recipe
+from patcher.sweep_files import RECIPE, RESULT
+from patcher.vectors.finding import PreparedVector, find_vectors, sum_by_layer
+from patcher.vectors.layers import resolve_read_layer
+from patcher.verify.probes import PROBES
+from patcher.verify.stored import read_manifest, read_stored
+
+Say = Callable[[str], None]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models are opened; ``None`` is what the folder or the recipe says.
+
+    Attributes:
+        base, adapter: where they are now, for a patched folder.
+        overrides: ``key=value`` for a recipe.
+        baked: load the patched folder itself beside the base, instead of a hook on the base.
+    """
+
+    base: str | None = None
+    adapter: str | None = None
+    overrides: tuple[str, ...] = ()
+    device: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    baked: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What writes, and what is added to it.
+
+    Attributes:
+        name: of the base, for people.
+        base: the base model.
+        patched: the patched folder itself, where it was asked for.
+        steering: the vectors.
+        notes: what the user should know.
+    """
+
+    name: str
+    base: Writer
+    patched: Writer | None
+    steering: Steering
+    notes: tuple[str, ...]
+
+
+def with_opened(path: Path, options: Options, use: Callable[[Opened], Result], say: Say) -> Result:
+    """Call ``use`` with the opened models; after it their memory is free again.
+
+    Args:
+        path: a patched folder, a recipe, or the folder of a sweep, whose chosen recipe is taken.
+
+    Raises:
+        InputError: it is none of these, or what it needs is not there.
+        OutsideError: the Hub, the disk or the memory failed.
+    """
+    if path.is_dir() and (path / RESULT).is_file():
+        if not (path / RECIPE).is_file():
+            raise InputError(
+                "this sweep chose nothing, so there is no recipe to try",
+                where=str(path),
+                remedy="give a recipe with a layer and a coefficient of your own",
+            )
+        path = path / RECIPE
+    if path.is_file():
+        return _with_recipe(path, options, use, say)
+    if not path.exists() or not (path / MANIFEST).is_file():
+        raise InputError(
+            f"this is not a patched folder: it has no {MANIFEST}" if path.exists() else "there is no such folder",
+            where=str(path),
+            remedy="give a folder that patch-model wrote, a recipe, or the folder of a sweep",
+        )
+    return _with_folder(path, options, use, say)
+
+
+def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result], say: Say) -> Result:
+    if options.overrides:
+        raise InputError("a patched folder has no keys to set", where="--set", remedy="give its recipe instead")
+    manifest = read_manifest(folder)
+    stored = read_stored(folder, manifest)
+    source = recorded_base(manifest, options.base)
+    say("checking that the base is the one the folder was made from")
+    require_recorded(source.folder, manifest)
+    merged = recorded_adapter(manifest, options.adapter)
+    trusted = options.trust_remote_code
+    with ExitStack() as stack:
+        reference = stack.enter_context(temporary_base(source, merged, trust_remote_code=trusted))
+        say("reading the model's config")
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="patch-model-chat-")))
+        architecture = Architecture(read_config(reference, trust_remote_code=trusted), trust_remote_code=trusted)
+        # Of the copy, because that is safetensors in any case; the base has the same tensors.
+        like = PreparedBase(CheckpointFolder(folder), reference, merged)
+        base = _loaded(reference, like, options, scratch, architecture.blocks, say, "the base")
+        patched = None
+        if options.baked:
+            patched = _loaded(folder, like, options, scratch, "", say, "the patched folder")
+        route = manifest["route"]
+        notes: tuple[str, ...] = ()
+        if not route["exact"] and not options.baked:
+            notes = (f"route {route['name']} is fitted: the folder comes close to this hook; --baked shows the folder",)
+        steering = Steering(
+            vectors={layer: held.stored for layer, held in stored.items()},
+            coefficients={str(edit["name"]): _coefficient(edit) for edit in manifest["edits"]},
+            origin="baked",
+            block_count=architecture.block_count,
+            move=lambda layer: _carried({place: held.stored for place, held in stored.items()}, layer),
+            moved="the same vector is added there; a recipe's would be computed for that layer",
+            fixed=_fixed() if options.baked else None,
+        )
+        return use(Opened(source.name, base, patched, steering, notes))
+
+
+def _fixed() -> InputError:
+    return InputError(
+        "with --baked the patched folder itself is run, and its vector is fixed",
+        where="--baked",
+        remedy="leave --baked out: a hook on the base then adds the vector, at any coefficient",
+        code="baked",
+    )
+
+
+def _coefficient(edit: dict[str, Any]) -> float:
+    return float(edit.get("coefficient") or 1.0)
+
+
+def _carried(vectors: Vectors, layer: int) -> Vectors:
+    if len(vectors) > 1:
+        raise InputError(
+            "the folder has a vector of its own for each of several layers, and these are not moved",
+            where="layer",
+            found=named_layers(tuple(sorted(vectors))),
+            remedy="give its recipe instead: vectors are then computed for the layer",
+        )
+    return dict.fromkeys([layer], *vectors.values())
+
+
+def _loaded(
+    folder: Path, like: PreparedBase, options: Options, scratch: Path, blocks: str, say: Say, what: str
+) -> Writer:
+    device = pick_device(options.device or "auto")
+    dtype = pick_dtype(options.dtype or "auto", like.parameter_count, like.stored_dtype, device)
+    mode = choose_mode(
+        "auto",
+        size=like.parameter_count * dtype.itemsize,
+        device=device,
+        quantised=quantisation_of(like.checkpoint.config) is not None,
+        whole="chat",
+    )
+    how = " (what does not fit stays on the disk)" if mode == "spread" else ""
+    say(f"loading {what}{how} ({str(dtype).removeprefix('torch.')}, {device})")
+    model, tokenizer = load_causal_lm(
+        folder,
+        dtype=dtype,
+        device="auto" if mode == "spread" else device,
+        offload=scratch / what.replace(" ", "-") if mode == "spread" else None,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return Writer(model, blocks, _require_tokenizer(tokenizer, folder))
+
+
+def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], say: Say) -> Result:
+    for given, name, remedy in (
+        (options.base, "--base", "--set model=PATH"),
+        (options.adapter, "--adapter", "--set adapter=PATH"),
+        (options.baked, "--baked", "build it first, then give the patched folder"),
+    ):
+        if given:
+            raise InputError(f"{name} goes with a patched folder, and this is a recipe", where=str(path), remedy=remedy)
+    recipe, _text = load_recipe(path, options.overrides)
+    chosen: dict[str, object] = {
+        key: value for key in ("device", "dtype") if (value := getattr(options, key)) is not None
+    }
+    if options.trust_remote_code:
+        chosen["trust_remote_code"] = True
+    recipe = recipe.model_copy(update=chosen)
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="patch-model-chat-"))) / "chat"
+        planned = dry_run(recipe, path, place, say=say, writes=False)
+        source = planned.source
+        if source.hub:
+            say(f"downloading {source.name}")
+            source = fetch(source.name, source.revision, weights=True)
+        base = stack.enter_context(prepared_base(source, recipe, path.parent, place, say))
+        scratch = stack.enter_context(scratch_folder(place))
+        identity = model_identity(source, base.adapter, trust_remote_code=recipe.trust_remote_code)
+        planned = replace(planned, source=source)
+        cache = capture_cache(enabled=True)
+        run = BaseRun(recipe, path, planned, base, scratch, Clock(), say, lambda _text: None, cache, identity)
+
+        def work(opened: OpenedBase, reader: ResidualReader) -> Result:
+            prepared = run.answered(opened)
+            finder = _Finder(prepared, reader, opened.tokenizer, path, say)
+            steering = Steering(
+                vectors=finder.find(prepared),
+                coefficients={spec.name: spec.factor for spec in recipe.vectors},
+                origin="recipe",
+                block_count=planned.architecture.block_count,
+                move=finder.at_layer,
+                moved="the vector is the one that the recipe's pairs (or file) give there",
+            )
+            swept = [spec.name for spec in recipe.vectors if spec.swept]
+            notes = [f"vector `{name}`: no sweep has chosen yet; this is a stand-in for `auto`" for name in swept]
+            notes += [note for entry in prepared for note in entry.notes]
+            tokenizer = _require_tokenizer(opened.tokenizer, source.folder)
+            writer = Writer(opened.model, planned.architecture.blocks, tokenizer)
+            return use(Opened(source.name, writer, None, steering, tuple(notes)))
+
+        return run.run(work, whole="chat")
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Finds a recipe's vectors, at its layers or at another one."""
+
+    prepared: list[PreparedVector]
+    reader: ResidualReader
+    tokenizer: Any
+    recipe_path: Path
+    say: Say
+
+    def find(self, prepared: list[PreparedVector]) -> Vectors:
+        neutral = [self.tokenizer(text)["input_ids"] for text in PROBES] if self.tokenizer is not None else []
+        folder = self.recipe_path.parent
+        return sum_by_layer(
+            find_vectors(prepared, self.reader, recipe_folder=folder, neutral=neutral, progress=self.say)
+        )
+
+    def at_layer(self, layer: int) -> Vectors:
+        """All of the recipe's vectors at one layer, each read where its ``read_layer`` says, else there."""
+        count = self.reader.architecture.block_count
+        moved = [
+            replace(
+                entry,
+                layers=(layer,),
+                read_layers={layer: resolve_read_layer(entry.spec, layer, count, f"vector `{entry.spec.name}`")},
+            )
+            for entry in self.prepared
+        ]
+        return self.find(moved)
+
+
+def _require_tokenizer(tokenizer: Any, folder: Path) -> Any:
+    if tokenizer is None:
+        raise InputError(
+            "the model folder has no tokenizer, and chat needs one",
+            where=str(folder),
+            remedy="put the tokenizer's files into the model folder",
+        )
+    return tokenizer
