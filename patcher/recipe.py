@@ -196,6 +196,7 @@ class Recipe(Strict):
     """Force a route by name: native, flag, relabel, parallel, embedding, carrier, rank_one."""
     evaluate: EvaluateSpec = EvaluateSpec()
     sweep: SweepSpec = SweepSpec()
+    """How `patch-model sweep`, or `auto` in a vector, chooses a layer and a coefficient."""
     verify: VerifySpec = VerifySpec()
     capture: CaptureSpec = CaptureSpec()
     calibration: CalibrationSpec = CalibrationSpec()
@@ -222,6 +223,9 @@ class Recipe(Strict):
             raise ValueError("only one vector can have `auto`: a sweep chooses one layer and one coefficient")
         if self.sweep.vector is not None and self.sweep.vector not in names:
             raise ValueError(f"`sweep.vector`: no vector is named {self.sweep.vector!r}")
+        automatic = [vector.name for vector in self.vectors if vector.swept and vector.name != self.sweep.vector]
+        if self.sweep.vector is not None and automatic:
+            raise ValueError(f"`sweep.vector` names {self.sweep.vector!r}, but {automatic[0]!r} is the one with `auto`")
         return self
 
 

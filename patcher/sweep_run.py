@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from patcher.evaluate.sweep.cells import Bench, Cell, Column
 from patcher.evaluate.sweep.geometry import geometry
 from patcher.evaluate.sweep.numbers import finite_or_null
 from patcher.evaluate.sweep.record import CellRecord
+from patcher.evaluate.sweep.refining import refined
 from patcher.evaluate.sweep.reporting import measure_rows, random_control, rows_for
 from patcher.evaluate.sweep.results import behaviours, cell_json, random_grid
 from patcher.evaluate.sweep.search import is_halving, measure_grid, within_guard
@@ -112,15 +113,25 @@ class SweepRun:
         halving = is_halving(recipe.sweep.search, len(self.layers) * len(coefficients))
         with self.clock.time("sweep"):
             accepted = self._accepted(choose)
-            cells = measure_grid(
-                choose,
-                [Column(layer, {c: vector_at(layer, c) for c in coefficients}, norms[layer]) for layer in self.layers],
-                self.record,
-                halving=halving,
-                together=not isinstance(source, ResumingModel),
-                accepted=accepted,
-                progress=lambda done, total: self.say(f"sweeping: {done} of {total} cells"),
-            )
+
+            def measure(values: Sequence[float]) -> list[Cell]:
+                columns = [
+                    Column(layer, {value: vector_at(layer, value) for value in values}, norms[layer])
+                    for layer in self.layers
+                ]
+                return measure_grid(
+                    choose,
+                    columns,
+                    self.record,
+                    halving=halving,
+                    together=not isinstance(source, ResumingModel),
+                    accepted=accepted,
+                    progress=lambda done, total: self.say(f"sweeping: {done} of {total} cells"),
+                )
+
+            cells = measure(coefficients)
+            if recipe.sweep.coefficients == "auto" and not halving:
+                cells, coefficients = refined(cells, coefficients, measure, accepted)
             best = choosing.recommended(cells, accepted)
             chosen = None if best is None else (best.layer, best.coefficient)
             shown = best or choosing.strongest(cells)
@@ -167,7 +178,7 @@ class SweepRun:
             "behaviours": behaviours(bench, rows, spec.name),
             **details,
             "geometry": geometry(*_activations({layer: directions[layer] for layer in self.layers})),
-            "notes": [*self.parts.notes, *measured.notes],
+            "notes": [*(self.parts.notes if measured.on_pairs else ()), *measured.notes],
         }
         cleaned: dict[str, Any] = finite_or_null(data)
         return cleaned

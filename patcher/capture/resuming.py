@@ -18,6 +18,8 @@ _EXACT = 1e-4
 """Largest difference of a resumed pass from a whole one in fp32, relative to the largest logit."""
 _CLOSE = 0.02
 """The same in half precision, of the means: there the order of the sums alone moves every logit."""
+_MOST_LOGITS = 2**28
+"""In a stacked batch; a GPU has room for the activations of far more tokens than for the logits of all of them."""
 
 
 @dataclass
@@ -54,6 +56,8 @@ class ResumingModel(LoadedModel):
     ) -> None:
         super().__init__(model, blocks)
         self.tokens, self.memory, self.note = tokens, memory, note
+        config: Any = model.config
+        self._vocabulary = int(config.get_text_config().vocab_size)
         self.whole: set[int] = set()
         """Layers at which a pass cannot be resumed."""
         self._proven: set[int] = set()
@@ -67,7 +71,8 @@ class ResumingModel(LoadedModel):
                 super().logits([jobs[number] for number in numbers], _renumbered(use, numbers))
                 continue
             rows, width = jobs[numbers[0]].inputs["input_ids"].shape
-            each = max(1, self.tokens // (rows * width))
+            logits = rows * len(jobs[numbers[0]].columns) * self._vocabulary
+            each = max(1, min(self.tokens // (rows * width), _MOST_LOGITS // logits))
             for start in range(0, len(numbers), each):
                 part = numbers[start : start + each]
                 for number, found in zip(part, self._stacked([jobs[number] for number in part], layer), strict=True):
