@@ -198,7 +198,9 @@ def test_a_meaningless_vector_is_verified_but_visible(tmp_path: Path) -> None:
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(questions))
     vector = {"pairs": "pairs.json", "scale": "residual", "coefficient": 0.01}
-    path = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out", vector=vector)
+    path = write_recipe(
+        tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out", vector=vector, evaluate={}
+    )
     manifest = run(path, tmp_path / "out").manifest
     evaluation = manifest["evaluation"]
     assert evaluation["measure"] == "answer_probability" and evaluation["pairs"] >= 5

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import resource
 import sys
 import tempfile
@@ -22,12 +23,11 @@ from typing import Any
 
 import torch
 import transformers
-from capture_parts.material import FULL, TINY, Shape, make_checkpoint, make_pairs
+from capture_parts.material import FULL, TINY, WORDS, Shape, make_checkpoint, make_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.build import build
-from patcher.evaluate.neutral import neutral_texts
 from patcher.evaluate.questions import build_question
 from patcher.evaluate.sweep import materials
 from patcher.evaluate.texts import encode_texts
@@ -65,12 +65,16 @@ def setting(tiny: bool) -> Setting:
 
 
 def write_recipe(folder: Path, model: Path, chosen: Setting) -> Path:
+    draw = random.Random(0)
+    # Of the words that the benchmark's tokenizer has as one token each: English would be cut into bytes by it.
+    lines = [" ".join("".join(word) for word in draw.choices(WORDS, k=24)) for _ in range(2 * chosen.passages)]
+    (folder / "neutral.txt").write_text("\n".join(lines), encoding="utf-8")
     recipe = {
         "model": str(model),
         "vectors": [
             {"name": "letters", "pairs": "pairs.json", "format": "ab", "layer": 1, "scale": "residual"},
         ],
-        "evaluate": {"neutral_limit": chosen.passages, "guard": {"kl": None}},
+        "evaluate": {"neutral": "neutral.txt", "neutral_limit": chosen.passages, "guard": {"kl": None}},
         "sweep": {"layers": chosen.layers, "coefficients": COEFFICIENTS, "search": "grid"},
         "dtype": "float32",
     }
@@ -100,7 +104,8 @@ class Loop:
         self.pairs.write_text(json.dumps(rows), encoding="utf-8")
         spec: VectorSpec = recipe.vectors[0]
         self.questions = [build_question(pair, tokenizer, spec) for pair in parts.choose]
-        self.neutral = encode_texts(neutral_texts(), tokenizer)[0::2][: recipe.evaluate.neutral_limit]
+        lines = (path.parent / "neutral.txt").read_text(encoding="utf-8").splitlines()
+        self.neutral = encode_texts(lines, tokenizer)[0::2][: recipe.evaluate.neutral_limit]
         self.base = self._outputs(Path(recipe.model))
 
     def cell(self, layer: int, coefficient: float) -> dict[str, float]:
@@ -179,7 +184,8 @@ def run(chosen: Setting, cells: int, folder: Path) -> dict[str, Any]:
     return {
         "shape": str(chosen.shape),
         "grid": f"{len(chosen.layers)} layers x {len(COEFFICIENTS)} coefficients",
-        "items": f"{swept.data['splits']['choose']} choosing pairs, {len(loop.neutral)} neutral passages",
+        "items": f"{swept.data['splits']['choose']} choosing pairs of {chosen.tokens[0]} to {chosen.tokens[1]} tokens "
+        f"and {len(loop.neutral)} neutral passages of {len(loop.neutral[0])}",
         "cells": len(grid),
         "sweep_seconds": seconds,
         "timings": swept.data["timings"],
