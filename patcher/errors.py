@@ -18,7 +18,7 @@ def _told(text: str) -> str:
     """``text``, some of which may come from a hostile file: never long, and nothing that a terminal obeys."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - 500]} ... {text[-500:]}"
-    return text.translate(_CONTROLS)
+    return text.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)

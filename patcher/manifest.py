@@ -15,6 +15,7 @@ from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.links import require_inside
 from patcher.checkpoint.source import Source
 from patcher.checkpoint.staging import MANIFEST
+from patcher.hub_errors import without_tokens
 from patcher.recipe import Recipe
 from patcher.routes.plan import Plan
 from patcher.vectors.files import ORIGINAL_PREFIX
@@ -96,7 +97,7 @@ def build_manifest(
         "verification": [],
         "evaluation": dict(evaluation) if evaluation else None,
         "recipe": {
-            "text": recipe_text,
+            "text": without_tokens(recipe_text),
             "resolved": recipe.model_dump(mode="json"),
             "folder": None if recipe_folder is None else str(recipe_folder.resolve()),
         },

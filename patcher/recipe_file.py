@@ -18,6 +18,7 @@ from patcher.recipe_persona import GenerateSpec, Personas
 from patcher.yaml_lines import YamlDocument, parse_yaml
 
 _MOST_PROBLEMS = 30
+_MOST_ERRORS = 500
 
 
 class RecipeError(InputError):
@@ -105,13 +106,14 @@ def _apply_override(document: YamlDocument, override: str) -> None:
 
 def _problems(error: ValidationError, document: YamlDocument) -> list[Problem]:
     problems: dict[tuple[str | None, str], Problem] = {}
-    errors = error.errors(include_url=False)
+    errors = error.errors(include_url=False)[:_MOST_ERRORS]
     paths = [document.known_prefix(item["loc"]) for item in errors]
+    around = {path[:length] for path in paths for length in range(len(path))}
     for item, path in zip(errors, paths, strict=True):
         key = ".".join(str(part) for part in path)
         kind, message, found, remedy = item["type"], item["msg"], _shown(item.get("input")), None
         own = kind in ("extra_forbidden", "missing") or (kind == "value_error" and isinstance(item["input"], dict))
-        if not own and any(len(other) > len(path) and other[: len(path)] == path for other in paths):
+        if not own and path in around:
             # A union that took a list, and found something wrong inside: that it is no text is not the news.
             continue
         if kind == "extra_forbidden":
@@ -147,8 +149,7 @@ def _problems(error: ValidationError, document: YamlDocument) -> list[Problem]:
         problems[slot] = Problem(message, where, found, remedy)
     found_problems = list(problems.values())
     if len(found_problems) > _MOST_PROBLEMS:
-        more = Problem(f"{len(found_problems) - _MOST_PROBLEMS} more problems are not listed", document.where(()))
-        return [*found_problems[:_MOST_PROBLEMS], more]
+        return [*found_problems[:_MOST_PROBLEMS], Problem("there are more problems, which are not listed")]
     return found_problems
 
 

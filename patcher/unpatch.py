@@ -165,7 +165,7 @@ def _require_kept(patch: Mapping[str, Any]) -> None:
     here = path if path and Path(path).is_dir() else f"{model}@{base.get('revision')}" if base.get("hub") else "PATH"
     raise InputError(
         f"the base cannot be taken out of the folder alone: {why}",
-        where=f"route {patch['route'].get('name')}",
+        where=f"steering.json: route {patch['route'].get('name')}",
         remedy=f"give the base, whose files are then taken: --base {here}",
         code="base_needed",
     )

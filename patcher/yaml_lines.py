@@ -12,6 +12,8 @@ from patcher.errors import InputError
 Path = tuple[int | str, ...]
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 50
+MAX_EVENTS = 100_000
+"""Values, keys, and beginnings and ends of lists: some 10,000 inline pairs. Each takes a kilobyte while it is read."""
 MAX_NUMBER = 400
 """Characters. YAML's hexadecimal, binary and base-60 numbers have no limit of their own, and the last of these take a
 time that grows with the square of their length."""
@@ -107,7 +109,7 @@ def parse_yaml(text: str, source: str) -> YamlDocument:
 def _refuse_traps(text: str, source: str) -> None:
     """Refuse, before anything is built of it, what makes much out of a small file."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         where = f"{source}:{event.start_mark.line + 1 if event.start_mark else 1}"
         if isinstance(event, yaml.AliasEvent):
             raise InputError(
@@ -119,21 +121,28 @@ def _refuse_traps(text: str, source: str) -> None:
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        if number > MAX_EVENTS:
+            raise InputError(
+                "the YAML holds too many values to be a recipe",
+                where=where,
+                remedy="put contrast pairs into a file of their own: `pairs: FILE.jsonl`",
+            )
         if depth > MAX_DEPTH:
             raise InputError(f"not valid YAML for a recipe: nested more than {MAX_DEPTH} levels deep", where=where)
 
 
 def _note_lines(node: yaml.Node, path: Path, lines: dict[Path, int], source: str) -> None:
     lines[path] = node.start_mark.line + 1
-    if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
-        raise InputError(
-            "not valid YAML for a recipe: a number is too long",
-            where=f"{source}:{node.start_mark.line + 1}",
-            found=f"{len(node.value)} characters",
-            remedy="quote it if it is a text",
-        )
+    _refuse_long_number(node, source)
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise InputError(
+                    "not valid YAML for a recipe: a key is a list or a mapping",
+                    where=f"{source}:{key_node.start_mark.line + 1}",
+                    remedy="check brackets and question marks",
+                )
+            _refuse_long_number(key_node, source)
             key = str(key_node.value)
             here = (*path, key)
             if here in lines:
@@ -147,3 +156,13 @@ def _note_lines(node: yaml.Node, path: Path, lines: dict[Path, int], source: str
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             _note_lines(item, (*path, index), lines, source)
+
+
+def _refuse_long_number(node: yaml.Node, source: str) -> None:
+    if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
+        raise InputError(
+            "not valid YAML for a recipe: a number is too long",
+            where=f"{source}:{node.start_mark.line + 1}",
+            found=f"{len(node.value)} characters",
+            remedy="quote it if it is a text",
+        )

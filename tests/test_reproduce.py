@@ -65,9 +65,26 @@ def test_the_same_again(place: Path) -> None:
     result = run(place)
     assert result.same, result
     everything = set(hashes(place / "out")) - {"README.md", MANIFEST}
-    assert set(result.identical) | set(result.reordered) == everything
-    assert set(result.reordered) <= {VECTORS}
+    assert set(result.identical) == everything
+    assert result.reordered == []
     assert VECTORS in everything
+
+
+@pytest.mark.usefixtures("unverified")
+def test_vectors_that_the_stock_writer_wrote(place: Path) -> None:
+    """Folders of earlier versions: the keys of the header's metadata lie in any order."""
+    path = place / "out" / VECTORS
+    marks, tensors = {"format": "pt", "tool": "patch-model"}, load_file(path)
+    ours = path.read_bytes()
+    for _attempt in range(64):
+        save_file(tensors, path, marks)
+        if path.read_bytes() != ours:
+            break
+    else:
+        pytest.skip("this stock writer keeps the order")
+    result = run(place)
+    assert result.same
+    assert result.reordered == [VECTORS]
 
 
 @pytest.mark.usefixtures("unverified")

@@ -52,7 +52,9 @@ def causal_lm_from_config(config: Any, *, trust_remote_code: bool = False) -> nn
                 found=str(error).strip().splitlines()[0],
                 remedy="install it and try again",
             ) from None
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
+        except (
+            ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError,
+        ) as error:  # fmt: skip
             raise InputError(
                 f"transformers cannot build a causal LM from this config (model_type `{config.model_type}`)",
                 where="config.json",

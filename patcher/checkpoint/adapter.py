@@ -170,10 +170,13 @@ def _load_base(base: CheckpointFolder, where: str, trust_remote_code: bool) -> A
             return AutoModelForCausalLM.from_pretrained(
                 base.path, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Damaged files surface as errors of any type.
         raise InputError(
             "the base model cannot be loaded, so no adapter can be merged into it",
-            where=where,
+            where=f"{where}: {base.path}",
             found=(str(error).strip().splitlines() or [type(error).__name__])[0],
             remedy="check that AutoModelForCausalLM.from_pretrained loads it",
         ) from None
@@ -183,7 +186,6 @@ def _merge(model: Any, adapter: Path, where: str) -> dict[str, torch.Tensor]:
     """The model's tensors after the merge; the layers that were touched are in fp32."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from safetensors import SafetensorError
 
     from patcher.architectures.model_class import quiet_transformers
 
@@ -200,9 +202,10 @@ def _merge(model: Any, adapter: Path, where: str) -> dict[str, torch.Tensor]:
                 if isinstance(module, BaseTunerLayer):
                     module.float()
             merged: Any = tuned.merge_and_unload(safe_merge=True)
-        except (
-            ValueError, RuntimeError, KeyError, TypeError, AttributeError, OSError, ImportError, SafetensorError
-        ) as error:  # fmt: skip
+        except MemoryError:
+            raise
+        except Exception as error:
+            # A config from elsewhere makes PEFT fail in its own ways.
             raise InputError(
                 "the adapter does not fit this base model",
                 where=f"{where}: {adapter}",

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from patcher.checkpoint.copying import copy_file
 from patcher.checkpoint.folder import BIN_SINGLE, INDEX, SINGLE, CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES
+from patcher.checkpoint.torch_files import require_uncompressed
 from patcher.errors import InputError
 
 _SMALL = 1 << 26
@@ -61,6 +62,7 @@ def load_bin(path: Path) -> Mapping[str, torch.Tensor]:
     if not path.is_file():
         raise InputError("a weight file is missing", where=str(path), remedy="download the checkpoint again")
     try:
+        require_uncompressed(path)
         state = _load(path)
     except Exception as error:
         if isinstance(error, MemoryError) and path.stat().st_size > _SMALL:

@@ -21,7 +21,7 @@ from typing import Any
 
 from patcher.cache_folder import cache_folder
 from patcher.checkpoint.folder import BIN_INDEX, INDEX, CheckpointFolder
-from patcher.errors import InputError, OutsideError
+from patcher.errors import InputError, OutsideError, PatchModelError
 
 _THREADS = 4
 _PIECE = 1 << 22
@@ -44,15 +44,39 @@ def file_records(base: CheckpointFolder, *, hash: bool = True) -> list[dict[str,
         return running.records()
 
 
+def files_now(base: CheckpointFolder) -> dict[Path, os.stat_result]:
+    """The base's files as they are now, for :func:`hashing` to notice what has changed when they are copied."""
+    found = {}
+    for name in base_files(base):
+        with suppress(OSError):
+            found[name] = (base.path / name).stat()
+    return found
+
+
 @contextmanager
-def hashing(base: CheckpointFolder, *, hash: bool = True) -> Iterator[Hashing]:
+def hashing(
+    base: CheckpointFolder, *, hash: bool = True, since: Mapping[Path, os.stat_result] | None = None
+) -> Iterator[Hashing]:
     """Hash the base's files beside what is done in the block, which copies them.
 
     Hashing releases Python's lock, and reads what the copy has just read. The block ends it, however it ends.
+
+    Args:
+        since: what :func:`files_now` gave when the base was first read.
+
+    Raises:
+        OutsideError: the base has changed: since then, or (where the block fails) during it, which is why it failed.
     """
+    for name, before in (since or {}).items():
+        _require_same_content(base.path / name, before)
     files = base_files(base)
     with running_hashes(base.path, files if hash else [], also=files) as running:
-        yield running
+        try:
+            yield running
+        except PatchModelError:
+            for file in running.files.values():
+                _require_same_content(file.path, file.before)
+            raise
 
 
 @contextmanager
@@ -175,10 +199,21 @@ def require_same(folder: Path, records: Sequence[Mapping[str, Any]], what: str =
         )
 
 
+def _require_same_content(path: Path, before: os.stat_result) -> None:
+    """Times and links may have changed: backups and other builds do that."""
+    try:
+        same = _content_key(path.stat()) == _content_key(before)
+    except OSError:
+        same = False
+    if not same:
+        raise _changed(path)
+
+
 def _changed(path: Path) -> OutsideError:
     return OutsideError(
         "the base changed while it was read, so nothing of the copy is kept",
         where=str(path),
+        found="another content" if path.is_file() else "it is gone",
         remedy="run it again when nothing else writes to that file",
         code="base_changed",
     )

@@ -20,9 +20,9 @@ _DEEPEST = 100
 
 
 def _inside(name: str) -> str:
-    """Refuse a name that leads out of the folder that it is looked for in."""
+    """Refuse a name that leads out of the folder that it is looked for in, or that no file can have."""
     path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or len(name) > _LONGEST:
         raise ValueError("not the name of a file inside of a folder")
     return name
 
@@ -33,6 +33,7 @@ class _Shape(BaseModel):
 
 FileName = Annotated[str, AfterValidator(_inside)]
 Layer = Annotated[int, Field(ge=-1, lt=_MOST_BLOCKS)]
+LayerKey = Annotated[str, Field(pattern=r"^(-1|[0-9]{1,7})$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -48,13 +49,20 @@ class _Adapter(_Shape):
     sha256: str
 
 
+def _distinct(files: list[_File]) -> list[_File]:
+    """Refuse a list that names a file twice: it could not be two things."""
+    if len({PurePosixPath(file.name) for file in files}) < len(files):
+        raise ValueError("a file is named twice")
+    return files
+
+
 class _Base(_Shape):
     model: str
     hub: bool | None = None
     revision: str | None = None
     path: str | None = None
     adapter: _Adapter | None = None
-    files: list[_File] | None = None
+    files: Annotated[list[_File], AfterValidator(_distinct)] | None = None
 
 
 class _Edit(_Shape):
@@ -70,6 +78,7 @@ class _Tensor(_Shape):
     kind: str
     factor: Number
     parameter: str | None = None
+    shape: list[int] | None = None
     offset: Number | None = None
     index: Annotated[int, Field(ge=0, lt=_MOST_BLOCKS)] | None = None
     original: str | None = None
@@ -77,6 +86,7 @@ class _Tensor(_Shape):
 
 class _Zeros(_Shape):
     names: list[str] = []
+    count: int | None = None
 
 
 class _Fit(_Shape):
@@ -94,7 +104,7 @@ class _Route(_Shape):
     fit: _Fit | None = None
     derived: dict[str, Any] = {}
     renamed: dict[str, str] = {}
-    copy_layers: dict[str, Layer] = {}
+    copy_layers: dict[LayerKey, Layer] = {}
     config_changes: dict[str, Any] | None = None
     config_before: dict[str, Any] | None = None
 
@@ -105,14 +115,25 @@ class _Recipe(_Shape):
     folder: str | None = None
 
 
+class _Undo(_Shape):
+    lost: list[str] | None = None
+
+
+class _Check(_Shape):
+    stack: str | None = None
+    status: str | None = None
+    version: str | None = None
+    detail: str | None = None
+
+
 class _Patch(_Shape):
     base: _Base
     edits: list[_Edit]
     route: _Route
-    verification: list[dict[str, Any]] | None = None
+    verification: list[_Check] | None = None
     recipe: _Recipe | None = None
     tool_version: str | None = None
-    undo: dict[str, Any] | None = None
+    undo: _Undo | None = None
 
 
 class _Manifest(_Patch):

@@ -12,7 +12,7 @@ from patcher.checkpoint.assembling import Piece, assemble, in_file_order, metada
 from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.folder import INDEX, CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, tensor_bytes
-from patcher.checkpoint.undo import STOCK_METADATA, index_text
+from patcher.checkpoint.undo import STOCK_METADATA, ZEROS_UP_TO, index_text
 from patcher.errors import InputError
 
 _STEP = 1 << 22
@@ -73,6 +73,8 @@ def _restore(
     for file in undo["files"]:
         source = None if file["copy"] is None else copy.path / _plain(file["copy"])
         target = stage / _plain(file["base"])
+        if target.exists():
+            raise ValueError(f"{target.name} is named twice")
         stored = {} if source is None else read_header(source)
         changed = sorted(in_copy & stored.keys())
         if file["rewritten"]:
@@ -144,6 +146,8 @@ def _reassemble(
 def _made(entry: Mapping[str, Any], size: int, originals: Originals) -> Piece:
     make: Callable[[], Iterator[memoryview | bytes]]
     if entry["content"] == "zeros":
+        if size > ZEROS_UP_TO:
+            raise ValueError(f"{size:,} zeros are more than a copy leaves out")
 
         def make() -> Iterator[memoryview | bytes]:
             yield bytes(size)

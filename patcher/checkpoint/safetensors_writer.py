@@ -39,13 +39,18 @@ class LazyTensor:
 AnyTensor = torch.Tensor | LazyTensor
 
 
-def write_tensors(path: Path, tensors: Mapping[str, AnyTensor]) -> int:
-    """Write one safetensors file; the bytes written.
+def write_tensors(path: Path, tensors: Mapping[str, AnyTensor], metadata: Mapping[str, str] | None = None) -> int:
+    """Write one safetensors file; the bytes written. Equal arguments give equal bytes.
+
+    Args:
+        path: does not exist.
+        tensors: by name.
+        metadata: of the header, in this order; ``format: pt`` stands before it.
 
     Raises:
         ValueError: a lazy tensor turned out to have another dtype or shape than it said.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     place = 0
     for name, tensor in _ordered(tensors):
         header[name] = {

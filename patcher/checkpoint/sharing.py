@@ -6,6 +6,7 @@ Linux offers them as the ioctls FICLONE and FICLONERANGE (btrfs, xfs, bcachefs, 
 from __future__ import annotations
 
 import fcntl
+import os
 import struct
 import sys
 from typing import BinaryIO
@@ -22,7 +23,7 @@ def clone_file(reader: BinaryIO, writer: BinaryIO) -> bool:
         fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
     except OSError:
         # Whatever the reason is, a copy that fails for it as well will say so.
-        writer.truncate(0)
+        _cut(writer, 0)
         return False
     return True
 
@@ -35,6 +36,15 @@ def clone_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int, place
     try:
         fcntl.ioctl(writer.fileno(), _FICLONERANGE, request)
     except OSError:
-        writer.truncate(place)
+        _cut(writer, place)
         return False
     return True
+
+
+def _cut(writer: BinaryIO, size: int) -> None:
+    """Take away what a failed attempt has left, if anything.
+
+    Not otherwise: ext4 writes a file that was once cut to nothing to the disk when it is closed, and waits for that.
+    """
+    if os.fstat(writer.fileno()).st_size != size:
+        writer.truncate(size)

@@ -9,11 +9,10 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from patcher.checkpoint.disk import disk_errors
+from patcher.checkpoint.disk import disk_errors, remove_folder, require_writable
 from patcher.errors import InputError
 
 __all__ = ["MANIFEST", "check_output", "disk_errors", "remove_leftovers", "scratch_folder", "staged_folder"]
@@ -62,6 +61,7 @@ def _check_output(output: Path, resolved: Path, *, force: bool, inputs: tuple[Pa
                 found=str(parent),
                 remedy="choose another `output`",
             )
+    require_writable(next(parent for parent in resolved.parents if parent.exists()))
     if output.is_symlink() or (resolved.exists() and not resolved.is_dir()):
         raise InputError("the output exists and is not a folder", where=str(output), remedy="choose another `output`")
     if not resolved.exists():
@@ -118,22 +118,27 @@ def staged_folder(output: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the output (so on its disk) for intermediate files; removed after, or by the next build."""
+    """A folder beside the output (so on its disk) for intermediate files; removed after, or by the next build.
+
+    Raises:
+        OutsideError: the disk is full, read-only, or forbids making it.
+    """
     output = _resolve(output)
     missing = [parent for parent in output.parents if not parent.exists()]
     scratch, lock = None, None
     # All inside: a signal may come at any of these steps.
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(output)
-        while scratch is None or lock is None:
-            scratch = output.parent / f".{output.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
-            scratch.mkdir()
-            lock = _lock(scratch)
+        with disk_errors(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(output)
+            while scratch is None or lock is None:
+                scratch = output.parent / f".{output.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+                scratch.mkdir()
+                lock = _lock(scratch)
         yield scratch
     finally:
         if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove_folder(scratch)
         if lock is not None:
             os.close(lock)
         for parent in missing:
@@ -146,7 +151,7 @@ def remove_leftovers(output: Path) -> list[Path]:
     removed = []
     for item in _leftovers(output):
         if not item.name.endswith(_REPLACED) or output.exists():
-            shutil.rmtree(item, ignore_errors=True)
+            remove_folder(item)
             removed.append(item)
         else:
             _restore(item, output)
@@ -253,7 +258,7 @@ def _swap(stage: Path, output: Path) -> None:
         except BaseException:
             _restore(old, output)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
 
 
 def _sync(folder: Path) -> None:

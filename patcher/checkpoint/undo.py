@@ -14,7 +14,7 @@ from patcher.checkpoint.assembling import Piece, canonical_header, in_file_order
 from patcher.checkpoint.folder import INDEX, CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 
-_ZEROS_UP_TO = 1 << 20
+ZEROS_UP_TO = 1 << 20
 STOCK_METADATA = {"format": "pt"}
 
 
@@ -110,7 +110,7 @@ def _exact(base: CheckpointFolder, names: Collection[str]) -> list[str]:
 def _is_zeros(info: TensorInfo) -> bool:
     """Only small ones are looked at: what a copy replaces by its own is a bias."""
     size = info.end - info.start
-    if size > _ZEROS_UP_TO:
+    if size > ZEROS_UP_TO:
         return False
     with info.file.open("rb") as file:
         file.seek(info.start)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import pickle
 import re
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from patcher.checkpoint.gguf.file import read_gguf
 from patcher.checkpoint.gguf.format import F32
 from patcher.checkpoint.gguf.values import read_bytes, read_floats
+from patcher.checkpoint.safetensors_writer import write_tensors
+from patcher.checkpoint.torch_files import require_uncompressed
 from patcher.errors import InputError, MissingExtraError, OutsideError
 from patcher.vectors.peft_files import is_adapter, read_adapter
 
@@ -84,25 +86,24 @@ def load_vector_file(path: Path, *, layer: int, hidden: int, tensor: str | None 
 def save_vectors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors as fp32 safetensors, mode 0644; the file appears complete or not at all.
 
+    Equal arguments give equal bytes. (The stock writer puts the keys of the metadata in another order each time.)
+
     Raises:
         OutsideError: if the disk fails.
     """
     plain = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in tensors.items()}
-    partial: Path | None = None
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
-        os.close(handle)
-        partial = Path(name)
-        save_file(plain, partial, metadata={"format": "pt", **metadata})
-        partial.chmod(0o644)  # both mkstemp and save_file give 0600
+        write_tensors(partial, plain, metadata)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+    except OSError as error:
         remedy = "check the free space and the folder's permissions"
         raise OutsideError("the vectors cannot be written", where=str(path), found=error, remedy=remedy) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _choose(names: list[str], layer: int, tensor: str | None, where: str) -> str:
@@ -171,6 +172,7 @@ def _read_safetensors(path: Path) -> _Contents:
 
 def _read_torch(path: Path) -> _Contents:
     try:
+        require_uncompressed(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))

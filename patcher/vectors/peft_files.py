@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -92,5 +93,7 @@ def _constants(config: dict[str, Any], tensors: dict[str, torch.Tensor], folder:
 def _scale(config: dict[str, Any]) -> float:
     if config.get("alpha_pattern") or config.get("rank_pattern"):
         raise ValueError("alpha_pattern and rank_pattern are not read")
-    rank = float(config["r"])
-    return float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+    rank, alpha = float(config["r"]), float(config["lora_alpha"])
+    if not (rank > 0 and math.isfinite(rank) and math.isfinite(alpha)):
+        raise ValueError(f"r {rank} and lora_alpha {alpha} make no scale")
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from patcher.cache_folder import cache_folder
 from patcher.errors import InputError
 
 TRANSFORMERS, VLLM, LLAMA_CPP = "transformers", "vllm", "llama.cpp"
@@ -113,12 +114,9 @@ def find(stack: str, given: str | Path | None = None) -> Environment | Missing:
     return Missing(stack, "; ".join(reasons))
 
 
-def cache_folder(stack: str) -> Path:
+def stack_folder(stack: str) -> Path:
     """Where ``patch-model stacks install`` puts a stack by default."""
-    root = os.environ.get("PATCH_MODEL_CACHE")
-    if root:
-        return Path(root) / "stacks" / stack
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patch-model" / "stacks" / stack
+    return cache_folder() / "stacks" / stack
 
 
 def python_of(path: Path) -> Path | None:
@@ -175,7 +173,7 @@ def _build(folder: Path, source: str) -> Environment | Missing:
 
 
 def _in_cache(stack: str) -> Environment | Missing:
-    folder = cache_folder(stack)
+    folder = stack_folder(stack)
     if not folder.is_dir():
         return Missing(stack, f"not at {folder}")
     found = _at(stack, folder, "patch-model stacks install")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from patcher.errors import InputError, OutsideError
-from patcher.verify.environments import CONVERTER, LLAMA_CPP, VLLM, Environment, cache_folder, find, python_of
+from patcher.verify.environments import CONVERTER, LLAMA_CPP, VLLM, Environment, find, python_of, stack_folder
 
 MARK = "patch-model-stack.json"
 # What docs/stacks.md was measured with.
@@ -48,7 +48,7 @@ def install(stack: str, into: Path | None = None, *, gpu: bool | None = None, sa
             where="stacks install",
             remedy="one of: " + ", ".join(_RECIPES) + "; transformers comes with patch-model",
         )
-    folder = (into or cache_folder(stack)).expanduser()
+    folder = (into or stack_folder(stack)).expanduser()
     with _new_folder(folder, stack) as place:
         say(f"making a virtual environment in {folder}")
         _call([sys.executable, "-m", "venv", str(place)], "the virtual environment")

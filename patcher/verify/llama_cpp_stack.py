@@ -7,6 +7,7 @@ from pathlib import Path
 
 from patcher.verify.environments import Environment
 from patcher.verify.stack_jobs import Process, clean_variables
+from patcher.verify.watched import watched_command
 
 RUNNER = Path(__file__).with_name("llama_cpp_run.py")
 
@@ -20,4 +21,4 @@ def llama_cpp_process(environment: Environment) -> Process:
         "binding": environment.version.split()[0].replace("llama-cpp-python", "llama_cpp"),
         "threads": threads,
     }
-    return Process([str(environment.python), "-I", "-B", str(RUNNER)], extra, clean_variables(environment))
+    return Process(watched_command(environment.python, RUNNER), extra, clean_variables(environment))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from patcher.errors import OutsideError
 from patcher.verify.environments import Environment
+from patcher.verify.watched import run_watched
 
 MOST_TOKENS = 1024
 
@@ -101,15 +102,7 @@ def run_jobs(
         listed = [{**asdict(job), "trust_remote_code": trust_remote_code} for job in left]
         request.write_text(json.dumps({"jobs": listed, "results": str(results), **process.extra}), encoding="utf-8")
         say(f"running {len(left)} folder{'s' * (len(left) > 1)}")
-        finished = subprocess.run(
-            [*process.command, str(request)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            env=dict(process.variables),
-            cwd=results,
-        )
+        finished = run_watched([*process.command, str(request)], process.variables, results)
         about = _read(results / "process.json")
         if about is None:
             raise _does_not_start(process, finished)

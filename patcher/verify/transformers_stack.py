@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from patcher.verify.comparison import FIT_ERROR, FIT_KL, Check, Comparison, FitL
 from patcher.verify.offload import SMALL_HEAP, disk_is_full, memory_is_full, plan_offload
 from patcher.verify.probes import PROBES
 from patcher.verify.stored import StoredLayer, read_stored
+from patcher.verify.watched import run_watched, watched_command
 
 STACK = "transformers"
 MAX_TOKENS = 32
@@ -254,13 +254,13 @@ def _run(job: Mapping[str, Any], result: Path) -> Run:
         job = {**job, "vectors": None}
     path = result.with_suffix(".job.json")
     path.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
-    command = [sys.executable, "-I", "-B", str(RUNNER), str(path)]
+    command = [*watched_command(sys.executable, RUNNER), str(path)]
     spread = job["offload"]
     environment = dict(os.environ)
     if spread is not None:
         Path(spread["folder"]).mkdir(exist_ok=True)
         environment |= SMALL_HEAP
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    finished = run_watched(command, environment)
     if spread is not None:
         # The next run needs the room.
         shutil.rmtree(spread["folder"], ignore_errors=True)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from patcher.verify.environments import Environment
 from patcher.verify.stack_jobs import Process, clean_variables
+from patcher.verify.watched import watched_command
 
 RUNNER = Path(__file__).with_name("vllm_run.py")
 
 
 def vllm_process(environment: Environment) -> Process:
     """Its own Python runs every folder in fp32, on the GPU if that vLLM has one."""
-    return Process([str(environment.python), "-I", "-B", str(RUNNER)], {}, clean_variables(environment))
+    return Process(watched_command(environment.python, RUNNER), {}, clean_variables(environment))

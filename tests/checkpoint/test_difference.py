@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.write_memory import MIB, make_checkpoint
+from benchmarks.write_checkpoint import MIB, make_checkpoint
 from checkpoint_support import stored
 from safetensors.torch import load_file, save_file
 

@@ -6,8 +6,10 @@ import errno
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +19,14 @@ from checkpoint_support import assert_same_but, hashes, names, stored
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from patcher.checkpoint.disk import remove_folder
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.staging import disk_errors, staged_folder
+from patcher.checkpoint.staging import check_output, disk_errors, scratch_folder, staged_folder
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import OutsideError
 
 Checkpoint = Callable[..., Path]
+NOBODY = 65534
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG])
@@ -181,3 +185,75 @@ def test_a_parent_that_may_not_be_written(checkpoint: Checkpoint, place: Path) -
         place.chmod(0o700)
     assert (done.returncode, done.stderr) == (3, "")
     assert "Permission denied" in done.stdout
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_place_that_may_not_be_written_is_refused_before_any_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """The nearest folder that is there decides."""
+    asked: list[Path] = []
+
+    def no(folder: Path, _what: int) -> bool:
+        asked.append(folder)
+        return False
+
+    here = os.statvfs(place)
+    flags = here.f_flag | os.ST_RDONLY if read_only else here.f_flag & ~os.ST_RDONLY
+    monkeypatch.setattr(os, "statvfs", lambda _folder: os.statvfs_result([*here[:8], flags, here[9]]))
+    monkeypatch.setattr(os, "access", no)
+    with pytest.raises(OutsideError, match="Read-only file system" if read_only else "Permission denied") as caught:
+        check_output(place / "not" / "there" / "out", force=False)
+    assert asked == [place]
+    assert (caught.value.code, caught.value.exit_code) == ("disk", 3)
+    assert caught.value.problems[0].remedy
+    assert names(place) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+def test_a_scratch_folder_that_cannot_be_made_is_said_in_words(
+    place: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    honest = Path.mkdir
+
+    def fails(folder: Path, *arguments: int, **options: bool) -> None:
+        if ".partial-" in folder.name:
+            raise OSError(number, os.strerror(number), str(folder))
+        honest(folder, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", fails)
+    with pytest.raises(OutsideError, match=re.escape(os.strerror(number))), scratch_folder(place / "new" / "out"):
+        raise AssertionError("there is no folder")
+    assert names(place) == [], "not even the parent that was made for it"
+
+
+def test_a_folder_with_read_only_folders_in_it_is_removed() -> None:
+    """As another user than root: for root nothing is read-only. What links in it lead to stays as it is."""
+    where = Path(tempfile.mkdtemp())
+    try:
+        (where / "old" / "deep").mkdir(parents=True)
+        (where / "kept").mkdir()
+        (where / "old" / "deep" / "file").touch()
+        (where / "old" / "link").symlink_to(where / "kept")
+        for item in (where / "kept", where / "old" / "deep", where / "old"):
+            item.chmod(0o500)
+        if os.geteuid() == 0:
+            for item in (where, *where.rglob("*")):
+                os.chown(item, NOBODY, NOBODY, follow_symlinks=False)
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.geteuid() == 0:
+                    os.setgroups([])
+                    os.setgid(NOBODY)
+                    os.setuid(NOBODY)
+                shutil.rmtree(where / "old", ignore_errors=True)
+                assert (where / "old" / "deep" / "file").exists()
+                remove_folder(where / "old")
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert names(where) == ["kept"]
+        assert stat.S_IMODE((where / "kept").stat().st_mode) == 0o500
+    finally:
+        shutil.rmtree(where)

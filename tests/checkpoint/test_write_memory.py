@@ -1,4 +1,4 @@
-"""Writing a copy needs no memory for the weights. (Times are measured in tests/benchmarks/write_memory.py.)"""
+"""Writing a copy needs no memory for the weights. (Times are measured in tests/benchmarks/write.py.)"""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks.write_memory import MIB, make_checkpoint
+from benchmarks.write_checkpoint import MIB, make_checkpoint
 
 SIZE = 200 * MIB
 SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from benchmarks.write_memory import LAYER, flag_plan
+from benchmarks.write_checkpoint import LAYER, flag_plan
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.checkpoint.staging import staged_folder

@@ -31,6 +31,11 @@ KILLS = int(os.environ.get("PATCH_MODEL_KILLS", "12"))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
+def heed_interrupts() -> None:
+    """For a child: tests that were started with nohup, or in the background, ignore SIGINT and would hand that down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(item.relative_to(folder)): item.read_bytes() for item in sorted(folder.rglob("*")) if item.is_file()}
 
@@ -107,7 +112,12 @@ class WritePhase:
 def process() -> Iterator[subprocess.Popen[str]]:
     script = Path(__file__).with_name("write_phase.py")
     with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=heed_interrupts,
     ) as started:
         yield started
         started.kill()
@@ -218,6 +228,7 @@ class Build:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
         self.groups.append(process.pid)
         return process

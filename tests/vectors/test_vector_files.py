@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -251,6 +252,24 @@ def test_saved_files_are_fp32_readable_by_all_and_carry_their_metadata(tmp_path)
     save_vectors(path, {"a": shared[1]}, {})
     assert torch.equal(load_file(path)["a"], shared[1])
     assert [child.name for child in tmp_path.iterdir()] == ["steering.safetensors"]
+
+
+def test_equal_vectors_give_equal_bytes(tmp_path):
+    """The stock writer keeps metadata in a hash table, whose order is another one each time."""
+    marks = {"tool": "patch-model", "vectors": "a, b", "license": "mit"}
+    tensors = {"b": vector(2), "a": vector(1), "original/c": vector(3)}
+    written = set()
+    for number in range(12):
+        path = tmp_path / f"{number}.safetensors"
+        save_vectors(path, dict(sorted(tensors.items(), reverse=number % 2 == 0)), marks)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    raw = written.pop()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert list(header["__metadata__"].items()) == [("format", "pt"), *marks.items()]
+    save_file(tensors, tmp_path / "stock.safetensors", {"format": "pt"})
+    save_vectors(tmp_path / "ours.safetensors", tensors, {})
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "stock.safetensors").read_bytes()
 
 
 def test_a_failed_write_leaves_nothing_new_behind(tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from patcher.cache_folder import cache_folder
 from patcher.errors import InputError, OutsideError
 from patcher.verify import installing
-from patcher.verify.environments import Environment, Missing, all_found, cache_folder, find
+from patcher.verify.environments import Environment, Missing, all_found, find, stack_folder
 
 VARIABLES = ("PATCH_MODEL_VLLM", "PATCH_MODEL_LLAMA_CPP")
 
@@ -63,7 +64,8 @@ def test_vllm_in_a_given_environment_in_its_variable_and_in_the_cache(
     place = fake_venv(tmp_path / "mine", vllm="0.32.0")
     assert found("vllm", place).version == "0.32.0"
     assert found("vllm", place / "bin" / "python").python == place / "bin" / "python"
-    fake_venv(cache_folder("vllm"), vllm="0.31.0")
+    assert stack_folder("vllm") == cache_folder() / "stacks" / "vllm"
+    fake_venv(stack_folder("vllm"), vllm="0.31.0")
     assert found("vllm").version == "0.31.0"
     monkeypatch.setenv("PATCH_MODEL_VLLM", str(place))
     assert (found("vllm").version, found("vllm").source) == ("0.32.0", "PATCH_MODEL_VLLM")

@@ -239,7 +239,7 @@ def test_a_candidate_that_dies_of_the_machine_is_not_a_failed_check(
 
     dead = subprocess.CompletedProcess([], 1, "", f"Traceback\nOSError: {words}\n")
     monkeypatch.setattr(transformers_stack, "_run", run)
-    monkeypatch.setattr(transformers_stack.subprocess, "run", lambda *_, **__: dead)
+    monkeypatch.setattr(transformers_stack, "run_watched", lambda *_: dead)
     with pytest.raises(OutsideError) as caught:
         verify_in_transformers(tmp_path / "out", base, manifest, probes=PROBES)
     assert caught.value.code == code

@@ -92,6 +92,7 @@ def finish_interrupted(path: Path) -> list[Path]:
         The files that were finished.
 
     Raises:
+        InputError: a file is a link, or has other names: no patch in place began with such a file.
         OutsideError: they cannot be.
     """
     parts = split_parts(path) or [path]
@@ -105,6 +106,7 @@ def finish_interrupted(path: Path) -> list[Path]:
     for part in reversed(parts):
         change = changes[part]
         if change is not None:
+            _check_names(part)
             with _locked(part) as file:
                 _apply(file, part, change)
             finished.append(part)
@@ -237,7 +239,7 @@ def _load(journal: Path) -> _Change | None:
             at += length
         change = _Change(words["size"], words["insert"], tuple(writes))
         return change if at == len(payload) and _is_sound(change, len(payload)) else None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, ArithmeticError):
         return None
 
 
