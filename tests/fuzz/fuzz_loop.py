@@ -7,15 +7,13 @@ nothing else, opens nothing around its folder, writes nowhere but to the output,
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +22,10 @@ from types import FrameType
 from typing import Any
 
 from fuzz_formats import damaged_file
-from fuzz_mutations import OUTSIDE
+from fuzz_memory import MOST_OF_A_CASE, peak_bytes
+from fuzz_watch import WATCH, Case, Sandbox
 
 from patcher.errors import CheckFailed, PatchModelError
-
-Case = Mapping[str, bytes]
-"""Relative file name -> content; the first is the one that is mostly damaged."""
 
 CPU_SECONDS = 20
 LONGEST_MESSAGE = 6000
@@ -37,6 +33,10 @@ PACKAGE = str(Path(sys.modules["patcher"].__file__ or "").parent)
 _CORPUS = 400
 _GUIDED = 8
 """One case in this many is followed line by line, and kept as a seed if it reaches what none reached before."""
+
+
+class TooSlow(BaseException):
+    """A case took more processor time than any should."""
 
 
 @dataclass(frozen=True)
@@ -80,106 +80,6 @@ class Tally:
     seconds: float = 0.0
     slowest: float = 0.0
     failures: list[Failure] = field(default_factory=list)
-
-
-class TooSlow(BaseException):
-    """A case took more processor time than any should."""
-
-
-class Sandbox:
-    """A folder for the case, one for output, and around them files that nobody may touch."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.outer = root, root / "outer"
-        self.case, self.out, self.scratch = self.outer / "case", root / "out", root / "tmp"
-        self.outer.mkdir(parents=True)
-        self.scratch.mkdir()
-        (self.outer / "secret.json").write_bytes(b'{"secret": 1}')
-        header = b'{"secret":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
-        (self.outer / "secret.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"s")
-
-    def fill(self, case: Case) -> None:
-        """The case's files, and no other."""
-        shutil.rmtree(self.case, ignore_errors=True)
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.case.mkdir()
-        self.out.mkdir()
-        outside = str(self.outer).encode()
-        for name, content in case.items():
-            path = self.case / name
-            if "/" in name:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.replace(OUTSIDE.encode(), outside))
-
-    def touched(self, case: Case) -> str | None:
-        """What changed outside of the output."""
-        found = {item.relative_to(self.case).as_posix() for item in self.case.rglob("*") if not item.is_dir()}
-        if found != set(case):
-            return f"the case's folder holds {sorted(found ^ set(case))}"
-        around = sorted(os.listdir(self.outer))  # noqa: PTH208
-        if around != ["case", "secret.json", "secret.safetensors"]:
-            return f"around the case: {around}"
-        return None if sorted(os.listdir(self.root)) == ["out", "outer", "tmp"] else "beside the output"  # noqa: PTH208
-
-
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
-_IN_FOLDER = ("os.remove", "os.rmdir")
-_STARTS = (
-    "subprocess.Popen",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.fork",
-    "socket.connect",
-    "pickle.find_class",
-)
-
-
-class _Watch:
-    """The interpreter's own report of what is opened, changed and started. A hook cannot be removed, only ignored."""
-
-    def __init__(self) -> None:
-        self.allowed: tuple[str, ...] | None = None
-        self.seen: list[str] = []
-        self._hooked = False
-
-    @contextmanager
-    def over(self, *allowed: Path) -> Iterator[None]:
-        if not self._hooked:
-            sys.addaudithook(self._hook)
-            self._hooked = True
-        self.seen = []
-        self.allowed = tuple(str(path) for path in allowed)
-        try:
-            yield
-        finally:
-            self.allowed = None
-
-    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.allowed is None or event in ("import", "exec", "compile", "object.__getattr__"):
-            return
-        if event == "open":
-            path, _mode, flags = arguments
-            if isinstance(path, int):
-                return
-            place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
-            if "/secret." in place or (flags & _WRITES and not self._inside(place)):
-                self.seen.append(f"opened {place}")
-        elif event in _CHANGES:
-            paths = [path for path in arguments[:2] if isinstance(path, (str, bytes, os.PathLike))]
-            folders = [number for number in arguments[1:] if isinstance(number, int) and number >= 0]
-            beside = os.readlink(f"/proc/self/fd/{folders[-1]}") if event in _IN_FOLDER and folders else ""  # noqa: PTH115
-            if not all(self._inside(os.path.abspath(os.path.join(beside, os.fsdecode(path)))) for path in paths):  # noqa: PTH100, PTH118
-                self.seen.append(f"{event} {arguments}")
-        elif event in _STARTS:
-            self.seen.append(f"{event} {arguments}")
-
-    def _inside(self, place: str) -> bool:
-        return place == os.devnull or any(place.startswith(allowed) for allowed in self.allowed or ())
-
-
-WATCH = _Watch()
 
 
 class _Lines:
@@ -236,7 +136,7 @@ def damaged_case(random: Random, corpus: list[Case]) -> Case:
 def checked(reader: Reader, sandbox: Sandbox, case: Case, tally: Tally) -> None:
     """Read one case and count what came of it."""
     sandbox.fill(case)
-    started = time.process_time()
+    started, peak = time.process_time(), peak_bytes()
     kind, text, result, verdict = "accepted", "", None, False
     with WATCH.over(sandbox.out, sandbox.scratch), _limited():
         try:
@@ -256,6 +156,8 @@ def checked(reader: Reader, sandbox: Sandbox, case: Case, tally: Tally) -> None:
             kind, text = "wrong", f"the error names no file: {text}"
         elif len(text) > LONGEST_MESSAGE:
             kind, text = "wrong", f"an error of {len(text)} characters: {text[:500]}"
+    if (taken := peak_bytes() - peak) > MOST_OF_A_CASE:
+        kind, text = "wrong", f"{taken:,} bytes of memory for {sum(map(len, case.values())):,} of files"
     if WATCH.seen or (touched := sandbox.touched(case)):
         kind, text = "wrong", "; ".join(WATCH.seen) or str(touched)
     if kind == "accepted":

@@ -68,11 +68,14 @@ def torch_file(value: Any, **options: Any) -> bytes:
 
 
 def bin_checkpoints() -> list[Mapping[str, bytes]]:
-    """Pickled weights, zipped and in the format before that."""
+    """Pickled weights: zipped, in the format before that, and in shards."""
     state = {"model.norm.weight": tensor(4), "lm_head.weight": tensor(2, 2).half()}
     config = {"config.json": json.dumps(CONFIG).encode()}
     old = torch_file(state, _use_new_zipfile_serialization=False)
-    return [{"pytorch_model.bin": torch_file(state), **config}, {"pytorch_model.bin": old, **config}]
+    shards = {f"pytorch_model-{number}.bin": torch_file({name: state[name]}) for number, name in enumerate(state)}
+    index = {"metadata": {}, "weight_map": dict(zip(state, shards, strict=True))}
+    sharded = {"pytorch_model.bin.index.json": json.dumps(index).encode(), **shards, **config}
+    return [{"pytorch_model.bin": torch_file(state), **config}, {"pytorch_model.bin": old, **config}, sharded]
 
 
 def gguf_file(architecture: str = "llama", *, vectors: bool = False) -> bytes:
@@ -115,6 +118,17 @@ def _add_model(writer: Any, architecture: str) -> None:
         for name in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{block}.{name}.weight", matrix[0])
     writer.add_tensor("output_norm.weight", matrix[0])
+
+
+@cache
+def split_gguf() -> Mapping[str, bytes]:
+    """The same in two files."""
+    from gguf_splits import split
+
+    with _folder() as folder:
+        (folder / "model.gguf").write_bytes(gguf_file())
+        split(folder / "model.gguf", 2)
+        return {item.name: item.read_bytes() for item in sorted(folder.glob("model-*.gguf"))}
 
 
 @cache

@@ -40,9 +40,9 @@ def session(session_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) ->
     layer = tiny_checkpoint(place / "base", "meta-llama--Llama-3.2-1B")
     (place / "tmp").mkdir()
     places = {"TMPDIR": str(place / "tmp"), "PATCH_MODEL_CACHE": str(place / "cache"), "HOME": str(place / "home")}
-    recipe = write_recipe(
-        place / "recipe.yaml", str(place / "base"), layer, place / "out", push={"repo": REPO, "private": True}
-    )
+    short = {"probes": ["Every word of it."], "long_prompt_limit": 0}
+    push = {"repo": REPO, "private": True}
+    recipe = write_recipe(place / "recipe.yaml", place / "base", layer, place / "out", push=push, verify=short)
     # A careless note, which the record of the recipe would carry along.
     recipe.write_text(f"{recipe.read_text()}\n# export HF_TOKEN={OTHER}\n")
 

@@ -1,0 +1,123 @@
+"""Patched folders: ``steering.json`` and what lies beside it, read by every command that takes one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import fuzz_seeds as seeds
+from fuzz_registry import reader
+from fuzz_watch import Case
+from safetensors.torch import load_file
+
+import patcher.reproduce as reproducing
+import patcher.verify.later as later
+from patcher.export import export_folder
+from patcher.publish.card import render_card
+from patcher.publish.contents import check_verified, published_files
+from patcher.publish.contents import read_manifest as read_published_manifest
+from patcher.routes.gguf.edits import edits_of_folder
+from patcher.unpatch import unpatch
+from patcher.verify.stored import read_manifest, read_stored
+
+
+def _patched() -> list[Case]:
+    return list(seeds.patched_folders())
+
+
+@reader("steering.json: stored", _patched)
+def _stored(folder: Path, _out: Path) -> Any:
+    manifest = read_manifest(folder)
+    return read_stored(folder, manifest), _consumed(manifest)
+
+
+def _consumed(manifest: Mapping[str, Any]) -> list[Any]:
+    """What the runs of stock software take from a manifest."""
+    route = manifest["route"]
+    written = [str(tensor["parameter"]) for tensor in route["tensors"]]
+    written += [str(name) for name in (*route.get("zeros", {}).get("names", []), *route.get("derived", {}))]
+    fit = None if route["exact"] else float((route.get("fit") or {}).get("error_mean", "inf"))
+    return [written, str(route["architecture"]), str(route["blocks"]), route.get("residual"), fit]
+
+
+@reader("steering.json: verify", _patched)
+def _verify(folder: Path, _out: Path) -> Any:
+    def only_read(_stacks: Any, folder: Path, _base: Path, manifest: Any, options: Any, **_rest: Any) -> list[Any]:
+        return [read_stored(folder, manifest), _consumed(manifest), list(options.probes or ())]
+
+    former, later.verify_in_stacks = later.verify_in_stacks, only_read  # type: ignore[assignment]
+    try:
+        return later.verify_folder_in(folder, ["transformers"], base=str(folder / "base"))
+    finally:
+        later.verify_in_stacks = former
+
+
+@reader("steering.json: publish", _patched)
+def _publish(folder: Path, _out: Path) -> Any:
+    manifest = read_published_manifest(folder)
+    check_verified(manifest, folder)
+    return [file.read() for file in published_files(folder, manifest)]
+
+
+@reader("steering.json: export", _patched)
+def _export(folder: Path, out: Path) -> Any:
+    done = export_folder(folder, "vector", out / "v.safetensors")
+    json.dumps(done.as_json())
+    return load_file(done.output)
+
+
+@reader("steering.json: control vector", _patched, cost=4)
+def _export_gguf(folder: Path, out: Path) -> Any:
+    return export_folder(folder, "control-vector", out / "v.gguf")
+
+
+@reader("steering.json: gguf", _patched)
+def _edits(folder: Path, _out: Path) -> Any:
+    return [edit.as_json() for edit in edits_of_folder(folder, seeds.HIDDEN, seeds.BLOCKS)]
+
+
+@reader("steering.json: unpatch", lambda: list(seeds.whole_folders()), cost=4)
+def _unpatch(folder: Path, out: Path) -> Any:
+    done = unpatch(folder, out / "base", say=lambda _line: None)
+    return json.dumps(done.as_json())
+
+
+@reader("steering.json: base", _patched)
+def _unpatch_to_base(folder: Path, out: Path) -> Any:
+    done = unpatch(folder, out / "base", base=str(folder / "base"), say=lambda _line: None)
+    return json.dumps(done.as_json())
+
+
+@reader("steering.json: reproduce", lambda: list(seeds.patched_folders()))
+def _reproduce(folder: Path, out: Path) -> Any:
+    """With the build left out, which the base of the case is too small for."""
+
+    def build(recipe: Any, _text: str, _path: Path, output: Path, **_rest: Any) -> None:
+        shutil.copytree(folder, output, ignore=shutil.ignore_patterns("base"))
+        recipe.model_dump_json()
+
+    former, reproducing.build = reproducing.build, build  # type: ignore[assignment]
+    with mock.patch.object(reproducing, "scratch_folder", lambda _folder: contextlib.nullcontext(out)):
+        try:
+            done = reproducing.reproduce(folder, base=str(folder / "base"), inputs=folder, say=lambda _line: None)
+            return json.dumps(done.as_json())
+        finally:
+            reproducing.build = former
+
+
+def _cards() -> list[Case]:
+    front = "---\nlicense: apache-2.0\nlanguage:\n- en\n- no\nlicense_link: LICENSE\ntags: [a, b]\n---\n# A model\n"
+    manifest = seeds.patched_folders()[0]["steering.json"]
+    return [{"README.yaml": front.encode(), "steering.json": manifest}]
+
+
+@reader("card", _cards)
+def _card(folder: Path, _out: Path) -> Any:
+    """The base's card, of which the copy's takes over licence and languages."""
+    text = (folder / "README.yaml").read_bytes() if (folder / "README.yaml").is_file() else b""
+    return render_card(read_manifest(folder), text.decode("utf-8", "replace"), ["LICENSE"])
