@@ -12,7 +12,8 @@ from patcher.evaluate.held_out import random_like
 from patcher.evaluate.sweep.cells import Bench, Cell, Column
 from patcher.evaluate.sweep.reporting import Row
 
-RANDOM_SEEDS = 3
+RANDOM_SEEDS = 1
+"""For each coefficient; beside the chosen cell there are more (`sweep.random_vectors`)."""
 
 
 def cell_json(cell: Cell, within_guard: bool) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def random_grid(
     coefficients: Sequence[float],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """`random_grid`: random vectors of equal norm at one layer, the mean over three seeds for each coefficient.
+    """`random_grid`: a random vector of equal norm at one layer, for each coefficient.
 
     Args:
         unit: layer -> the vector at coefficient 1.
