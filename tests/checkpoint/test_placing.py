@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -15,7 +16,7 @@ import torch
 from checkpoint_support import HIDDEN, load, logits, same_bits, stored
 from placing_support import BIAS, copy, counts, linked, states
 
-from patcher.checkpoint import writer
+from patcher.checkpoint import sharing, writer
 from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import read_header, read_tensor
@@ -246,3 +247,25 @@ def test_only_the_bias_passes_through_python(base: Path, place: Path, monkeypatc
         if bias:
             old[info.start : info.end] = value.numpy().tobytes()
         assert bytes(old) == new
+
+
+class _NeverCut(io.FileIO):
+    def truncate(self, size: int | None = None, /) -> int:
+        raise AssertionError(f"cut to {size}: ext4 then waits for the disk when the file is closed")
+
+
+def test_a_file_that_cannot_be_shared_is_not_cut(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was written, so there is nothing to take away; what a failed attempt did write goes."""
+
+    def fails(*_arguments: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "no reflinks here")
+
+    monkeypatch.setattr(sharing.fcntl, "ioctl", fails)
+    source = place / "source"
+    source.write_bytes(b"x" * 10_000)
+    with source.open("rb") as reader, _NeverCut(place / "target", "w") as writer:
+        assert not sharing.clone_file(reader, writer)  # type: ignore[arg-type]
+        writer.write(b"y" * 4096)
+        assert not sharing.clone_range(reader, writer, 0, 4096, 4096)  # type: ignore[arg-type]
+        with pytest.raises(AssertionError, match="cut to 0"):
+            sharing.clone_file(reader, writer)  # type: ignore[arg-type]

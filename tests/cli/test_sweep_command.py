@@ -20,6 +20,7 @@ from patcher.cli import main
 from patcher.demo.write import write_demo
 from patcher.evaluate.sweep.cells import Bench
 from patcher.evaluate.sweep.record import CELLS
+from patcher.evaluate.sweep.results import RANDOM_SEEDS
 
 Run = Callable[..., tuple[int, str, str]]
 GRID = {"layers": [0, 1, 2], "coefficients": [-0.5, 0.5, 1.0]}
@@ -138,7 +139,7 @@ def test_an_interrupted_sweep_goes_on(
     code, _out, err = run(recipe, "-o", tmp_path / "out")
     assert code == 0 and "4 finished cells are taken" in err
     # The others of a column, whole columns, and then the random vectors.
-    assert measured[:2] == [(1, [0.5, 1.0]), (2, [-0.5, 0.5, 1.0])] and len(measured) == 5
+    assert measured[:2] == [(1, [0.5, 1.0]), (2, [-0.5, 0.5, 1.0])] and len(measured) == 2 + RANDOM_SEEDS
     found = read(tmp_path / "out")
     found.pop("timings")
     assert alike(found, {key: value for key, value in whole.items() if key != "timings"})

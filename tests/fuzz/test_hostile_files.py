@@ -26,7 +26,7 @@ from patcher.pairs import load_pairs
 from patcher.publish.card import render_card
 from patcher.recipe_file import load_recipe
 from patcher.routes.fitting.calibration import load_calibration
-from patcher.routes.gguf.slots import relabelling
+from patcher.routes.gguf.slots import Slot, relabelling
 from patcher.vectors import load_vector_file
 from patcher.yaml_lines import parse_yaml
 
@@ -183,6 +183,13 @@ def test_rows_of_nothing_are_not_reordered(tmp_path: Path) -> None:
     relabel = relabelling(model)
     assert relabel is not None
     assert "m.gguf" in refused(lambda: relabel.tensors(model.first), "unexpected shape")
+
+
+def test_a_tensor_that_holds_no_number_is_told_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(torch.full((4,), float("nan")).numpy().tobytes())
+    slot = Slot("blk.1.ffn_down.bias", (4,), 1.0, GgufTensor("blk.1.ffn_down.bias", (4,), F32, 0, 16, path))
+    assert str(path) in refused(lambda: slot.values(torch.ones(4)), "cannot hold the vector")
 
 
 JOURNALS: dict[str, Any] = {

@@ -64,7 +64,7 @@ class Slot:
         if not error <= MAX_STORED_ERROR:
             raise InputError(
                 "the tensor cannot hold the vector: what is there already is too large, or not finite",
-                where=self.name,
+                where=self.name if self.existing is None else f"{self.existing.file}: {self.name}",
                 found=f"relative error {error:.2g}",
                 remedy="use a larger coefficient, or another layer",
             )
