@@ -61,7 +61,7 @@ class Setting:
 def setting(tiny: bool) -> Setting:
     if tiny:
         return Setting(TINY, 20, (30, 60), 3, [0, 1, 3])
-    return Setting(FULL, 60, (60, 100), 8, list(range(1, 24, 2)))
+    return Setting(FULL, 40, (60, 100), 6, list(range(1, 24, 2)))
 
 
 def write_recipe(folder: Path, model: Path, chosen: Setting) -> Path:

@@ -77,9 +77,9 @@ def as_nobody(bench: Bench) -> Iterator[Callable[[], None]]:
         os.setuid(NOBODY)
         os.environ["HOME"] = str(bench.shop.temporary)
 
-    probe = subprocess.run(["ls", str(Path(__file__).parent)], user=NOBODY, group=NOBODY, capture_output=True)
-    if probe.returncode:
-        raise Skipped("another user may not read the repository")
+    read = [str(Path(__file__).parent), str(bench.shop.folder)]
+    if subprocess.run(["ls", *read], user=NOBODY, group=NOBODY, capture_output=True, check=False).returncode:
+        raise Skipped("another user may not read the repository, or the temporary folder")
     give(NOBODY)
     try:
         yield become
