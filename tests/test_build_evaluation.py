@@ -18,6 +18,8 @@ from patcher.errors import CheckFailed
 from patcher.publish.contents import published_files
 from patcher.recipe_file import load_recipe
 
+pytestmark = pytest.mark.xdist_group("build evaluation")
+
 LLAMA = "meta-llama--Llama-3.2-1B"
 
 

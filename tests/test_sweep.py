@@ -21,6 +21,8 @@ from patcher.recipe_file import load_recipe
 from patcher.sweep_files import write_results
 from patcher.sweep_run import Swept
 
+pytestmark = pytest.mark.xdist_group("sweep")
+
 TOLERANCE = 1e-4
 OTHER = {"name": "other", "pairs": PAIRS[:3], "layer": 0, "scale": "residual", "coefficient": 0.3}
 

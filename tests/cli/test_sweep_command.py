@@ -22,6 +22,8 @@ from patcher.evaluate.sweep.cells import Bench
 from patcher.evaluate.sweep.record import CELLS
 from patcher.evaluate.sweep.results import RANDOM_SEEDS
 
+pytestmark = pytest.mark.xdist_group("sweep command")
+
 Run = Callable[..., tuple[int, str, str]]
 GRID = {"layers": [0, 1, 2], "coefficients": [-0.5, 0.5, 1.0]}
 

@@ -50,6 +50,7 @@ def base(folder: Path, name: str) -> int:
 
 def recipe(folder: Path, layer: int, vector: dict[str, Any], **keys: Any) -> Path:
     model = keys.pop("model", folder / "base")
+    keys.setdefault("evaluate", {})  # some responses are held out then
     path = write_recipe(folder / "recipe.yaml", model, layer, folder / "out", **keys)
     value = json.loads(path.read_text())
     value["vectors"] = [{"name": "warm", "layer": layer, **vector}]

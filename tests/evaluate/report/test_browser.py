@@ -14,6 +14,8 @@ from sweep_example import sweep
 from patcher.evaluate.pictures import draw_all, style
 from patcher.evaluate.report import write_report
 
+pytestmark = pytest.mark.xdist_group("browser")
+
 REQUIRED = os.environ.get("PATCH_MODEL_REQUIRE_BROWSER") == "1"
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
