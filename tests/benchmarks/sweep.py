@@ -111,7 +111,10 @@ class Loop:
         self.base = self._outputs(Path(recipe.model))
 
     def cell(self, layer: int, coefficient: float) -> dict[str, float]:
-        """Effect and KL divergence of one cell, and the seconds of its build and of its evaluation."""
+        """Effect and KL divergence of one cell, and seconds.
+
+        Those of a build that evaluates what it made, and those of a build that does not and of a stock evaluation.
+        """
         start = time.perf_counter()
         # With what a build measures: base, steered, the negative, three random vectors, the guard; on the same items.
         spec = self.recipe.vectors[0].model_copy(
@@ -126,11 +129,18 @@ class Loop:
         }
         evaluate = self.recipe.evaluate.model_copy(update=own)
         recipe = self.recipe.model_copy(update={"vectors": [spec], "evaluate": evaluate})
+        options: dict[str, Any] = {"say": lambda _line: None, "hash": False, "link": True}
+        with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
+            made = build(recipe, "", self.path, Path(folder) / "copy", **options)
+        full = time.perf_counter() - start
+        start = time.perf_counter()
+        bare = recipe.model_copy(update={"evaluate": evaluate.model_copy(update={"enabled": False})})
         with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
             output = Path(folder) / "copy"
-            made = build(recipe, "", self.path, output, say=lambda _line: None, hash=False, link=True)
+            build(bare, "", self.path, output, **options)
             built = time.perf_counter()
             answers, texts = self._outputs(output)
+            end = time.perf_counter()
         shifts = [after - before for after, before in zip(answers, self.base[0], strict=True)]
         divergences = [
             float((before.exp() * (before - after)).sum(-1).sum())
@@ -142,8 +152,9 @@ class Loop:
             "coefficient": coefficient,
             "effect": sum(shifts) / len(shifts),
             "damage": sum(divergences) / tokens,
+            "full": full,
             "build": built - start,
-            "evaluate": time.perf_counter() - built,
+            "evaluate": end - built,
             "own_steered": made.manifest["evaluation"]["steered"],
             "own_damage": made.manifest["evaluation"]["guard"]["kl"],
         }
@@ -198,7 +209,8 @@ def run(chosen: Setting, cells: int, folder: Path) -> dict[str, Any]:
     differences["own damage"] = max(
         abs(grid[cell["layer"], cell["coefficient"]]["damage"] - cell["own_damage"]) for cell in measured
     )
-    each = sum(cell["build"] for cell in measured) / len(measured)
+    full = sum(cell["full"] for cell in measured) / len(measured)
+    bare = sum(cell["build"] + cell["evaluate"] for cell in measured) / len(measured)
     return {
         "shape": str(chosen.shape),
         "grid": f"{len(chosen.layers)} layers x {len(COEFFICIENTS)} coefficients",
@@ -208,8 +220,10 @@ def run(chosen: Setting, cells: int, folder: Path) -> dict[str, Any]:
         "sweep_seconds": seconds,
         "timings": swept.data["timings"],
         "loop_cells": measured,
-        "loop_seconds": each * len(grid),
-        "ratio": seconds / (each * len(grid)),
+        "loop_seconds": full * len(grid),
+        "bare_loop_seconds": bare * len(grid),
+        "ratio": seconds / (full * len(grid)),
+        "bare_ratio": (seconds - swept.data["timings"]["report"]) / (bare * len(grid)),
         "differences": differences,
         "largest_effect": max(abs(cell["effect"]) for cell in swept.data["grid"]),
         "largest_damage": max(cell["damage"] for cell in swept.data["grid"]),
@@ -221,28 +235,40 @@ def run(chosen: Setting, cells: int, folder: Path) -> dict[str, Any]:
 
 def page(found: dict[str, Any], command: str) -> str:
     """The measurement in Markdown."""
-    builds = [cell["build"] for cell in found["loop_cells"]]
-    each = sum(builds) / len(builds)
+    measured = found["loop_cells"]
     differences = found["differences"]
+    report, cells = found["timings"]["report"], found["cells"]
+
+    def row(what: str, seconds: float) -> str:
+        return f"| {what} | {seconds / cells:.1f} | {seconds:.0f} s |"
+
     lines = [
         "# Performance of the sweep",
         "",
         f"`{command}`: {found['shape']}, random weights, fp32; {found['grid']} on {found['items']}.",
-        f"{found['machine']}; {found['versions']}.",
+        f"{found['machine']}; {found['versions']}. Of the loops, {len(measured)} cells were measured, half before the",
+        "sweep and half after it.",
         "",
-        "| | seconds a cell | all cells |",
+        "| | a cell, s | all cells |",
         "| --- | --- | --- |",
-        f"| the loop: `patch-model`, its evaluation included (`--link --no-hash`, no pictures or completions), "
-        f"{len(builds)} cells measured | {each:.1f} | {found['loop_seconds']:.0f} s |",
-        f"| `patch-model sweep`, report, controls and completions included "
-        f"| {found['sweep_seconds'] / found['cells']:.1f} | {found['sweep_seconds']:.0f} s |",
+        row(
+            "a loop of `patch-model --link --no-hash`, as it evaluates: effect, controls, guard", found["loop_seconds"]
+        ),
+        row(
+            "a loop of builds without evaluation, each folder evaluated in stock transformers",
+            found["bare_loop_seconds"],
+        ),
+        row("`patch-model sweep`: report, controls and completions included", found["sweep_seconds"]),
+        row("of it: everything but the report", found["sweep_seconds"] - report),
         "",
-        f"The sweep takes 1/{1 / found['ratio']:.1f} of the loop. The numbers are the same: beside an evaluation of",
-        f"each folder in stock transformers, effects differ by at most {differences['effect']:.1e} (the largest is",
-        f"{found['largest_effect']:.2g}) and KL divergences by {differences['damage']:.1e} (the largest is",
-        f"{found['largest_damage']:.2g}); beside the build's own evaluation, by {differences['steered']:.1e} and",
-        f"{differences['own damage']:.1e}. Peak memory of the process, the loop's part included:",
-        f"{found['peak_bytes'] / 2**20:.0f} MiB.",
+        f"The sweep takes 1/{1 / found['ratio']:.1f} of the first loop; without its report it takes "
+        f"1/{1 / found['bare_ratio']:.1f} of the second, which has none.",
+        "",
+        "The numbers are the same: beside the folders in stock transformers, effects differ by at most",
+        f"{differences['effect']:.1e} (the largest is {found['largest_effect']:.2g}) and KL divergences by "
+        f"{differences['damage']:.1e} (the largest is {found['largest_damage']:.2g}); beside",
+        f"the build's own evaluation, by {differences['steered']:.1e} and {differences['own damage']:.1e}. "
+        f"Peak memory of the process, loops included: {found['peak_bytes'] / 2**20:.0f} MiB.",
         "",
         "What is saved: the model is loaded once and nothing is written; the activations of all layers are read in one",
         "pass; what lies before the steered block is computed once for all coefficients and carried on from layer to",
