@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import rich
 from harness_parts.builds import Done
 from harness_parts.checks import Bench, Mode, require, require_told
+
+import patcher
 
 NOBODY = 65534
 NEW, REPLACED = Mode("new copy"), Mode("replaced copy", force=True)
@@ -77,6 +82,7 @@ def as_nobody(bench: Bench) -> Iterator[Callable[[], None]]:
         os.setuid(NOBODY)
         os.environ["HOME"] = str(bench.shop.temporary)
 
+    _import_late_modules()
     read = [str(Path(__file__).parent), str(bench.shop.folder)]
     if subprocess.run(["ls", *read], user=NOBODY, group=NOBODY, capture_output=True, check=False).returncode:
         raise Skipped("another user may not read the repository, or the temporary folder")
@@ -85,6 +91,15 @@ def as_nobody(bench: Bench) -> Iterator[Callable[[], None]]:
         yield become
     finally:
         give(0)
+
+
+def _import_late_modules() -> None:
+    """Import what a build imports when it first needs it, as another user may not read where Python is installed."""
+    for package in (patcher, rich):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith(".__main__"):
+                with suppress(ImportError):
+                    importlib.import_module(module.name)
 
 
 @contextmanager
