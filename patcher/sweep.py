@@ -22,7 +22,7 @@ from patcher.checkpoint.staging import scratch_folder
 from patcher.errors import InputError
 from patcher.evaluate.sweep import materials
 from patcher.evaluate.sweep.axes import default_cells, grid_layers, swept_vector
-from patcher.evaluate.sweep.fingerprint import fingerprint
+from patcher.evaluate.sweep.fingerprint import fingerprint, settings
 from patcher.evaluate.sweep.record import CellRecord
 from patcher.recipe import Recipe, VectorSpec
 from patcher.sweep_files import remove_results
@@ -43,7 +43,8 @@ def sweep(
 ) -> Swept:
     """Measure every cell of the grid, choose one, and report it on pairs that were not used before.
 
-    Finished cells are kept in ``folder``; a sweep of the same recipe and model goes on where it was interrupted.
+    Finished cells are kept in ``folder``; a sweep of the same recipe and model goes on where it was interrupted, and
+    one with other layers, coefficients, guard or prompts measures only the cells that are not there.
 
     Args:
         recipe: what is swept; :class:`patcher.recipe_evaluate.SweepSpec` says how.
@@ -81,11 +82,11 @@ def sweep(
             source = fetch(source.name, source.revision, weights=True)
     with prepared_base(source, recipe, recipe_path.parent, folder, say) as base, scratch_folder(folder) as scratch:
         identity = model_identity(source, base.adapter, trust_remote_code=recipe.trust_remote_code)
-        depends = fingerprint(recipe, recipe_path.parent, identity or source.revision, parts)
-        record = CellRecord(folder, depends, force=force)
+        depends = fingerprint(recipe, recipe_path.parent, identity or source.revision, parts, index)
+        record = CellRecord(folder, depends, settings(recipe), force=force)
         if len(record):
             say(f"{len(record)} finished cells are taken from {folder}")
-        else:
+        if not record.same:
             remove_results(folder)
         planned = replace(planned, source=source, prepared=parts.prepared)
         quiet: Say = note or (lambda _text: None)

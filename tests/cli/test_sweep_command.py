@@ -148,13 +148,38 @@ def test_an_interrupted_sweep_goes_on(
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
 
 
+def test_another_guard_and_grid_take_the_cells_that_are_there(
+    run: Run, recipe: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(recipe.parent / "whole", folder)
+    measured: list[tuple[int, list[float]]] = []
+    measure = Bench.measure
+
+    def counted(self: Bench, columns: Any, **options: Any) -> Any:
+        measured.extend((column.layer, list(column.vectors)) for column in columns)
+        return measure(self, columns, **options)
+
+    monkeypatch.setattr(Bench, "measure", counted)
+    changed = ("--set", "sweep.coefficients=[0.5, 0.75]", "--set", "evaluate.guard.kl=0.000001")
+    # Nothing within that guard: and no recipe of the older sweep is left beside the new grid.
+    code, out, err = run(recipe, "-o", folder, "--json", *changed)
+    assert code == 1 and json.loads(out)["recommended"] is None and f"{len(whole['grid'])} finished cells" in err
+    assert measured[:3] == [(layer, [0.75]) for layer in GRID["layers"]] and len(measured) == 3 + RANDOM_SEEDS
+    found = read(folder)
+    assert found["coefficients"] == [0.5, 0.75] and len(found["grid"]) == 6
+    assert not (folder / "recipe.yaml").exists()
+    old = {(cell["layer"], cell["coefficient"]): cell["effect"] for cell in whole["grid"]}
+    assert all(cell["effect"] == old[cell["layer"], 0.5] for cell in found["grid"] if cell["coefficient"] == 0.5)
+
+
 def test_another_recipe_is_refused_and_force_starts_anew(
     run: Run, recipe: Path, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
     shutil.copytree(recipe.parent / "whole", folder)
     before = {item.name: item.read_bytes() for item in folder.iterdir()}
-    changed = ("--set", "sweep.coefficients=[0.5]", "--set", "evaluate.guard.kl=0.000001")
+    changed = ("--set", "seed=7", "--set", "evaluate.guard.kl=0.000001")
     code, _out, err = run(recipe, "-o", folder, *changed)
     assert code == 2 and "another sweep" in err and "--force" in err
     assert {item.name: item.read_bytes() for item in folder.iterdir()} == before

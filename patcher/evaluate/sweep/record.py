@@ -12,7 +12,7 @@ from patcher.errors import InputError, OutsideError
 from patcher.evaluate.sweep.cells import Cell
 
 CELLS = "cells.jsonl"
-FORMAT = 1
+FORMAT = 2
 _PARTIAL = CELLS + ".partial"
 
 
@@ -22,21 +22,30 @@ class CellRecord:
     Args:
         folder: of the sweep's results.
         fingerprint: all that the numbers depend on.
+        settings: all that the results beside them depend on as well.
         force: start anew where the file is another sweep's.
+
+    Attributes:
+        same: whether the results in the folder, if there are any, are of these settings.
 
     Raises:
         InputError: the folder holds another sweep, or something else.
         OutsideError: it cannot be written.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, force: bool = False) -> None:
+    def __init__(
+        self, folder: Path, fingerprint: Mapping[str, Any], settings: Mapping[str, Any], *, force: bool = False
+    ) -> None:
         self.folder, self._path = folder, folder / CELLS
         self._cells: dict[tuple[int, float, int], Cell] = {}
-        head = {"format": FORMAT, "fingerprint": json.loads(json.dumps(fingerprint))}
+        self.same = False
+        head = json.loads(json.dumps({"format": FORMAT, "fingerprint": fingerprint, "settings": settings}))
         if _there(folder):
             lines = self._lines(force)
-            if lines and _parsed(lines[0]) == head:
+            before = _parsed(lines[0]) if lines else None
+            if isinstance(before, dict) and all(before.get(key) == head[key] for key in ("format", "fingerprint")):
                 self._take(lines[1:])
+                self.same = before == head
             elif lines and not force:
                 raise InputError(
                     "the folder holds the results of another sweep: the recipe, the model or the version differ",

@@ -110,11 +110,15 @@ def test_what_a_fingerprint_notices(tmp_path: Path) -> None:
     save_file({"v": torch.ones(4)}, vector)
 
     def seen(*overrides: str, identity: Any = None) -> str:
-        recipe, _index, found = parts_of(path, tiny_tokenizer(), BLOCKS, *overrides)
-        return json.dumps(fingerprint(recipe, path.parent, identity, found))
+        recipe, index, found = parts_of(path, tiny_tokenizer(), BLOCKS, *overrides)
+        return json.dumps(fingerprint(recipe, path.parent, identity, found, index))
 
     before = seen()
     assert seen() == before and seen("output=elsewhere", "verify.tolerance=1e-5", "exact=false") == before
+    for change in ("guard.kl=9", "prompts=[x]", "system_prompt=Be kind.", "generate_tokens=3", "topic_words=[x]"):
+        assert seen(f"evaluate.{change}") == before, change
+    for change in ("layers=[1]", "coefficients=[0.5]", "search=halving", "random_vectors=2"):
+        assert seen(f"sweep.{change}") == before, change
     for change in ("seed=1", "vectors.1.limit=20", "sweep.choose=0.3", "evaluate.neutral_limit=1", "dtype=bfloat16"):
         assert seen(change) != before, change
     assert seen(identity={"files": [1]}) != before and seen(identity="a revision") != before

@@ -49,7 +49,7 @@ def made(count: int = ITEMS) -> tuple[Bench, list[Column], NoisyEffect]:
 
 
 def run(folder: Path, bench: Bench, columns: list[Column], *, halving: bool, **options: Any) -> list[Any]:
-    record = CellRecord(folder, {"sweep": 1})
+    record = CellRecord(folder, {"sweep": 1}, {})
     options = {"together": False, "accepted": lambda cell: cell.damage <= 0.205, **options}
     return measure_grid(bench, columns, record, halving=halving, **{"progress": lambda *_: None, **options})
 
