@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
+from stock_processes import StockProcesses
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell without job control starts what runs in the background, and every process that a test starts and
@@ -24,3 +26,24 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["PATCH_MODEL_CACHE"]
     else:
         os.environ["PATCH_MODEL_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def stock_processes() -> Iterator[StockProcesses]:
+    """Forks in the place of new interpreters, see there."""
+    found = StockProcesses()
+    yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def forked_stock_runs(request: pytest.FixtureRequest, stock_processes: StockProcesses) -> Iterator[None]:
+    """Everywhere but where the processes themselves are tested."""
+    # Where nothing has imported it, nothing is run by it; importing it here would cost every test run torch.
+    stack = sys.modules.get("patcher.verify.transformers_stack")
+    if stack is None or {"verify", "faults"} & set(request.path.parts):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stack, "run_watched", stock_processes)
+        yield

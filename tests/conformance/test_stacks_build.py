@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from stack_support import environment
 
 from patcher.build import build
+from patcher.demo.write import write_demo
 from patcher.recipe_file import load_recipe
 from patcher.verify.later import verify_folder_in
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 STACKS = ["transformers", "vllm", "llama.cpp"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.stacks, pytest.mark.xdist_group("stacks")]
@@ -28,16 +28,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stack in STACKS:
         environment(stack)
     place = tmp_path_factory.mktemp("stacks")
-    recipe = yaml.safe_load((RECIPES / "quickstart.yaml").read_text(encoding="utf-8"))
+    path = write_demo(place / "demo")
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     recipe |= {"targets": STACKS, "verify": {"stacks": "installed"}}
-    for key in ("model",):
-        if not str(recipe[key]).startswith("/"):
-            recipe[key] = str((RECIPES / recipe[key]).resolve())
-    for vector in recipe["vectors"]:
-        if isinstance(vector.get("pairs"), str):
-            vector["pairs"] = str((RECIPES / vector["pairs"]).resolve())
-    path = place / "recipe.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     build(*load_recipe(path), path, place / "out", say=lambda _line: None)
     return place / "out"
 

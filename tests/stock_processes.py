@@ -1,0 +1,123 @@
+"""Stock processes of the tests: forks of one that has imported torch and transformers, and nothing of this project.
+
+A build runs the base and the copy in a new interpreter each, of whose time most goes into imports. Tests that are not
+about those processes take a fork of a process that was started in the same way and has done the imports already.
+Program and client are in this file; the program, which is started with ``python -I``, sees only the standard library,
+torch and transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_READ_BY_IMPORTS = ("CUDA", "HF_", "KMP_", "LD_", "MALLOC", "MKL_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
+"""Beginnings of the variables that count when something is imported, or earlier."""
+
+
+class StockProcesses:
+    """Runs what :func:`patcher.verify.watched.run_watched` runs; the process to fork is started when first needed."""
+
+    def __init__(self) -> None:
+        self.forks = 0
+        self._server: subprocess.Popen[str] | None = None
+        self._variables: dict[str, str] = {}
+
+    def __call__(
+        self, command: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        variables = {key: value for key, value in environment.items() if key.startswith(_READ_BY_IMPORTS)}
+        if self._server is None and variables.get("OMP_NUM_THREADS") == "1":
+            self._start(environment)
+            self._variables = variables
+        if self._server is None or variables != self._variables:
+            from patcher.verify.watched import run_watched
+
+            return run_watched(command, environment, cwd)
+        self.forks += 1
+        program = command[4:]
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = [os.path.join(folder, name) for name in ("stdout", "stderr")]  # noqa: PTH118
+            job = {"program": program, "environment": dict(environment), "cwd": cwd and str(cwd), "outputs": outputs}
+            assert self._server.stdin is not None and self._server.stdout is not None
+            self._server.stdin.write(json.dumps(job) + "\n")
+            self._server.stdin.flush()
+            answer = self._server.stdout.readline()
+            assert answer, "the process that is forked has ended"
+            texts = [Path(output).read_text(encoding="utf-8", errors="replace") for output in outputs]
+        return subprocess.CompletedProcess(list(command), int(answer), *texts)
+
+    def _start(self, environment: Mapping[str, str]) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-I", "-B", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(environment),
+            cwd=tempfile.gettempdir(),
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        if self._server is not None:
+            assert self._server.stdin is not None and self._server.stdout is not None
+            self._server.stdin.close()
+            self._server.wait(60)
+            self._server.stdout.close()
+
+
+def serve() -> None:
+    """Fork for every line of stdin; a line of stdout is an exit status."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import safetensors.torch  # noqa: F401
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _run(job)
+        _pid, status = os.waitpid(pid, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
+def _run(job: dict[str, Any]) -> None:
+    code = 1
+    try:
+        for number, name in enumerate(job["outputs"], start=1):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.environ.clear()
+        os.environ.update(job["environment"])
+        if job["cwd"]:
+            os.chdir(job["cwd"])
+        sys.argv = job["program"]
+        runpy.run_path(job["program"][0], run_name="__main__")
+        code = 0
+    except SystemExit as done:
+        code = int(done.code or 0) if not isinstance(done.code, str) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
