@@ -108,12 +108,12 @@ class OutsideError(PatchModelError):
 
 
 class MissingExtraError(InputError):
-    """An optional package is needed for what was asked."""
+    """An optional package is needed for what was asked; ``instead`` says what to do without it."""
 
     default_code = "missing_extra"
 
-    def __init__(self, package: str, extra: str, needed_for: str) -> None:
+    def __init__(self, package: str, extra: str, needed_for: str, *, instead: str = "") -> None:
         super().__init__(
             f"{needed_for} needs the package {package}, which is not installed",
-            remedy=f'pip install "patch-model[{extra}]"',
+            remedy=f'pip install "patch-model[{extra}]"' + (f", or {instead}" if instead else ""),
         )

@@ -49,7 +49,7 @@ def sweep(
     if not no_pictures:
         from patcher.evaluate.pictures.extra import require_plots
 
-        require_plots()
+        require_plots("--no-pictures for the numbers alone")
 
     from patcher.cli.sweep_report import print_sweep
     from patcher.sweep import sweep as run

@@ -98,6 +98,17 @@ def test_the_demo_from_end_to_end(run: Run, tmp_path: Path, capsys: pytest.Captu
     assert vector["layers"] == [1] and vector["coefficient"] == 1.0
 
 
+def test_without_matplotlib_it_is_said_before_anything_is_measured(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patcher.evaluate.pictures.extra.can_draw", lambda: False)
+    with pytest.raises(SystemExit) as done:
+        main(["sweep", str(recipe), "-o", str(tmp_path / "out")])
+    err = capsys.readouterr().err
+    assert done.value.code == 2 and "patch-model[plots]" in err and "--no-pictures" in err
+    assert not (tmp_path / "out").exists()
+
+
 INTERRUPTED = """
 import os, sys
 from patcher.evaluate.sweep.record import CellRecord
