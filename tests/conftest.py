@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from stock_processes import StockProcesses
@@ -41,7 +42,7 @@ def forked_stock_runs(request: pytest.FixtureRequest, stock_processes: StockProc
     """Everywhere but where the processes themselves are tested."""
     # Where nothing has imported it, nothing is run by it; importing it here would cost every test run torch.
     stack = sys.modules.get("patcher.verify.transformers_stack")
-    if stack is None or {"verify", "faults"} & set(request.path.parts):
+    if stack is None or {"verify", "faults"} & set(request.path.relative_to(Path(__file__).parent).parts):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

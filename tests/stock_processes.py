@@ -12,13 +12,14 @@ import contextlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 _READ_BY_IMPORTS = ("CUDA", "HF_", "KMP_", "LD_", "MALLOC", "MKL_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
 """Beginnings of the variables that count when something is imported, or earlier."""
@@ -46,7 +47,7 @@ class StockProcesses:
         self.forks += 1
         program = command[4:]
         with tempfile.TemporaryDirectory() as folder:
-            outputs = [os.path.join(folder, name) for name in ("stdout", "stderr")]  # noqa: PTH118
+            outputs = [str(Path(folder, name)) for name in ("stdout", "stderr")]
             job = {"program": program, "environment": dict(environment), "cwd": cwd and str(cwd), "outputs": outputs}
             assert self._server.stdin is not None and self._server.stdout is not None
             self._server.stdin.write(json.dumps(job) + "\n")
@@ -89,33 +90,51 @@ def serve() -> None:
         job = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            _run(job)
+            outputs = [os.open(name, os.O_WRONLY | os.O_CREAT) for name in job["outputs"]]
+            become(job["program"], job["environment"], job["cwd"], [os.open(os.devnull, os.O_RDONLY), *outputs])
         _pid, status = os.waitpid(pid, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()
 
 
-def _run(job: dict[str, Any]) -> None:
+def become(
+    program: Sequence[str], environment: Mapping[str, str], cwd: str | Path | None, descriptors: Sequence[int]
+) -> NoReturn:
+    """In a fork: run a Python program as a new interpreter would, and end.
+
+    Args:
+        program: its path, and its arguments.
+        descriptors: of its stdin, stdout and stderr; every other one is closed.
+    """
     code = 1
     try:
-        for number, name in enumerate(job["outputs"], start=1):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+        os.closerange(3, 4096)
         os.environ.clear()
-        os.environ.update(job["environment"])
-        if job["cwd"]:
-            os.chdir(job["cwd"])
-        sys.argv = job["program"]
-        runpy.run_path(job["program"][0], run_name="__main__")
+        os.environ.update(environment)
+        if cwd is not None:
+            os.chdir(cwd)
+        sys.argv = list(program)
+        runpy.run_path(program[0], run_name="__main__")
         code = 0
     except SystemExit as done:
         code = int(done.code or 0) if not isinstance(done.code, str) else 1
     except BaseException:
-        traceback.print_exc()
-    finally:
         with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+            traceback.print_exc()
+    finally:
+        leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End a fork, whatever else it holds; what it says may not fit where it is said."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
         os._exit(code)
 
 

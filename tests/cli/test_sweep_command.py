@@ -56,6 +56,20 @@ def whole(recipe: Path) -> dict[str, Any]:
     return read(folder)
 
 
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[float]]]:
+    """Layer and coefficients of each column that is measured in this process."""
+    found: list[tuple[int, list[float]]] = []
+    measure = Bench.measure
+
+    def counted(self: Bench, columns: Any, **options: Any) -> Any:
+        found.extend((column.layer, list(column.vectors)) for column in columns)
+        return measure(self, columns, **options)
+
+    monkeypatch.setattr(Bench, "measure", counted)
+    return found
+
+
 def read(folder: Path) -> dict[str, Any]:
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -126,7 +140,7 @@ main(sys.argv[3:])
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_sweep_goes_on(
-    run: Run, recipe: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    run: Run, recipe: Path, whole: dict[str, Any], tmp_path: Path, measured: list[tuple[int, list[float]]], number: int
 ) -> None:
     arguments = ["sweep", str(recipe), "-o", str(tmp_path / "out"), "--no-pictures"]
     stopped = subprocess.run(
@@ -141,14 +155,6 @@ def test_an_interrupted_sweep_goes_on(
     assert len((tmp_path / "out" / CELLS).read_text().splitlines()) == 5
     with (tmp_path / "out" / CELLS).open("a") as file:
         file.write('{"layer": 1, "coeff')
-    measured: list[tuple[int, list[float]]] = []
-    measure = Bench.measure
-
-    def counted(self: Bench, columns: Any, **options: Any) -> Any:
-        measured.extend((column.layer, list(column.vectors)) for column in columns)
-        return measure(self, columns, **options)
-
-    monkeypatch.setattr(Bench, "measure", counted)
     code, _out, err = run(recipe, "-o", tmp_path / "out")
     assert code == 0 and "4 finished cells are taken" in err
     # The others of a column, whole columns, and then the random vectors.
@@ -160,18 +166,10 @@ def test_an_interrupted_sweep_goes_on(
 
 
 def test_another_guard_and_grid_take_the_cells_that_are_there(
-    run: Run, recipe: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, recipe: Path, whole: dict[str, Any], tmp_path: Path, measured: list[tuple[int, list[float]]]
 ) -> None:
     folder = tmp_path / "out"
     shutil.copytree(recipe.parent / "whole", folder)
-    measured: list[tuple[int, list[float]]] = []
-    measure = Bench.measure
-
-    def counted(self: Bench, columns: Any, **options: Any) -> Any:
-        measured.extend((column.layer, list(column.vectors)) for column in columns)
-        return measure(self, columns, **options)
-
-    monkeypatch.setattr(Bench, "measure", counted)
     changed = ("--set", "sweep.coefficients=[0.5, 0.75]", "--set", "evaluate.guard.kl=0.000001")
     # Nothing within that guard: and no recipe of the older sweep is left beside the new grid.
     code, out, err = run(recipe, "-o", folder, "--json", *changed)

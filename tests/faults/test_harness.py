@@ -20,13 +20,7 @@ KILLS = 6
 def report() -> dict[str, Any]:
     """Not in pytest's own temporary folder, which no other user may enter."""
     command = [sys.executable, str(HARNESS), "--kills", str(KILLS), "--seed", "1", "--quick", "--self-test", "--json"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.stdout, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (1 if found["failed"] else 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -18,10 +17,11 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401 - once here, so that no fork imports it
+from stock_processes import become, leave
 
 import patcher.build
 import patcher.cli.report
@@ -167,7 +167,7 @@ class Shop:
             with contextlib.suppress(OSError):
                 traceback.print_exc()
         finally:
-            _leave(code)
+            leave(code)
 
     def _cold(self, words: list[str], log: Path, variables: Mapping[str, str]) -> Build:
         with (log / "stdout").open("w") as out, (log / "stderr").open("w") as err:
@@ -185,15 +185,6 @@ class Shop:
 
     def run(self, arguments: Sequence[str | Path], **options: Any) -> Done:
         return self.start(arguments, **options).wait()
-
-
-def _leave(code: int) -> NoReturn:
-    """End a fork, whatever else it holds; what it says may not fit where it is said."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
 
 
 def _child(
@@ -249,27 +240,7 @@ def run_forked(
     }
     pid = os.fork()
     if pid == 0:
-        code = 1
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            for number, descriptor in enumerate([reader, *outputs]):
-                os.dup2(descriptor, number)
-            os.closerange(3, 4096)
-            os.environ.clear()
-            os.environ.update(environment)
-            if cwd is not None:
-                os.chdir(cwd)
-            sys.argv = list(command[3:])
-            runpy.run_path(command[3], run_name="__main__")
-            code = 0
-        except SystemExit as done:
-            code = int(done.code or 0) if not isinstance(done.code, str) else 1
-        except BaseException:
-            with contextlib.suppress(OSError):
-                traceback.print_exc()
-        finally:
-            _leave(code)
+        become(command[3:], environment, cwd, [reader, *outputs])
     try:
         for number, handler in handlers.items():
             signal.signal(number, handler)
