@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stock_processes import StockProcesses
+from support.stock_processes import StockProcesses
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell without job control starts what runs in the background, and every process that a test starts and

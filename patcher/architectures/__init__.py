@@ -1,0 +1,1 @@
+"""What the stock classes of transformers offer: analysis of the installed classes, and rows of data."""

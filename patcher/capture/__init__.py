@@ -1,0 +1,1 @@
+"""Residual activations: read early in the forward, shared between prompts, in batches, streamed from the disk."""

@@ -12,10 +12,10 @@ from torch import nn
 from patcher.architectures.analysis import Architecture
 from patcher.capture.batches import Readable
 from patcher.capture.budget import token_budget
+from patcher.capture.cache.of_model import Remembering
 from patcher.capture.forward import position_limit
-from patcher.capture.remembering import Remembering
 from patcher.capture.residuals import InMemory, Residuals, Runner, capture_residuals
-from patcher.capture.sharing import exactness
+from patcher.capture.shared_prefixes import exactness
 
 Request = tuple[Sequence[Readable], Sequence[int]]
 """Prompts, and the layers that are read for them."""

@@ -23,7 +23,7 @@ from patcher.capture.batches import (
     side_by_side,
 )
 from patcher.capture.forward import read_blocks
-from patcher.capture.sharing import Exactness, displaced_prompt, longest_shared_row
+from patcher.capture.shared_prefixes import Exactness, displaced_prompt, longest_shared_row
 from patcher.errors import InputError, OutsideError
 
 
@@ -43,7 +43,7 @@ CONTROL_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """By how much a prompt read in a shared row may differ from the same prompt alone, relative to its residual's norm.
 
 Rounding makes 1e-6 of it. Half precision makes so much more that only gross errors show; there the proof on the
-stand-in (:mod:`patcher.capture.sharing`) has to do.
+stand-in (:mod:`patcher.capture.shared_prefixes`) has to do.
 """
 CONTROL_TOLERANCE_HALF = 0.1
 
@@ -236,7 +236,7 @@ def capture_residuals(
         layers: 0-based block indices; -1 is the residual stream that enters block 0.
         token_budget: most tokens in a batch, padding included; one row is always run.
         batch_size: most rows in a batch.
-        exactness: what this architecture computes alike, from :func:`patcher.capture.sharing.exactness`; None: only
+        exactness: what this architecture computes alike, from :func:`~.shared_prefixes.exactness`; None: only
             rows of one prompt, padded.
         positions: how many positions the model has, if it has a table of them.
         padding: the side on which rows of one prompt are filled up.

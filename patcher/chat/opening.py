@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.quantised import quantisation_of
-from patcher.build import dry_run
-from patcher.build_result import Clock
-from patcher.build_vectors import BaseRun
-from patcher.capture.cache import capture_cache
-from patcher.capture.cache_key import model_identity
+from patcher.build.base_run import BaseRun
+from patcher.build.local import dry_run
+from patcher.build.result import Clock
+from patcher.capture.cache.key import model_identity
+from patcher.capture.cache.store import capture_cache
 from patcher.capture.model import load_causal_lm, pick_device, pick_dtype
 from patcher.capture.opened import OpenedBase, choose_mode
 from patcher.capture.reader import ResidualReader
@@ -23,17 +23,17 @@ from patcher.chat.steering import Steering, named_layers
 from patcher.chat.writing import Writer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import PreparedBase, prepared_base, read_config, temporary_base
-from patcher.checkpoint.recorded_base import recorded_adapter, recorded_base, require_recorded
 from patcher.checkpoint.source import fetch
 from patcher.checkpoint.staging import MANIFEST, scratch_folder
 from patcher.errors import InputError
 from patcher.evaluate.scoring import Vectors
-from patcher.recipe_file import load_recipe
-from patcher.sweep_files import RECIPE, RESULT
+from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
+from patcher.patched.stored import read_manifest, read_stored
+from patcher.recipe.file import load_recipe
+from patcher.sweep.files import RECIPE, RESULT
 from patcher.vectors.finding import PreparedVector, find_vectors, sum_by_layer
 from patcher.vectors.layers import resolve_read_layer
 from patcher.verify.probes import PROBES
-from patcher.verify.stored import read_manifest, read_stored
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ from typing import Any
 
 from patcher.errors import InputError
 from patcher.pairs import tokenise_continuation
-from patcher.recipe import VectorSpec
+from patcher.recipe.schema import VectorSpec
 
 Turn = Mapping[str, str]
 """`role` and `content`."""

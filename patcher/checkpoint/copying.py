@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from patcher.checkpoint.sharing import clone_file, clone_range
+from patcher.checkpoint.reflink import clone_file, clone_range
 
 How = Literal["hard_link", "reflink", "copy_file_range", "read_write"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from patcher.checkpoint.links import require_inside
 from patcher.checkpoint.safetensors_file import TensorInfo, read_header
+from patcher.disk.links import require_inside
 from patcher.errors import InputError
 
 SINGLE = "model.safetensors"
@@ -141,7 +141,7 @@ class CheckpointFolder:
         """Relative paths of the files besides weights and config that a copy takes along, and nothing else.
 
         Raises:
-            InputError: one of them is a link out of the folder, see :mod:`patcher.checkpoint.links`.
+            InputError: one of them is a link out of the folder, see :mod:`patcher.disk.links`.
         """
         patterns = (*SIDE_FILES, "*.py") if remote_code else SIDE_FILES
         chosen = [

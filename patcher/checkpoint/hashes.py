@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from patcher.cache_folder import cache_folder
 from patcher.checkpoint.folder import BIN_INDEX, INDEX, CheckpointFolder
+from patcher.disk.cache_folder import cache_folder
 from patcher.errors import InputError, OutsideError, PatchModelError
 
 _THREADS = 4

@@ -117,11 +117,11 @@ def files_on_the_hub(source: Source) -> dict[str, HubFile]:
     """Every file of the base's repository at its commit.
 
     Raises:
-        InputError, OutsideError: in plain words, see :mod:`patcher.hub_errors`.
+        InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
     """
     from huggingface_hub import HfApi
 
-    from patcher.hub_errors import hub_errors
+    from patcher.errors.hub import hub_errors
 
     with hub_errors("listing the model's files", source.name):
         info = HfApi().model_info(source.name, revision=source.revision, files_metadata=True)
@@ -135,11 +135,11 @@ def fetch_files(source: Source, names: Collection[str]) -> set[str]:
     """Download (or find in the cache) these files of the base; they lie in its folder afterwards.
 
     Raises:
-        InputError, OutsideError: in plain words, see :mod:`patcher.hub_errors`.
+        InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
     """
     from huggingface_hub import snapshot_download
 
-    from patcher.hub_errors import hub_errors
+    from patcher.errors.hub import hub_errors
 
     if not names:
         return set()
@@ -162,7 +162,7 @@ def fetch_files(source: Source, names: Collection[str]) -> set[str]:
 def _make_hollow(source: Source, files: Collection[HubFile], place: Path) -> None:
     from huggingface_hub import HfApi
 
-    from patcher.hub_errors import hub_errors
+    from patcher.errors.hub import hub_errors
 
     api = HfApi()
     with hub_errors("reading the headers of the weight files", source.name), ThreadPoolExecutor(_THREADS) as pool:

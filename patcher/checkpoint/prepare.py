@@ -25,7 +25,7 @@ from patcher.checkpoint.staging import disk_errors, scratch_folder
 from patcher.errors import InputError
 
 if TYPE_CHECKING:
-    from patcher.recipe import Recipe
+    from patcher.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def find_adapter(adapter: str, recipe_folder: Path) -> Path:
         return found
     from huggingface_hub import snapshot_download
 
-    from patcher.hub_errors import hub_errors
+    from patcher.errors.hub import hub_errors
 
     with hub_errors("downloading the adapter", found[0]):
         patterns = ["adapter_config.json", "adapter_model.safetensors"]

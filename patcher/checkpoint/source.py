@@ -99,11 +99,11 @@ def fetch(name: str, revision: str | None, *, weights: bool) -> Source:
     Safetensors are preferred; ``.bin`` is taken only where there are none.
 
     Raises:
-        InputError, OutsideError: in plain words, see :mod:`patcher.hub_errors`.
+        InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
     """
     from huggingface_hub import snapshot_download
 
-    from patcher.hub_errors import hub_errors
+    from patcher.errors.hub import hub_errors
 
     patterns = list(_SMALL)
     with hub_errors("downloading the model", name):
@@ -129,11 +129,11 @@ def fetch_blocks(name: str, revision: str | None, needed: Callable[[Collection[s
             (:func:`patcher.checkpoint.block_names.tensors_for_blocks`).
 
     Raises:
-        InputError, OutsideError: in plain words, see :mod:`patcher.hub_errors`; or the index is damaged.
+        InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`; or the index is damaged.
     """
     from huggingface_hub import snapshot_download
 
-    from patcher.hub_errors import hub_errors
+    from patcher.errors.hub import hub_errors
 
     with hub_errors("downloading the model", name):
         names = _names_on_the_hub(name, revision)
@@ -169,11 +169,11 @@ def fetch_config(name: str, revision: str | None, *, code: bool = False) -> Path
         code: also download the model's Python files, if its config names code of its own.
 
     Raises:
-        InputError, OutsideError: in plain words, see :mod:`patcher.hub_errors`.
+        InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    from patcher.hub_errors import hub_errors
+    from patcher.errors.hub import hub_errors
 
     with hub_errors("downloading the config", name):
         folder = Path(hf_hub_download(name, "config.json", revision=revision)).parent

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from patcher.checkpoint.disk import disk_errors, remove_folder, require_writable
+from patcher.disk.failures import disk_errors, remove_folder, require_writable
 from patcher.errors import InputError
 
 __all__ = ["MANIFEST", "check_output", "disk_errors", "remove_leftovers", "scratch_folder", "staged_folder"]

@@ -121,7 +121,7 @@ def _with_default_command(arguments: list[str]) -> list[str]:
 
 def _leave_to_the_first(arguments: list[str]) -> None:
     """Of several processes that a launcher started for something else than a build, only the first does it."""
-    from patcher.capture.processes import forget_launch, world
+    from patcher.capture.processes.launch import forget_launch, world
 
     builds = _with_default_command(arguments)[0] == "build" and not {"--dry-run", "-h", "--help"} & set(arguments)
     if builds or not world().several:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from patcher.capture.processes import Processes
-    from patcher.recipe import Recipe
+    from patcher.capture.processes.launch import Processes
+    from patcher.recipe.schema import Recipe
 
 
 @click.command("build", short_help="Build what a recipe describes.")
@@ -44,7 +44,7 @@ def build(recipe: Path, dry_run: bool, **options: Any) -> None:
     Exit status: 0 the folder is there and verified, 1 a check failed, 2 something in the input is wrong, 3 the Hub,
     the disk or the memory failed. Unless it is 0, no output folder appears.
     """
-    from patcher.capture.processes import Processes, one_voice, world
+    from patcher.capture.processes.launch import Processes, one_voice, world
 
     here = world()
     if not here.several or dry_run:
@@ -55,7 +55,7 @@ def build(recipe: Path, dry_run: bool, **options: Any) -> None:
         if here.rank == 0:
             _build(recipe, dry_run=False, processes=processes, **options)
         else:
-            from patcher.capture.distributed import assist
+            from patcher.capture.processes.runner import assist
 
             assist(processes)
 
@@ -76,11 +76,11 @@ def _build(
     processes: Processes | None,
 ) -> None:
     from patcher.cli.progress import progress
-    from patcher.recipe_file import load_recipe
+    from patcher.recipe.file import load_recipe
 
     parsed, text = load_recipe(recipe, overrides)
 
-    from patcher.remote.refusals import is_remote
+    from patcher.build.remote_refusals import is_remote
 
     if is_remote(parsed, output):
         _refuse_options({"--force": force, "--link": link, "--no-hash": no_hash, "--strict": strict})
@@ -89,7 +89,7 @@ def _build(
         )
         return
 
-    from patcher import build as pipeline
+    from patcher.build import local as pipeline
     from patcher.cli.report import print_build, print_plan
 
     if output is None:
@@ -106,7 +106,7 @@ def _build(
     with progress(verbose) as say:
         swept = None
         if any(spec.swept for spec in parsed.vectors):
-            from patcher.automatic import fill_in
+            from patcher.sweep.auto import fill_in
 
             require_alone(processes, recipe)
             parsed, swept = fill_in(
@@ -143,9 +143,9 @@ def _build_remotely(
     verbose: bool,
     team: Processes | None,
 ) -> None:
+    from patcher.build.remote import remote_build, remote_dry_run
     from patcher.cli.progress import progress
     from patcher.cli.remote_report import print_remote_build, print_remote_plan
-    from patcher.remote_build import remote_build, remote_dry_run
 
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="patch-model-remote-") as place, progress() as say:

@@ -32,7 +32,7 @@ def diff(base: str, folder: Path, every: bool, as_json: bool) -> None:
     from patcher.checkpoint.prepare import find_model
     from patcher.checkpoint.staging import MANIFEST
     from patcher.cli.progress import progress
-    from patcher.verify.stored import read_manifest
+    from patcher.patched.stored import read_manifest
 
     with progress() as say:
         say("comparing")

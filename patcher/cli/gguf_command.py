@@ -56,9 +56,9 @@ def gguf(
 
     from patcher.checkpoint.gguf.in_place import finish_interrupted
     from patcher.checkpoint.gguf.model import read_model
-    from patcher.routes.gguf.edits import edit_of_file, edits_of_folder
-    from patcher.routes.gguf.patch import check_target, patch_in_place, write_patched
-    from patcher.routes.gguf.slots import block_count
+    from patcher.gguf.edits import edit_of_file, edits_of_folder
+    from patcher.gguf.patch import check_target, patch_in_place, write_patched
+    from patcher.gguf.slots import block_count
 
     started = time.perf_counter()
     if in_place:

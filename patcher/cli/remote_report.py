@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from patcher.build.remote_result import RemoteDryRun, RemoteResult
 from patcher.cli.report import console_for, edit_table, print_plan, print_verification
-from patcher.remote.result import RemoteDryRun, RemoteResult
 
 
 def print_remote_build(result: RemoteResult, *, to_stderr: bool) -> None:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patcher.build_result import BuildResult, DryRun
-from patcher.build_texts import NOT_DRAWN
+from patcher.build.result import BuildResult, DryRun
+from patcher.build.texts import NOT_DRAWN
 from patcher.evaluate.of_build import beyond_guard
-from patcher.evaluate.pictures.extra import can_draw
+from patcher.report.pictures.extra import can_draw
 from patcher.routes.plan import Plan, TensorWrite
 
 NO_TERMINAL_WIDTH = 118

@@ -29,7 +29,7 @@ def reproduce(
     its keys) and steering.json says the same of vectors, route and base; 1 if not. DIR is not changed, and nothing is
     published.
     """
-    from patcher import reproduce as work
+    from patcher.build import reproduce as work
     from patcher.cli.progress import progress
 
     with progress() as say:

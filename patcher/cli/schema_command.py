@@ -16,6 +16,6 @@ def schema() -> None:
     \b
     # yaml-language-server: $schema=./recipe.schema.json
     """
-    from patcher.recipe import recipe_schema
+    from patcher.recipe.schema import recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=2))

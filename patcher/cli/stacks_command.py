@@ -18,7 +18,7 @@ def stacks(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from patcher.verify.environments import Environment, all_found
+    from patcher.stacks.environments import Environment, all_found
 
     listed: list[dict[str, str | None]] = []
     for item in all_found():
@@ -47,8 +47,8 @@ def install(name: str, into: Path | None, gpu: bool | None, as_json: bool) -> No
     --into, PATCH_MODEL_VLLM or PATCH_MODEL_LLAMA_CPP says where it is.
     """
     from patcher.cli.progress import progress
-    from patcher.verify.environments import VARIABLES
-    from patcher.verify.installing import install as install_stack
+    from patcher.stacks.environments import VARIABLES
+    from patcher.stacks.installing import install as install_stack
 
     with progress() as say:
         found = install_stack(name, into, gpu=gpu, say=say)

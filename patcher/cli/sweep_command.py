@@ -43,17 +43,17 @@ def sweep(
     wrong, 3 the Hub, the disk or the memory failed.
     """
     from patcher.cli.progress import progress
-    from patcher.recipe_file import load_recipe
+    from patcher.recipe.file import load_recipe
 
     parsed, text = load_recipe(recipe, overrides)
     if not no_pictures:
-        from patcher.evaluate.pictures.extra import require_plots
+        from patcher.report.pictures.extra import require_plots
 
         require_plots("--no-pictures for the numbers alone")
 
     from patcher.cli.sweep_report import print_sweep
-    from patcher.sweep import sweep as run
-    from patcher.sweep_files import write_results
+    from patcher.sweep.files import write_results
+    from patcher.sweep.pipeline import sweep as run
 
     if output is None:
         name = parsed.model.partition("@")[0].rstrip("/").rpartition("/")[2] or "model"

@@ -21,7 +21,7 @@ def unpatch(folder: Path, output: Path, base: str | None, every: bool, link: boo
     What comes back is compared with the hashes that DIR keeps of its base's files: exit status 1, and no OUT, if the
     weights are not byte for byte the base's. DIR is not changed.
     """
-    from patcher import unpatch as work
+    from patcher.build import unpatch as work
     from patcher.cli.progress import progress
 
     with progress() as say:

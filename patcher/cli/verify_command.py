@@ -47,7 +47,7 @@ def verify(
     """
     from patcher.cli.progress import progress
     from patcher.cli.report import print_verification
-    from patcher.verify.environments import Environment, all_found
+    from patcher.stacks.environments import Environment, all_found
     from patcher.verify.later import verify_folder_in
 
     places = {name: path for name, path in (("vllm", vllm), ("llama.cpp", llama_cpp)) if path}

@@ -1,6 +1,6 @@
 """The quickstart's demonstration: a tiny language model, its contrast pairs and its recipe.
 
-Everything here is made by this package: the text by `grammar`, the model by `python -m patcher.demo.train`.
+Everything here is made by this package: the text by `grammar`, the model by `python -m tools.demo.train`.
 """
 
 from pathlib import Path

@@ -9,7 +9,7 @@ from pathlib import Path
 from patcher.checkpoint.staging import disk_errors
 from patcher.demo import demo_folder
 from patcher.errors import InputError
-from patcher.recipe import recipe_schema
+from patcher.recipe.schema import recipe_schema
 
 RECIPE = "quickstart.yaml"
 SCHEMA = "recipe.schema.json"

@@ -1,0 +1,1 @@
+"""What a vector does and what it breaks: effect, damage, completions."""

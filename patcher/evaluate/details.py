@@ -18,8 +18,8 @@ from patcher.evaluate.scoring import Vectors
 from patcher.evaluate.shifted import most_shifted_tokens
 from patcher.evaluate.text_change import token_changes
 from patcher.evaluate.texts import token_texts
-from patcher.recipe import Recipe, VectorSpec
-from patcher.recipe_persona import GenerateSpec
+from patcher.recipe.persona import GenerateSpec
+from patcher.recipe.schema import Recipe, VectorSpec
 
 PROMPTS = ("I think that", "Yesterday my neighbour told me that", "The most important thing is")
 """Continued where a recipe gives no prompts of its own."""

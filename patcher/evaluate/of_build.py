@@ -21,7 +21,7 @@ from patcher.evaluate.scoring import perplexities
 from patcher.evaluate.side_effects import Curve, guard_of, neutral_ids
 from patcher.evaluate.texts import read_passages
 from patcher.pairs import ContrastPair, load_pairs, sample_pairs
-from patcher.recipe import Recipe
+from patcher.recipe.schema import Recipe
 from patcher.vectors.finding import PreparedVector
 
 IN_SAMPLE = "measured on the pairs that the vector was made of: none were held out"

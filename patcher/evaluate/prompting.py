@@ -8,7 +8,7 @@ from typing import Any
 from patcher.evaluate.held_out import Question
 from patcher.evaluate.questions import build_question
 from patcher.pairs import ContrastPair, tokenise_continuation
-from patcher.recipe import VectorSpec
+from patcher.recipe.schema import VectorSpec
 
 
 def questions_with_prompt(

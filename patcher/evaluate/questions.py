@@ -6,7 +6,7 @@ from typing import Any
 
 from patcher.evaluate.held_out import Option, Question
 from patcher.pairs import ContrastPair, tokenise_continuation
-from patcher.recipe import VectorSpec
+from patcher.recipe.schema import VectorSpec
 
 
 def build_question(pair: ContrastPair, tokenizer: Any, spec: VectorSpec) -> Question:

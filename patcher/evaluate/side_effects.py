@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from patcher.capture.logits import LogitsSource
+from patcher.evaluate.damage import NeutralText
+from patcher.evaluate.effect import PairsEffect
 from patcher.evaluate.held_out import Question, random_like
 from patcher.evaluate.neutral import neutral_texts
 from patcher.evaluate.statistics import bootstrap_interval
-from patcher.evaluate.sweep.damage import NeutralText
-from patcher.evaluate.sweep.effect import PairsEffect
-from patcher.evaluate.sweep.search import within_guard
 from patcher.evaluate.texts import encode_texts, read_passages
-from patcher.recipe import Recipe
+from patcher.recipe.schema import Recipe
+from patcher.sweep.search import within_guard
 
 FACTORS = (-1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
 """Multiples of what is baked in, for the curve."""

@@ -16,7 +16,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.prepare import read_config
 from patcher.errors import InputError
-from patcher.verify.stored import VECTORS, read_manifest
+from patcher.patched.stored import VECTORS, read_manifest
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from patcher.architectures.probe import build_stand_in, logits_of, randomise, ru
 from patcher.architectures.shrink import shrink_config
 from patcher.errors import CheckFailed, InputError
 from patcher.export.edits import Edits
-from patcher.routes.fitting.sites import find_site
 from patcher.routes.plan import NotApplicable
+from patcher.routes.rank_one.sites import find_site
 from patcher.vectors.files import save_vectors
 from patcher.vectors.peft_files import ADAPTER, CONFIG, GAINS, PREFIX, is_marked
 

@@ -11,7 +11,7 @@ from patcher.errors import InputError, Problem
 from patcher.pairs.pair import ContrastPair
 from patcher.pairs.problems import Problems, RowProblem, did_you_mean, shown
 from patcher.pairs.sources import Row, read_rows
-from patcher.recipe_evaluate import InlinePair
+from patcher.recipe.evaluate import InlinePair
 
 Format = Literal["ab", "pairs"]
 

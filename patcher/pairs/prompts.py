@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from patcher.errors import InputError
 from patcher.pairs.problems import shown
-from patcher.recipe import VectorSpec
+from patcher.recipe.schema import VectorSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

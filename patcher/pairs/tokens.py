@@ -11,7 +11,7 @@ from patcher.pairs.encoding import EOS_NOTE, EncodedText, TextEncoder
 from patcher.pairs.pair import ContrastPair, TokenisedPair, TokenisedSide
 from patcher.pairs.problems import Problems, RowProblem, shown
 from patcher.pairs.prompts import NO_TEMPLATE_NOTE, RenderedText, render
-from patcher.recipe import VectorSpec
+from patcher.recipe.schema import VectorSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,1 @@
+"""A patched folder on the Hub: one commit, or nothing."""

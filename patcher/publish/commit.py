@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from patcher.hub_errors import hub_errors, without_tokens
+from patcher.errors.hub import hub_errors, without_tokens
 from patcher.publish.contents import OnHub, PublishedFile
 from patcher.publish.unchanged import BaseFile, Changes, HubBase
 
@@ -73,7 +73,7 @@ def commit(
 
     Raises:
         CopyRefusedError: files cannot be copied; only with ``copied_from``.
-        PatchModelError: see :func:`patcher.hub_errors.hub_errors`.
+        PatchModelError: see :func:`patcher.errors.hub.hub_errors`.
     """
     from huggingface_hub import CommitOperationDelete
 

@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from patcher.checkpoint.links import require_inside
-from patcher.checkpoint.manifest_file import check_manifest
+from patcher.disk.links import require_inside
 from patcher.errors import InputError, OutsideError
-from patcher.hub_errors import holds_token
+from patcher.errors.hub import holds_token
+from patcher.patched.schema import check_manifest
 from patcher.publish.privacy import sanitised_config, sanitised_manifest, sanitised_text
 
 MANIFEST, VECTORS, CARD = "steering.json", "steering.safetensors", "README.md"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from patcher.errors import OutsideError, PatchModelError
-from patcher.hub_errors import hub_errors
+from patcher.errors.hub import hub_errors
 from patcher.publish.commit import Target, commit
 from patcher.publish.contents import PublishedFile
 from patcher.publish.unchanged import BaseFile, Changes, Hashes, HubBase, compare

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patcher.errors import InputError, OutsideError
-from patcher.hub_errors import hub_errors
+from patcher.errors.hub import hub_errors
 from patcher.publish.commit import CopyRefusedError, Target, can_copy, commit
 from patcher.publish.contents import OnHub, PublishedFile, check_verified, left_over, published_files, read_manifest
 from patcher.publish.duplicate import DuplicateRefusedError, duplicate_and_commit, require_here, worth_duplicating

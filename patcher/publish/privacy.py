@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from patcher.hub_errors import without_tokens
+from patcher.errors.hub import without_tokens
 
 # In running text a path ends at white space or a quote. What stands before it tells a path from a fraction, a
 # relative path, the rest of a URL, or a closing tag such as </s> and [/INST]; \n there is an escape, not a letter.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patcher.checkpoint.copying import sha256_of
-from patcher.hub_errors import hub_errors
+from patcher.errors.hub import hub_errors
 from patcher.publish.contents import OnHub, PublishedFile
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patcher.errors import InputError
-from patcher.hub_errors import hub_errors
+from patcher.errors.hub import hub_errors
 from patcher.publish.commit import Target
 from patcher.publish.unchanged import HubBase
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.embedding_probe import UNTIED, EmbeddingSlot, find_embedding_slot
 from patcher.capture.forward import EMBEDDING
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS
 from patcher.routes.disk_names import existing_name
+from patcher.routes.embedding_probe import UNTIED, EmbeddingSlot, find_embedding_slot
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite
 
 NAME = "embedding"

@@ -13,8 +13,11 @@ from typing import Literal
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
-from patcher.routes import carrier, embedding, flag, native, parallel, rank_one, relabel
+from patcher.routes import embedding, flag, native, parallel
+from patcher.routes.carrier import route as carrier
 from patcher.routes.plan import NotApplicable, Plan
+from patcher.routes.rank_one import route as rank_one
+from patcher.routes.relabel import route as relabel
 from patcher.routes.vllm_backend import through_backend
 
 Prefer = Literal["stacks", "free", "same_model_type"]

@@ -23,7 +23,7 @@ from patcher.pairs import (
     split_held_out,
     tokenise_pairs,
 )
-from patcher.recipe import Recipe, VectorSpec
+from patcher.recipe.schema import Recipe, VectorSpec
 from patcher.vectors.files import load_vector_file
 from patcher.vectors.layers import resolve_layers, resolve_read_layer
 from patcher.vectors.methods import METHODS, require_usable

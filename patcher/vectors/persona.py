@@ -21,7 +21,7 @@ from patcher.pairs import ContrastPair, TokenisedPair, TokenisedSide, sample_pai
 from patcher.pairs.encoding import TextEncoder
 from patcher.pairs.prompts import NO_TEMPLATE_NOTE, render, uses_chat_template
 from patcher.pairs.questions import load_questions
-from patcher.recipe import VectorSpec
+from patcher.recipe.schema import VectorSpec
 from patcher.vectors.responses import generate_responses
 
 GENERATIONS = "steering_generations.jsonl"

@@ -1,0 +1,1 @@
+"""The proof: a patched folder in stock software against the base under a hook."""

@@ -12,13 +12,13 @@ from typing import Any
 from patcher.capture.model import has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder, read_json_object
 from patcher.errors import OutsideError
+from patcher.patched.stored import read_stored
+from patcher.stacks.environments import LLAMA_CPP, TRANSFORMERS, VLLM, Environment, Missing, find
 from patcher.verify.comparison import Run
-from patcher.verify.environments import LLAMA_CPP, TRANSFORMERS, VLLM, Environment, Missing, find
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 from patcher.verify.probes import PROBES
 from patcher.verify.stack_comparison import Expected, StackComparison, compare_in_stack
 from patcher.verify.stack_jobs import MOST_TOKENS, Job, Process, StackRun, run_jobs
-from patcher.verify.stored import read_stored
 from patcher.verify.transformers_stack import GREEDY_TOKENS, run_reference, verify_in_transformers
 from patcher.verify.vllm_stack import vllm_process
 

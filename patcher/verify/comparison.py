@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from patcher.verify.stored import StoredLayer
+from patcher.patched.stored import StoredLayer
 
 HARD_LIMIT = 1e-3
 EFFECT_SHARE = 0.01
@@ -21,7 +21,7 @@ FIT_KL = 0.15
 
 @dataclass(frozen=True)
 class Run:
-    """What :mod:`patcher.verify.stock_run` wrote."""
+    """What :mod:`patcher.verify.programs.stock_run` wrote."""
 
     tensors: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any]

@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from patcher.checkpoint.prepare import temporary_base
-from patcher.checkpoint.recorded_base import recorded_adapter, recorded_base, require_recorded
 from patcher.checkpoint.staging import MANIFEST
 from patcher.errors import InputError
-from patcher.recipe import VerifySpec
+from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
+from patcher.patched.stored import read_manifest
+from patcher.recipe.schema import VerifySpec
+from patcher.stacks.environments import TRANSFORMERS, find
 from patcher.verify.all_stacks import Options, verify_in_stacks
-from patcher.verify.environments import TRANSFORMERS, find
-from patcher.verify.stored import read_manifest
 
 _ASKED = ("probes", "tolerance", "long_prompt_limit", "fit_error", "fit_kl")
 
@@ -39,7 +39,7 @@ def verify_folder_in(
 
     Args:
         folder: what a build wrote.
-        stacks: of :data:`patcher.verify.environments.STACKS`.
+        stacks: of :data:`patcher.stacks.environments.STACKS`.
         base: where the base is, if not where the manifest says.
         adapter: where the merged adapter is, if not where the manifest says.
         places: stack -> where it is installed, if not where the tool looks.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from patcher.verify.environments import Environment
+from patcher.stacks.environments import Environment
 from patcher.verify.stack_jobs import Process, clean_variables
 from patcher.verify.watched import watched_command
 
-RUNNER = Path(__file__).with_name("llama_cpp_run.py")
+RUNNER = Path(__file__).with_name("programs") / "llama_cpp_run.py"
 
 
 def llama_cpp_process(environment: Environment) -> Process:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from patcher.errors import CheckFailed, OutsideError
-from patcher.recipe import Recipe
+from patcher.recipe.schema import Recipe
+from patcher.stacks.environments import TRANSFORMERS
 from patcher.verify.all_stacks import Options, require_installed, verify_in_stacks
-from patcher.verify.environments import TRANSFORMERS
 
 
 def stacks_of(recipe: Recipe) -> list[str]:

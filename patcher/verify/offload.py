@@ -19,11 +19,11 @@ from torch import nn
 from patcher.architectures.model_class import on_meta, parameter_aliases, parameter_shapes, saved_names
 from patcher.architectures.quantised import quantisation_of
 from patcher.checkpoint.bin_files import convert_bin
-from patcher.checkpoint.disk import disk_errors
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.names import stored_name
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.sizes import FP32, file_bytes, fp32_bytes, largest_part, mapped_bytes
+from patcher.disk.failures import disk_errors
 from patcher.errors import InputError, OutsideError
 
 SHARE = 0.8

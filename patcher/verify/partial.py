@@ -15,13 +15,13 @@ from patcher.checkpoint.block_names import BlockNames
 from patcher.checkpoint.folder import INDEX, CheckpointFolder, read_json_object
 from patcher.checkpoint.hub_folder import HubCheckpoint
 from patcher.errors import InputError, OutsideError
+from patcher.patched.stored import StoredLayer, read_stored
 from patcher.verify.comparison import STORED_LIMIT, Check
 from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
-from patcher.verify.stored import StoredLayer, read_stored
 from patcher.verify.transformers_stack import STACK, verify_in_transformers
 from patcher.verify.watched import run_watched, watched_command
 
-RUNNER = Path(__file__).with_name("shape_run.py")
+RUNNER = Path(__file__).with_name("programs") / "shape_run.py"
 KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
 SHAPES = "the names and shapes that the stock class asks for, loaded on the meta device"
 FIRST_BLOCKS = (

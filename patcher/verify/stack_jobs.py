@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from patcher.errors import OutsideError
-from patcher.verify.environments import Environment
+from patcher.stacks.environments import Environment
 from patcher.verify.watched import run_watched
 
 MOST_TOKENS = 1024

@@ -20,16 +20,16 @@ from patcher.capture.memory import address_space_left, available_memory
 from patcher.capture.model import has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import OutsideError
+from patcher.patched.stored import StoredLayer, read_stored
 from patcher.verify.comparison import FIT_ERROR, FIT_KL, Check, Comparison, FitLimits, Run, compare
 from patcher.verify.offload import SMALL_HEAP, disk_is_full, memory_is_full, plan_offload
 from patcher.verify.probes import PROBES
-from patcher.verify.stored import StoredLayer, read_stored
 from patcher.verify.watched import run_watched, watched_command
 
 STACK = "transformers"
 MAX_TOKENS = 32
 GREEDY_TOKENS = 12
-RUNNER = Path(__file__).with_name("stock_run.py")
+RUNNER = Path(__file__).with_name("programs") / "stock_run.py"
 
 
 def verify_in_transformers(

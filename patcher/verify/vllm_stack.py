@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patcher.verify.environments import Environment
+from patcher.stacks.environments import Environment
 from patcher.verify.stack_jobs import Process, clean_variables
 from patcher.verify.watched import watched_command
 
-RUNNER = Path(__file__).with_name("vllm_run.py")
+RUNNER = Path(__file__).with_name("programs") / "vllm_run.py"
 
 
 def vllm_process(environment: Environment) -> Process:

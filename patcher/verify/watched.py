@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_WATCHED_RUN = Path(__file__).with_name("watched_run.py")
+_WATCHED_RUN = Path(__file__).with_name("programs") / "watched_run.py"
 
 
 def watched_command(python: str | Path, program: Path) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from old_transformers import skip_if_too_old
-from tiny_models import parsed_config, released_config
+from support.old_transformers import skip_if_too_old
+from support.tiny_models import parsed_config, released_config
 from torch import nn
 from transformers import CONFIG_MAPPING
 

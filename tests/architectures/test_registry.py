@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import default_configs
 import pytest
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from old_transformers import skip_if_too_old
+from support import default_configs
+from support.old_transformers import skip_if_too_old
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

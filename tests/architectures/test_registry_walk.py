@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import transformers
-from default_configs import NEEDED, default_config
-from old_transformers import INSTALLED
+from support.default_configs import NEEDED, default_config
+from support.old_transformers import INSTALLED
 from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as INSTALLED_TYPES
@@ -122,7 +122,7 @@ def what_to_add(model_type: str) -> str:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         found = (
             f"Its default config makes no small model ({first}): add what it lacks to NEEDED in "
-            "tests/default_configs.py, or its sizes to patcher/architectures/shrink.py."
+            "tests/support/default_configs.py, or its sizes to patcher/architectures/shrink.py."
         )
     return (
         f"{head}{found}\nAdd to patcher/architectures/rows.json, in alphabetical order:\n"

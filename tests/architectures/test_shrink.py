@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from old_transformers import is_too_old
-from tiny_models import parsed_config, released_config, released_names
+from support.old_transformers import is_too_old
+from support.tiny_models import parsed_config, released_config, released_names
 from transformers import CONFIG_MAPPING
 
 from patcher.architectures.analysis import Architecture, longest_module_list

@@ -18,12 +18,12 @@ import torch
 from patcher.architectures.analysis import Architecture
 from patcher.capture.forward import run_blocks
 from patcher.capture.model import load_causal_lm, pick_device
-from patcher.routes import rank_one
-from patcher.routes.fitting.calibration import chunks, load_calibration, sample_rows
-from patcher.routes.fitting.collect import batches, fit_layers
-from patcher.routes.fitting.divergence import kl_report
-from patcher.routes.fitting.sites import find_site
 from patcher.routes.plan import Plan
+from patcher.routes.rank_one import route as rank_one
+from patcher.routes.rank_one.calibration import chunks, load_calibration, sample_rows
+from patcher.routes.rank_one.collect import batches, fit_layers
+from patcher.routes.rank_one.divergence import kl_report
+from patcher.routes.rank_one.sites import find_site
 from patcher.vectors import load_vector_file
 
 COUNTS = "1000,2000,5000,10000,20000,50000,100000,200000,400000"

@@ -27,13 +27,13 @@ from capture_parts.material import FULL, TINY, WORDS, Shape, make_checkpoint, ma
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patcher.architectures.model_class import quiet_transformers
-from patcher.build import build
+from patcher.build.local import build
 from patcher.evaluate.questions import build_question
-from patcher.evaluate.sweep import materials
 from patcher.evaluate.texts import encode_texts
-from patcher.recipe import Recipe, VectorSpec
-from patcher.recipe_file import load_recipe
-from patcher.sweep import sweep
+from patcher.recipe.file import load_recipe
+from patcher.recipe.schema import Recipe, VectorSpec
+from patcher.sweep import materials
+from patcher.sweep.pipeline import sweep
 from patcher.vectors.finding import prepare_vectors
 
 COEFFICIENTS = [-0.5, -0.25, 0.125, 0.25, 0.5, 0.75, 1.0]

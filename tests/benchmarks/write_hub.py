@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / "publish"), str(TESTS), str(TESTS.parent)]
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from hub_server import HubServer, User  # noqa: E402
-from publish_support import TOKEN, manifest  # noqa: E402
+from support.hub_server import HubServer, User  # noqa: E402
+from support.publishing import TOKEN, manifest  # noqa: E402
 
 BASE, REPO = "org/base", "me/steered"
 PUSH = """

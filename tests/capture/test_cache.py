@@ -19,11 +19,18 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_checkpoint
+from support.tiny_models import tiny_checkpoint
 
-from patcher.capture import cache as cache_module
-from patcher.capture import cache_key as key_module
-from patcher.capture.cache import CaptureCache, CaptureKey, cache_limit, capture_cache, capture_key, model_identity
+from patcher.capture.cache import key as key_module
+from patcher.capture.cache import store as cache_module
+from patcher.capture.cache.store import (
+    CaptureCache,
+    CaptureKey,
+    cache_limit,
+    capture_cache,
+    capture_key,
+    model_identity,
+)
 from patcher.capture.residuals import Residuals
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.source import Source

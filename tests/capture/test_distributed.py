@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
+from support.tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
 from transformers import AutoModelForCausalLM
 
-from patcher import build as pipeline
 from patcher.architectures.model_class import quiet_transformers
+from patcher.build import local as pipeline
 from patcher.capture.model import load_tokenizer
 from patcher.capture.reader import reader_in_memory
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
 from patcher.vectors.finding import find_vectors
 from patcher.verify.probes import PROBES
 
@@ -55,7 +55,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         default_checkpoint(folder / model_type, model_type, tokenizer=False)
     wanted = [{"folder": str(folder / case["type"]), **case} for case in CASES.values()]
     (folder / "cases.json").write_text(json.dumps(wanted), encoding="utf-8")
-    done = launch(ROOT / "tests/capture/together.py", folder / "cases.json", folder / "results.json")
+    done = launch(ROOT / "tests/support/together.py", folder / "cases.json", folder / "results.json")
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return dict(zip(CASES, found, strict=True))
@@ -147,7 +147,7 @@ def alone(path: Path) -> torch.Tensor:
 )
 def test_when_one_process_fails_all_end_and_one_says_why(recipe: Path, fault: str, says: str) -> None:
     output = recipe.parent / f"out-{fault}"
-    done = launch(ROOT / "tests/capture/failing_process.py", fault, recipe, "--output", output)
+    done = launch(ROOT / "tests/support/failing_process.py", fault, recipe, "--output", output)
     assert done.returncode != 0
     own = done.stderr.split("torch/distributed/elastic")[0]  # what follows is the launcher's
     # Where a process is killed, the launcher may stop the other before it notices by itself.

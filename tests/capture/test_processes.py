@@ -11,24 +11,24 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
+from support.tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from patcher import build as pipeline
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
-from patcher.capture import processes as of_processes
-from patcher.capture import shared_reader
+from patcher.build import local as pipeline
 from patcher.capture.batches import Batch, Place
-from patcher.capture.distributed import _as_tensors, _enough, _from_tensors, assist
-from patcher.capture.processes import World, forget_launch, world
-from patcher.capture.shared_model import Share, own_device
-from patcher.capture.shared_proof import Proof, make_stand_in, prove
-from patcher.capture.shared_reader import modes, shared_device
+from patcher.capture.processes import launch as of_processes
+from patcher.capture.processes import reader as shared_reader
+from patcher.capture.processes.launch import World, forget_launch, world
+from patcher.capture.processes.model import Share, own_device
+from patcher.capture.processes.proof import Proof, make_stand_in, prove
+from patcher.capture.processes.reader import modes, shared_device
+from patcher.capture.processes.runner import _as_tensors, _enough, _from_tensors, assist
 from patcher.cli import main
 from patcher.cli.build_command import build as build_command
 from patcher.errors import InputError
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
 
 
 def test_a_launch_is_read_from_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:

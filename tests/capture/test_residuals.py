@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from old_transformers import skip_if_too_old
-from tiny_models import VOCABULARY, tiny_checkpoint
+from support.old_transformers import skip_if_too_old
+from support.tiny_models import VOCABULARY, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture
@@ -18,7 +18,7 @@ from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
 from patcher.capture.forward import position_limit, run_blocks, steering_hooks
 from patcher.capture.residuals import InMemory, Residuals, capture_residuals
-from patcher.capture.sharing import Exactness, exactness
+from patcher.capture.shared_prefixes import Exactness, exactness
 from patcher.errors import InputError, OutsideError
 
 NAMES = [

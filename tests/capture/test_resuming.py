@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from old_transformers import skip_if_too_old
-from tiny_models import VOCABULARY, default_checkpoint, tiny_checkpoint
+from support.old_transformers import skip_if_too_old
+from support.tiny_models import VOCABULARY, default_checkpoint, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture

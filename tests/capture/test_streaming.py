@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from old_transformers import skip_if_too_old
-from tiny_models import CONFIGS, VOCABULARY, default_checkpoint, tiny_checkpoint
+from support.old_transformers import skip_if_too_old
+from support.tiny_models import CONFIGS, VOCABULARY, default_checkpoint, tiny_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture

@@ -11,7 +11,9 @@ from typing import Any
 import peft
 import pytest
 import torch
-from checkpoint_support import (
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from support.checkpoints import (
     HIDDEN,
     LAYERS,
     assert_same_but,
@@ -21,8 +23,6 @@ from checkpoint_support import (
     logits,
     stored,
 )
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.adapter import merge_adapter

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_support import assert_same_but, hashes, load, logits, stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.checkpoints import assert_same_but, hashes, load, logits, stored
 
 from patcher.checkpoint.bin_files import convert_bin, load_bin
 from patcher.checkpoint.folder import BIN_INDEX, BIN_SINGLE, INDEX, SINGLE, CheckpointFolder

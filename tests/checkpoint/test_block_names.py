@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from old_transformers import skip_if_too_old
-from quantised_models import quantise
 from safetensors.torch import load_file, save_file
-from tiny_models import default_checkpoint, tiny_checkpoint
+from support.old_transformers import skip_if_too_old
+from support.quantised_models import quantise
+from support.tiny_models import default_checkpoint, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.write_checkpoint import MIB, make_checkpoint
-from checkpoint_support import stored
 from safetensors.torch import load_file, save_file
+from support.checkpoints import stored
 
 from patcher.checkpoint import difference
 from patcher.checkpoint.difference import Difference, compare, compare_files

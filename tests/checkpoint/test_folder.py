@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_support import load, logits, same_bits, stored
 from safetensors.torch import save_file
+from support.checkpoints import load, logits, same_bits, stored
 
 from patcher.checkpoint.folder import BIN_INDEX, BIN_SINGLE, INDEX, SINGLE, CheckpointFolder
 from patcher.checkpoint.safetensors_file import read_tensor

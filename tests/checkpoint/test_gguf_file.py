@@ -8,9 +8,9 @@ from typing import Any
 
 import gguf
 import pytest
-from gguf_models import write_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.gguf_models import write_model
 
 from patcher.checkpoint.gguf.file import read_gguf
 from patcher.checkpoint.gguf.format import TENSOR_TYPES, GgufFile

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_support import names
 from safetensors.torch import save_file
+from support.checkpoints import names
 
-from patcher.cache_folder import cache_folder
 from patcher.checkpoint import hashes
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.hashes import base_files, differing, file_records, hashing
-from patcher.checkpoint.recorded_base import require_recorded
 from patcher.checkpoint.writer import write_copy
+from patcher.disk.cache_folder import cache_folder
 from patcher.errors import InputError, OutsideError
+from patcher.patched.base import require_recorded
 
 LARGE = 2 << 20
 

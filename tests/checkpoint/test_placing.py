@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_support import HIDDEN, load, logits, same_bits, stored
-from placing_support import BIAS, copy, counts, linked, states
+from support.checkpoints import HIDDEN, load, logits, same_bits, stored
+from support.placing import BIAS, copy, counts, linked, states
 
-from patcher.checkpoint import sharing, writer
+from patcher.checkpoint import reflink as sharing
+from patcher.checkpoint import writer
 from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import read_header, read_tensor

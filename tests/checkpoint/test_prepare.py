@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_support import hashes, load, logits, names, stored
 from peft import LoraConfig, get_peft_model
+from support.checkpoints import hashes, load, logits, names, stored
 
 from patcher.checkpoint import adapter as adapter_module
 from patcher.checkpoint.prepare import adapter_record, prepared_base, read_config, temporary_base

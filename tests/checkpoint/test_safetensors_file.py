@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_support import same_bits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
+from support.checkpoints import same_bits
 
 from patcher.checkpoint.safetensors_file import DTYPES, MAX_HEADER, TensorInfo, read_header, read_tensor, tensor_bytes
 from patcher.errors import InputError

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_support import HIDDEN, hashes, same_bits, stored
-from placing_support import BIAS, copy, counts, linked
 from safetensors.torch import load_file, save_file
+from support.checkpoints import HIDDEN, hashes, same_bits, stored
+from support.placing import BIAS, copy, counts, linked
 
-from patcher.checkpoint import copying, sharing
+from patcher.checkpoint import copying
+from patcher.checkpoint import reflink as sharing
 from patcher.checkpoint.copying import append_range
 from patcher.checkpoint.folder import CheckpointFolder
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from quantised_models import METHODS, quantise
 from safetensors.torch import save_file
-from tiny_models import tiny_checkpoint
+from support.quantised_models import METHODS, quantise
+from support.tiny_models import tiny_checkpoint
 
 from patcher.architectures.quantised import FORMATS
 from patcher.checkpoint.folder import CheckpointFolder

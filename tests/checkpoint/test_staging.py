@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_support import fill, hashes, names, ours, whole
 from safetensors.torch import save_file
+from support.checkpoints import fill, hashes, names, ours, whole
 
 from patcher.checkpoint import staging
 from patcher.checkpoint.staging import MANIFEST, check_output, scratch_folder, staged_folder

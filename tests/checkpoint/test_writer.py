@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_support import (
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support.checkpoints import (
     HIDDEN,
     LAYERS,
     assert_same_but,
@@ -24,8 +26,6 @@ from checkpoint_support import (
     save,
     stored,
 )
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
 from patcher.checkpoint.safetensors_file import read_tensor

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patched_folders import patch, vector_of, width
 from rich.console import Console
-from tiny_models import tiny_checkpoint
+from support.patched_folders import patch, vector_of, width
+from support.tiny_models import tiny_checkpoint
 
 from patcher.chat.commands import COMMANDS, Quit, obey
 from patcher.chat.display import Columns, Lines, display

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import PAIRS, tiny_checkpoint, write_recipe
+from support.tiny_models import PAIRS, tiny_checkpoint, write_recipe
 
 from patcher.cli import main
 

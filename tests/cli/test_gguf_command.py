@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf_models import HIDDEN, write_model
 from safetensors.torch import load_file
-from tiny_models import tiny_checkpoint, write_recipe
+from support.gguf_models import HIDDEN, write_model
+from support.tiny_models import tiny_checkpoint, write_recipe
 
 from patcher.checkpoint.gguf.file import read_gguf
 from patcher.checkpoint.gguf.values import read_floats

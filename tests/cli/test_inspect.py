@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import released_config, tiny_checkpoint, tiny_config
+from support.hub_server import HubServer
+from support.tiny_models import released_config, tiny_checkpoint, tiny_config
 
 from patcher.cli import main
 from patcher.routes import inspection
@@ -19,7 +19,6 @@ from patcher.routes import inspection
 Run = Callable[..., tuple[int, str, str]]
 ROUTES = ["native", "flag", "relabel", "parallel", "embedding", "carrier", "rank_one"]
 STACKS = {"transformers", "vllm", "llama.cpp"}
-PUBLISH = Path(__file__).parents[1] / "publish"
 
 CONFIGURATION = """
 from transformers import LlamaConfig
@@ -52,9 +51,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(PUBLISH)
-    with importlib.import_module("hub_server").HubServer() as server:
+def hub() -> Iterator[Any]:
+    with HubServer() as server:
         yield server
 
 

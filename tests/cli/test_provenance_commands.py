@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.checkpoint_support import hashes
-from patched_folders import patch, vector_of
-from tiny_models import default_checkpoint, tiny_checkpoint
+from support.checkpoints import hashes
+from support.patched_folders import patch, vector_of
+from support.tiny_models import default_checkpoint, tiny_checkpoint
 
+from patcher.build.reproduce import Reproduced
 from patcher.cli import main
-from patcher.reproduce import Reproduced
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -129,10 +129,10 @@ def test_reproduce_reports(run: Run, place: Path, monkeypatch: pytest.MonkeyPatc
     same = Reproduced(place, identical=["a", "b"])
     other = Reproduced(place, identical=["a"], different={"b.safetensors": 0.125, "c": None}, missing=["d"],
                        unexpected=["e"], manifest=["edits"], notes=["a note"])  # fmt: skip
-    monkeypatch.setattr("patcher.reproduce.reproduce", lambda *_args, **_options: same)
+    monkeypatch.setattr("patcher.build.reproduce.reproduce", lambda *_args, **_options: same)
     code, out, err = run("reproduce", place)
     assert code == 0 and out == "" and "reproduced: 2 files" in err
-    monkeypatch.setattr("patcher.reproduce.reproduce", lambda *_args, **_options: other)
+    monkeypatch.setattr("patcher.build.reproduce.reproduce", lambda *_args, **_options: other)
     code, out, err = run("reproduce", place)
     assert code == 1 and out == ""
     for words in ("differs: b.safetensors, numbers by at most 0.125", "differs: c\n", "not built again: d",

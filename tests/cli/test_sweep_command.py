@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_reference import make_model, write_sweep
+from support.sweep_reference import make_model, write_sweep
 
 from patcher.cli import main
 from patcher.demo.write import write_demo
-from patcher.evaluate.sweep.cells import Bench
-from patcher.evaluate.sweep.record import CELLS
-from patcher.evaluate.sweep.results import RANDOM_SEEDS
+from patcher.sweep.cells import Bench
+from patcher.sweep.record import CELLS
+from patcher.sweep.results import RANDOM_SEEDS
 
 pytestmark = pytest.mark.xdist_group("sweep command")
 
@@ -115,7 +115,7 @@ def test_the_demo_from_end_to_end(run: Run, tmp_path: Path, capsys: pytest.Captu
 def test_without_matplotlib_it_is_said_before_anything_is_measured(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patcher.evaluate.pictures.extra.can_draw", lambda: False)
+    monkeypatch.setattr("patcher.report.pictures.extra.can_draw", lambda: False)
     with pytest.raises(SystemExit) as done:
         main(["sweep", str(recipe), "-o", str(tmp_path / "out")])
     err = capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_without_matplotlib_it_is_said_before_anything_is_measured(
 
 INTERRUPTED = """
 import os, sys
-from patcher.evaluate.sweep.record import CellRecord
+from patcher.sweep.record import CellRecord
 put, left = CellRecord.put, [int(sys.argv[1])]
 def counted(self, cell):
     put(self, cell)
@@ -237,7 +237,7 @@ def test_a_full_disk_is_said_and_what_was_measured_stays(
             raise OSError(28, "No space left on device")
         fsync(number)
 
-    monkeypatch.setattr("patcher.evaluate.sweep.record.os.fsync", full)
+    monkeypatch.setattr("patcher.sweep.record.os.fsync", full)
     code, out, err = run(recipe, "-o", tmp_path / "out", "--json")
     assert code == 3 and json.loads(out)["error"]["code"] == "disk" and "No space left" in err
     assert (

@@ -101,7 +101,7 @@ def model_types() -> list[str]:
 
 def check(model_type: str, *, kinds: bool = True) -> Record:
     """Patch and compare one architecture: a layer in the middle; with ``kinds`` one of each other kind as well."""
-    from default_configs import needs_is_decoder
+    from support.default_configs import needs_is_decoder
 
     from patcher.architectures.registry import rows
 
@@ -123,7 +123,7 @@ def check(model_type: str, *, kinds: bool = True) -> Record:
 
 def layer_kinds(model_type: str) -> list[tuple[int, str]]:
     """A layer in the middle of the default config, one of each other kind that it has, and the embedding."""
-    from default_configs import default_config
+    from support.default_configs import default_config
 
     from patcher.architectures.analysis import Architecture
 
@@ -153,8 +153,8 @@ def _kind_name(kind: tuple[str, ...], found: list[tuple[str, ...]]) -> str:
 
 
 def _run(model_type: str, layer: int, kind: str, **options: Any) -> Run:
-    from tiny_models import default_checkpoint
-    from tiny_patch import patch_tiny
+    from support.tiny_models import default_checkpoint
+    from support.tiny_patch import patch_tiny
 
     from patcher.errors import PatchModelError
 

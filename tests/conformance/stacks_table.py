@@ -8,13 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stack_models import CASES
-from stack_support import Ran, process_of, run_all
+from support.stack_models import CASES
+from support.stack_runs import Ran, process_of, run_all
 from test_llama_cpp import NAMES as IN_LLAMA_CPP
 from test_llama_cpp import with_tiny_tokenizers
 from test_vllm import NAMES as IN_VLLM
 
-from patcher.verify.environments import Environment, find
+from patcher.stacks.environments import Environment, find
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 
 PAGE = Path(__file__).parents[2] / "docs" / "stacks.md"

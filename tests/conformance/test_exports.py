@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from exported import patched
-from llama_gguf import write_llama
-from old_transformers import skip_if_too_old
-from stack_support import xllamacpp_python
-from stock import log_probs, stock_model
-from tiny_models import VOCABULARY, default_checkpoint, tiny_checkpoint
-from tiny_patch import hooks, largest, planned, probe_ids, residual_norms
+from support.exported import patched
+from support.llama_gguf import write_llama
+from support.old_transformers import skip_if_too_old
+from support.stack_runs import xllamacpp_python
+from support.stock_loading import log_probs, stock_model
+from support.tiny_models import VOCABULARY, default_checkpoint, tiny_checkpoint
+from support.tiny_patch import hooks, largest, planned, probe_ids, residual_norms
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.errors import InputError

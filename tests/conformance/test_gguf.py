@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 import torch
-from gguf_models import BLOCKS, HIDDEN, KINDS, write_model
-from stack_support import xllamacpp_python
+from support.gguf_models import BLOCKS, HIDDEN, KINDS, write_model
+from support.stack_runs import xllamacpp_python
 
 from patcher.checkpoint.gguf.file import read_gguf
 from patcher.checkpoint.gguf.model import read_model
-from patcher.routes.gguf.edits import GgufEdit
-from patcher.routes.gguf.patch import patch_in_place, write_patched
-from patcher.routes.gguf.slots import rows
+from patcher.gguf.edits import GgufEdit
+from patcher.gguf.patch import patch_in_place, write_patched
+from patcher.gguf.slots import rows
 
 PYTHON = xllamacpp_python()
 QUANTISE = os.environ.get("PATCH_MODEL_LLAMA_QUANTIZE", "")
-RUNNER = Path(__file__).with_name("gguf_logits.py")
+RUNNER = Path(__file__).parents[1] / "support" / "gguf_logits.py"
 IDS = [5, 17, 200, 3, 99, 42, 250, 7, 11, 63]
 LAYER = 1
 FLOORS = 3
@@ -148,7 +148,7 @@ def test_block_0_which_no_control_vector_reaches(tmp_path: Path, architecture: s
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_split_models(tmp_path: Path, architecture: str) -> None:
-    from gguf_splits import split
+    from support.gguf_splits import split
 
     source = tmp_path / "base.gguf"
     write_model(source, architecture)

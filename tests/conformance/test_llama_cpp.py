@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from stack_models import CASES
-from stack_support import MUTATIONS, Ran, assert_caught, assert_steered, environment, run_all
+from support.stack_models import CASES
+from support.stack_runs import MUTATIONS, Ran, assert_caught, assert_steered, environment, run_all
 
-from patcher.verify.environments import Environment
+from patcher.stacks.environments import Environment
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 from patcher.verify.stack_jobs import run_jobs
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from old_transformers import skip_if_too_old
-from quantised_models import bitsandbytes, quantise
-from tiny_models import tiny_checkpoint, write_recipe
+from support.old_transformers import skip_if_too_old
+from support.quantised_models import bitsandbytes, quantise
+from support.tiny_models import tiny_checkpoint, write_recipe
 
-from patcher.build import build
+from patcher.build.local import build
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
 from patcher.verify.later import verify_folder
 
 LLAMA, NARROW = "meta-llama--Llama-3.2-1B", {"intermediate_size": 128}

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from stock import hooked_against_folder
-from tiny_models import VOCABULARY, default_checkpoint, write_recipe
+from support.stock_loading import hooked_against_folder
+from support.tiny_models import VOCABULARY, default_checkpoint, write_recipe
 
 from patcher.architectures.registry import rows
-from patcher.build import build
-from patcher.recipe_file import load_recipe
+from patcher.build.local import build
+from patcher.recipe.file import load_recipe
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 WINDOW = {"use_sliding_window": True, "sliding_window": 24}

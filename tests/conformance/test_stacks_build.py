@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
-from stack_support import environment
+from support.stack_runs import environment
 
-from patcher.build import build
+from patcher.build.local import build
 from patcher.demo.write import write_demo
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
 from patcher.verify.later import verify_folder_in
 
 STACKS = ["transformers", "vllm", "llama.cpp"]

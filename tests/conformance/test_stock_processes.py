@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patched_folders import patch, vector_of, width
-from stock_processes import StockProcesses
-from tiny_models import tiny_checkpoint
+from support.patched_folders import patch, vector_of, width
+from support.stock_processes import StockProcesses
+from support.tiny_models import tiny_checkpoint
 
 from patcher.verify import transformers_stack
 from patcher.verify.later import verify_folder

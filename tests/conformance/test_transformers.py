@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from old_transformers import skip_if_too_old
-from stock import hooked_against_folder
-from tiny_models import PAIRS, VOCABULARY, default_checkpoint, tiny_checkpoint, write_recipe
+from support.old_transformers import skip_if_too_old
+from support.stock_loading import hooked_against_folder
+from support.tiny_models import PAIRS, VOCABULARY, default_checkpoint, tiny_checkpoint, write_recipe
 
-from patcher.build import build
-from patcher.recipe_file import load_recipe
+from patcher.build.local import build
+from patcher.recipe.file import load_recipe
 
 NATIVE, FLAG = "native", "flag"
 # Falcon-H1 and HyperCLOVAX shrink their logits; without that the effect can be seen on a random model as well.
@@ -99,7 +99,7 @@ def test_classes_that_count_their_blocks_in_their_own_way(tmp_path: Path, model_
 
 
 def test_a_multimodal_wrapper_is_refused_in_words(tmp_path: Path) -> None:
-    from tiny_models import parsed_config, released_config
+    from support.tiny_models import parsed_config, released_config
 
     from patcher.architectures.analysis import Architecture
     from patcher.errors import InputError

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from stack_models import CASES
-from stack_support import MUTATIONS, Ran, assert_caught, assert_steered, process_of, run_all
+from support.stack_models import CASES
+from support.stack_runs import MUTATIONS, Ran, assert_caught, assert_steered, process_of, run_all
 
 NAMES = [name for name in CASES if name not in ("phi", "nemotron")]
 MUTATED = ("llama", "qwen3")

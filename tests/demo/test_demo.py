@@ -15,17 +15,17 @@ from patcher.capture.logits import LoadedModel
 from patcher.capture.model import load_causal_lm
 from patcher.capture.reader import reader_in_memory
 from patcher.demo import demo_folder
-from patcher.demo.grammar import PAIRS_SEED, TEST_SEED, documents, questions
-from patcher.demo.words import ADJECTIVES
 from patcher.demo.write import write_demo
-from patcher.demo.write_pairs import neutral_text, pairs_text
 from patcher.errors import InputError
 from patcher.evaluate.held_out import answer_probability
 from patcher.evaluate.questions import build_question
 from patcher.pairs import ContrastPair, load_pairs
-from patcher.recipe import Recipe, recipe_schema
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
+from patcher.recipe.schema import Recipe, recipe_schema
 from patcher.vectors.finding import find_vectors, prepare_vectors, sum_by_layer
+from tools.demo.grammar import PAIRS_SEED, TEST_SEED, documents, questions
+from tools.demo.words import ADJECTIVES
+from tools.demo.write_pairs import neutral_text, pairs_text
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 LIMIT = 4_000_000

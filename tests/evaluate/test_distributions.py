@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from measured_models import MODELS, PASSAGES, Measured, measured
+from support.measured_models import MODELS, PASSAGES, Measured, measured
 
 from patcher.capture.logits import LogitsJob
 from patcher.evaluate.divergence import next_token_divergence, top_contributing_tokens

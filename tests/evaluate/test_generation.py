@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from measured_models import CHAT, PASSAGES, Measured, measured
-from tiny_models import tiny_tokenizer
+from support.measured_models import CHAT, PASSAGES, Measured, measured
+from support.tiny_models import tiny_tokenizer
 
 from patcher.errors import InputError
 from patcher.evaluate.generation import Generation, distinct, generate_under, repetition, word_counts
@@ -15,8 +15,8 @@ from patcher.evaluate.held_out import answer_probability
 from patcher.evaluate.prompting import encode_prompts, questions_with_prompt
 from patcher.evaluate.texts import encode_texts
 from patcher.pairs import ContrastPair
-from patcher.recipe import VectorSpec
-from patcher.recipe_persona import GenerateSpec
+from patcher.recipe.persona import GenerateSpec
+from patcher.recipe.schema import VectorSpec
 
 WHERE = "evaluate.prompts"
 PAIRS = [

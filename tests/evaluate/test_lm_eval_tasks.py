@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from measured_models import Measured, measured
+from support.measured_models import Measured, measured
 from transformers import AutoModelForCausalLM
 
 from patcher.capture.forward import steering_hooks

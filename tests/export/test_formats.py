@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import patched, unverified, vectors_for
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_checkpoint
+from support.exported import patched, unverified, vectors_for
+from support.tiny_models import tiny_checkpoint
 
-from patcher.build import build
+from patcher.build.local import build
 from patcher.cli import main
 from patcher.errors import InputError, MissingExtraError, OutsideError
 from patcher.export import FORMATS, export_folder
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
 from patcher.vectors import load_vector_file
 
 HIDDEN = 64

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import tiny_tokenizer, write_recipe
+from support.tiny_models import tiny_tokenizer, write_recipe
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from patcher.architectures.model_class import quiet_transformers
@@ -110,7 +110,7 @@ class WritePhase:
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[subprocess.Popen[str]]:
-    script = Path(__file__).with_name("write_phase.py")
+    script = ROOT / "tests" / "support" / "write_phase.py"
     with subprocess.Popen(
         [sys.executable, str(script)],
         stdin=subprocess.PIPE,

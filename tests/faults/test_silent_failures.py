@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
+from support.tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
 
-from patcher import build as pipeline
 from patcher.architectures.analysis import Architecture
+from patcher.build import local as pipeline
 from patcher.checkpoint.prepare import read_config
 from patcher.errors import CheckFailed, InputError, PatchModelError
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
 from patcher.routes import flag
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite
 

@@ -18,7 +18,7 @@ from fuzz_registry import reader
 from fuzz_seeds import tensor
 from fuzz_watch import Case
 
-from patcher.capture.cache import CaptureCache, CaptureKey
+from patcher.capture.cache.store import CaptureCache, CaptureKey
 from patcher.capture.residuals import Residuals
 from patcher.checkpoint import hashes
 

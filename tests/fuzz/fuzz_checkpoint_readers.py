@@ -11,7 +11,7 @@ import torch
 from fuzz_registry import beside, each, reader
 from fuzz_stock import same_as_safetensors, same_numbers
 from fuzz_watch import Case
-from tiny_models import CONFIGS
+from support.tiny_models import CONFIGS
 
 from patcher.checkpoint.bin_files import convert_bin, load_bin
 from patcher.checkpoint.difference import compare

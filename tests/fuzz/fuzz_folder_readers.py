@@ -15,15 +15,15 @@ from fuzz_registry import reader
 from fuzz_watch import Case
 from safetensors.torch import load_file
 
-import patcher.reproduce as reproducing
+import patcher.build.reproduce as reproducing
 import patcher.verify.later as later
+from patcher.build.unpatch import unpatch
+from patcher.card.card import render_card
 from patcher.export import export_folder
-from patcher.publish.card import render_card
+from patcher.gguf.edits import edits_of_folder
+from patcher.patched.stored import read_manifest, read_stored
 from patcher.publish.contents import check_verified, published_files
 from patcher.publish.contents import read_manifest as read_published_manifest
-from patcher.routes.gguf.edits import edits_of_folder
-from patcher.unpatch import unpatch
-from patcher.verify.stored import read_manifest, read_stored
 
 
 def _patched() -> list[Case]:

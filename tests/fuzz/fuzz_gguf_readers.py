@@ -18,9 +18,9 @@ from fuzz_watch import Case
 from patcher.checkpoint.gguf import in_place
 from patcher.checkpoint.gguf.model import GgufModel, read_model, split_name
 from patcher.checkpoint.gguf.values import read_floats, read_values
-from patcher.routes.gguf import provenance
-from patcher.routes.gguf.edits import GgufEdit
-from patcher.routes.gguf.patch import patch_in_place, write_patched
+from patcher.gguf import provenance
+from patcher.gguf.edits import GgufEdit
+from patcher.gguf.patch import patch_in_place, write_patched
 
 TEXT, F32 = 8, 0
 FIRST = split_name(Path("model.gguf"), 0, 2).name

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exported import PASSED, vectors_for
-from patched_folders import patch
 from safetensors.torch import load_file, save
-from tiny_models import tiny_checkpoint
+from support.exported import PASSED, vectors_for
+from support.patched_folders import patch
+from support.tiny_models import tiny_checkpoint
 
 HIDDEN, BLOCKS, LAYER = 64, 4, 1
 GGUF_HIDDEN, GGUF_BLOCKS = 32, 2
@@ -123,7 +123,7 @@ def _add_model(writer: Any, architecture: str) -> None:
 @cache
 def split_gguf() -> Mapping[str, bytes]:
     """The same in two files."""
-    from gguf_splits import split
+    from support.gguf_splits import split
 
     with _folder() as folder:
         (folder / "model.gguf").write_bytes(gguf_file())
@@ -135,8 +135,8 @@ def split_gguf() -> Mapping[str, bytes]:
 def patched_gguf() -> bytes:
     """A file that holds a vector and says so."""
     from patcher.checkpoint.gguf.model import read_model
-    from patcher.routes.gguf.edits import GgufEdit
-    from patcher.routes.gguf.patch import write_patched
+    from patcher.gguf.edits import GgufEdit
+    from patcher.gguf.patch import write_patched
 
     with _folder() as folder:
         (folder / "model.gguf").write_bytes(gguf_file())

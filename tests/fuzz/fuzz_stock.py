@@ -66,7 +66,7 @@ def same_yaml(path: Path, recipe: Any) -> None:
     """The recipe is the one that plain PyYAML's value makes."""
     import yaml
 
-    from patcher.recipe import Recipe
+    from patcher.recipe.schema import Recipe
 
     plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert Recipe.model_validate(plain) == recipe

@@ -36,7 +36,7 @@ def _tokenizers(folder: Path, _out: Path) -> Any:
 
 @cache
 def _model() -> dict[str, bytes]:
-    from tiny_models import tiny_checkpoint
+    from support.tiny_models import tiny_checkpoint
 
     with tempfile.TemporaryDirectory() as name:
         sizes = {"hidden_size": 8, "head_dim": 4, "intermediate_size": 8, "num_hidden_layers": 2}

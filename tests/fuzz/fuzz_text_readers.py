@@ -15,8 +15,8 @@ from fuzz_watch import Case
 from patcher.evaluate.texts import read_passages
 from patcher.pairs import load_pairs
 from patcher.pairs.questions import load_questions
-from patcher.recipe_file import load_recipe
-from patcher.routes.fitting.calibration import load_calibration
+from patcher.recipe.file import load_recipe
+from patcher.routes.rank_one.calibration import load_calibration
 
 _AS_JSON = json.dumps(yaml.safe_load(seeds.RECIPE)).encode()
 

@@ -85,7 +85,7 @@ def test_overrides(override: str, refused: Run, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_models import tiny_checkpoint
+    from support.tiny_models import tiny_checkpoint
 
     folder = tmp_path_factory.mktemp("base") / "model"
     tiny_checkpoint(folder, "meta-llama--Llama-3.2-1B")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from patcher.card.card import render_card
 from patcher.checkpoint.bin_files import convert_bin, load_bin
 from patcher.checkpoint.config_limits import require_plausible
 from patcher.checkpoint.folder import INDEX, CheckpointFolder
@@ -22,13 +23,12 @@ from patcher.checkpoint.gguf.model import GgufModel
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.safetensors_file import read_header
 from patcher.errors import InputError, OutsideError
+from patcher.gguf.slots import Slot, relabelling
 from patcher.pairs import load_pairs
-from patcher.publish.card import render_card
-from patcher.recipe_file import load_recipe
-from patcher.routes.fitting.calibration import load_calibration
-from patcher.routes.gguf.slots import Slot, relabelling
+from patcher.recipe.file import load_recipe
+from patcher.recipe.yaml_lines import parse_yaml
+from patcher.routes.rank_one.calibration import load_calibration
 from patcher.vectors import load_vector_file
-from patcher.yaml_lines import parse_yaml
 
 
 def refused(read: Callable[[], Any], match: str | None = None) -> str:
@@ -162,7 +162,7 @@ def test_configs_of_models_that_cannot_be(tmp_path: Path, changes: dict[str, Any
 
 
 def test_configs_that_were_released_are_plausible() -> None:
-    from tiny_models import released_config, released_names
+    from support.tiny_models import released_config, released_names
 
     for name in released_names():
         require_plausible(released_config(name), name)

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import patcher.verify.later as later
-from patcher.checkpoint.manifest_file import check_manifest
+from patcher.build.reproduce import reproduce
 from patcher.errors import InputError, PatchModelError
 from patcher.export import export_folder
+from patcher.patched.schema import check_manifest
+from patcher.patched.stored import read_manifest, read_stored
 from patcher.publish.contents import published_files
 from patcher.publish.contents import read_manifest as read_published_manifest
-from patcher.reproduce import reproduce
-from patcher.verify.stored import read_manifest, read_stored
 
 Change = Callable[[dict[str, Any]], Any]
 

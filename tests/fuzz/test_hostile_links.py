@@ -15,7 +15,7 @@ from patcher.checkpoint.bin_files import convert_bin
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError
-from patcher.manifest import carry_history, give_back_history
+from patcher.patched.writing import carry_history, give_back_history
 from patcher.publish.contents import published_files
 from patcher.publish.contents import read_manifest as read_published_manifest
 

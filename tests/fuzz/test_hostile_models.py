@@ -14,6 +14,7 @@ from fuzz_stock_readers import _adapters, _model
 from fuzz_watch import Case
 
 from patcher.architectures.analysis import Architecture
+from patcher.build.unpatch import unpatch
 from patcher.capture.model import load_causal_lm, load_tokenizer
 from patcher.checkpoint.adapter import merge_adapter
 from patcher.checkpoint.folder import CheckpointFolder
@@ -21,7 +22,6 @@ from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.restoring import restore
 from patcher.demo import demo_folder
 from patcher.errors import InputError
-from patcher.unpatch import unpatch
 
 
 def write(folder: Path, case: Case) -> Path:

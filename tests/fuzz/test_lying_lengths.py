@@ -30,7 +30,7 @@ from patcher.checkpoint.gguf.file import read_gguf
 from patcher.checkpoint.safetensors_file import read_header
 from patcher.errors import InputError
 from patcher.pairs import load_pairs
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
 from patcher.vectors import load_vector_file
 import gguf, pickletools, safetensors.torch, yaml
 

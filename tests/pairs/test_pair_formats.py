@@ -9,7 +9,7 @@ import pytest
 from patcher.errors import InputError
 from patcher.pairs import ContrastPair, load_pairs
 from patcher.pairs.formats import offered_choices
-from patcher.recipe_evaluate import InlinePair
+from patcher.recipe.evaluate import InlinePair
 
 TWO = "Do you agree?\n\nChoices:\n (A) I do not\n (B) I do"
 FOUR = "Question: Which?\n\nChoices:\n (A) Power\n (B) Both (C) or not\n (C) Some\n (D) None\n\nAnswer:"

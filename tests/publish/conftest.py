@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_client import Client
-from hub_server import HubServer, Repo, User
-from publish_support import OTHER, READ_ONLY, TOKEN, manifest
 from safetensors.numpy import save_file
+from support.hub_client import Client
+from support.hub_server import HubServer, Repo, User
+from support.publishing import OTHER, READ_ONLY, TOKEN, manifest
 
 from patcher.checkpoint.copying import sha256_of
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import Client
-from hub_server import HubServer
-from publish_support import REPO, TOKEN, manifest
+from support.hub_client import Client
+from support.hub_server import HubServer
+from support.publishing import REPO, TOKEN, manifest
 
 from patcher.checkpoint.folder import SIDE_FILES
 from patcher.errors import InputError

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import Client
-from hub_server import HubServer, Repo
-from publish_support import OTHER, REPO, TOKEN, refused, shows_the_folder, steers
+from support.hub_client import Client
+from support.hub_server import HubServer, Repo
+from support.publishing import OTHER, REPO, TOKEN, refused, shows_the_folder, steers
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 NO_COPIES: dict[str, Any] = {"status": 400, "message": "not in the same storage region"}

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from publish_support import FILES, TOKEN, manifest
+from support.publishing import FILES, TOKEN, manifest
 
-from patcher.publish.card import render_card
+from patcher.card.card import render_card
 from patcher.publish.contents import GENERATIONS, left_over, published_files
 from patcher.vectors import persona
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import HubServer
-from publish_support import TOKEN
-from tiny_models import tiny_checkpoint
+from support.hub_server import HubServer
+from support.publishing import TOKEN
+from support.tiny_models import tiny_checkpoint
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.block_names import block_names, tensors_for_blocks

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
-from publish_support import TOKEN
-from tiny_models import tiny_checkpoint, write_recipe
+from support.hub_server import HubServer
+from support.publishing import TOKEN
+from support.tiny_models import tiny_checkpoint, write_recipe
 
 LOAD = """
 import json, sys, torch

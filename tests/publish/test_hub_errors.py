@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from hub_client import ROOT, Client
-from hub_server import HubServer
 from huggingface_hub import errors as hf
-from publish_support import TOKEN, refused
+from support.hub_client import ROOT, Client
+from support.hub_server import HubServer
+from support.publishing import TOKEN, refused
 
 from patcher.errors import CheckFailed, InputError, OutsideError, PatchModelError
-from patcher.hub_errors import hub_errors
+from patcher.errors.hub import hub_errors
 
 SECRET = "hf_" + "a1B2c3D4" * 4
 
@@ -108,7 +108,7 @@ def test_a_long_answer_is_cut_to_a_screen() -> None:
 
 def test_nothing_heavy_is_imported_until_it_fails() -> None:
     code = (
-        "import sys\nfrom patcher.hub_errors import hub_errors\n"
+        "import sys\nfrom patcher.errors.hub import hub_errors\n"
         "with hub_errors('reading', 'me/x'):\n    pass\n"
         "print([name for name in ('torch', 'huggingface_hub', 'httpx2', 'httpx') if name in sys.modules])"
     )

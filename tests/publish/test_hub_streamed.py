@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
-from publish_support import TOKEN
 from safetensors.torch import load_file
+from support.hub_server import HubServer
+from support.publishing import TOKEN
+from support.tiny_models import tiny_checkpoint
 from test_hub_build import call
-from tiny_models import tiny_checkpoint
 
 from patcher.checkpoint.folder import CheckpointFolder
 

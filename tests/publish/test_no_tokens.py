@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer, User
-from publish_support import OTHER, READ_ONLY, REPO, TOKEN
-from tiny_models import tiny_checkpoint, write_recipe
+from support.hub_server import HubServer, User
+from support.publishing import OTHER, READ_ONLY, REPO, TOKEN
+from support.tiny_models import tiny_checkpoint, write_recipe
 
 WRONG = "hf_" + "Unknown" * 5
 TOKENS = (TOKEN, READ_ONLY, OTHER, WRONG)

@@ -8,9 +8,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from publish_support import manifest
+from support.publishing import manifest
 
-from patcher.hub_errors import holds_token, without_tokens
+from patcher.errors.hub import holds_token, without_tokens
 from patcher.publish.privacy import sanitised_config, sanitised_manifest, sanitised_text
 
 PATHS = {

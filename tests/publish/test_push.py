@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import Client
-from hub_server import HubServer
-from publish_support import FILES, OTHER, READ_ONLY, REPO, TOKEN, refused
+from support.hub_client import Client
+from support.hub_server import HubServer
+from support.publishing import FILES, OTHER, READ_ONLY, REPO, TOKEN, refused
 
 
 def heads(hub: HubServer) -> dict[str, dict[str, str]]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hub_client import ROOT
-from hub_server import HubServer
-from publish_support import OTHER, READ_ONLY, REPO, TOKEN
+from support.hub_client import ROOT
+from support.hub_server import HubServer
+from support.publishing import OTHER, READ_ONLY, REPO, TOKEN
 
 from patcher.cli import push_command
 from patcher.publish.hub import PushResult

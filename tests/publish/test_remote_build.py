@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from hub_client import Client
-from hub_server import HubServer
-from publish_support import REPO, TOKEN, manifest, refused
 from safetensors.torch import save_file
-from tiny_models import PAIRS, tiny_checkpoint
+from support.hub_client import Client
+from support.hub_server import HubServer
+from support.publishing import REPO, TOKEN, manifest, refused
+from support.tiny_models import PAIRS, tiny_checkpoint
 
+from patcher.build.remote_refusals import check_recipe, is_remote
+from patcher.build.remote_result import RemoteResult
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.cli import main
 from patcher.errors import InputError, OutsideError
 from patcher.publish.hub import check_can_publish
-from patcher.recipe import Recipe
-from patcher.remote.refusals import check_recipe, is_remote
-from patcher.remote.result import RemoteResult
+from patcher.recipe.schema import Recipe
 
 LLAMA, GPT2, QWEN3, GEMMA3 = (
     "meta-llama--Llama-3.2-1B",
@@ -259,7 +259,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     made["verification"][0]["status"] = "structural"
     push = {"url": "https://huggingface.co/me/steered", "commit": "0" * 40, "method": "copy", "bytes_uploaded": 70_000}
     result = RemoteResult(made, {"total": 1.0}, 1, 1, 0, push)
-    monkeypatch.setattr("patcher.remote_build.remote_build", lambda *_arguments, **_options: result)
+    monkeypatch.setattr("patcher.build.remote.remote_build", lambda *_arguments, **_options: result)
     with pytest.raises(SystemExit) as done:
         main([str(tmp_path / "recipe.yaml"), "--json"])
     printed = capsys.readouterr()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import Client
-from hub_server import HubServer
-from publish_support import REPO, TOKEN, refused, shows_the_folder, steers
+from support.hub_client import Client
+from support.hub_server import HubServer
+from support.publishing import REPO, TOKEN, refused, shows_the_folder, steers
 
 from patcher.checkpoint.copying import sha256_of
 

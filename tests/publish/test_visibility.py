@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import Client
-from hub_server import HubServer, Repo
-from publish_support import READ_ONLY, REPO, TOKEN, refused, shows_the_folder, steers
+from support.hub_client import Client
+from support.hub_server import HubServer, Repo
+from support.publishing import READ_ONLY, REPO, TOKEN, refused, shows_the_folder, steers
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import Client
-from hub_server import HubServer, User
-from hub_xet import LocalXet
-from publish_support import REPO, TOKEN, manifest, refused, shows_the_folder, steers
+from support.hub_client import Client
+from support.hub_server import HubServer, User
+from support.hub_xet import LocalXet
+from support.publishing import REPO, TOKEN, manifest, refused, shows_the_folder, steers
 
 from patcher.checkpoint.copying import sha256_of
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from old_transformers import skip_if_too_old
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCABULARY, tiny_checkpoint
+from support.old_transformers import skip_if_too_old
+from support.tiny_models import VOCABULARY, tiny_checkpoint
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture

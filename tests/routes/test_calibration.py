@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import TEXTS, tiny_checkpoint
+from support.tiny_models import TEXTS, tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patcher.errors import InputError
-from patcher.routes.fitting.calibration import CHUNK, calibration_tokens, chunks, load_calibration, sample_rows
+from patcher.routes.rank_one.calibration import CHUNK, calibration_tokens, chunks, load_calibration, sample_rows
 
 
 @pytest.fixture(scope="module")

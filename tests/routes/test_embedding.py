@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import parsed_config, released_config, tiny_checkpoint
+from support.stock_loading import stock_model
+from support.tiny_models import parsed_config, released_config, tiny_checkpoint
+from support.tiny_patch import hooks, patch_tiny, probe_ids
 
-sys.path.append(str(Path(__file__).parents[1] / "conformance"))
-from stock import stock_model
-from tiny_patch import hooks, patch_tiny, probe_ids
-
-from patcher.architectures import embedding_probe
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.embedding_probe import find_embedding_slot
-from patcher.routes import embedding
+from patcher.routes import embedding, embedding_probe
+from patcher.routes.embedding_probe import find_embedding_slot
 from patcher.routes.plan import NotApplicable
 
 GPT2, LLAMA, GEMMA = "openai-community--gpt2", "meta-llama--Llama-3.2-1B", "google--gemma-3-1b-it"

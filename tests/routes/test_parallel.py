@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import default_checkpoint, parsed_config, released_config, tiny_checkpoint
-
-sys.path.append(str(Path(__file__).parents[1] / "conformance"))
-from tiny_patch import architecture_of, patch_tiny
+from support.tiny_models import default_checkpoint, parsed_config, released_config, tiny_checkpoint
+from support.tiny_patch import architecture_of, patch_tiny
 
 from patcher.architectures.analysis import Architecture
 from patcher.routes import parallel

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from old_transformers import skip_if_too_old
 from safetensors.torch import load_file, save_file
-from tiny_models import parsed_config, released_config, tiny_checkpoint
+from support.old_transformers import skip_if_too_old
+from support.tiny_models import parsed_config, released_config, tiny_checkpoint
 from transformers import CONFIG_MAPPING
 
 from patcher.architectures.analysis import Architecture

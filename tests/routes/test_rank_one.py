@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import TEXTS, VOCABULARY, default_checkpoint, tiny_checkpoint
+from support.tiny_models import TEXTS, VOCABULARY, default_checkpoint, tiny_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from patcher.architectures.analysis import Architecture
 from patcher.capture.forward import run_blocks, steering_hooks
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
-from patcher.routes import rank_one
-from patcher.routes.fitting.calibration import calibration_tokens
-from patcher.routes.fitting.collect import batches, fit_layers
-from patcher.routes.fitting.divergence import edited, kl_report
-from patcher.routes.fitting.experts import expert_inputs, watch_routing
-from patcher.routes.fitting.norm import NormResponse, norm_spread
-from patcher.routes.fitting.ridge import ConstantFit
-from patcher.routes.fitting.sites import find_site
 from patcher.routes.plan import NotApplicable
+from patcher.routes.rank_one import route as rank_one
+from patcher.routes.rank_one.calibration import calibration_tokens
+from patcher.routes.rank_one.collect import batches, fit_layers
+from patcher.routes.rank_one.divergence import edited, kl_report
+from patcher.routes.rank_one.experts import expert_inputs, watch_routing
+from patcher.routes.rank_one.norm import NormResponse, norm_spread
+from patcher.routes.rank_one.ridge import ConstantFit
+from patcher.routes.rank_one.sites import find_site
 
 
 class Loaded:

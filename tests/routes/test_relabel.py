@@ -8,23 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from default_configs import default_config
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCABULARY, randomise, tiny_checkpoint
+from support.default_configs import default_config
+from support.tiny_models import VOCABULARY, randomise, tiny_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
-from patcher.architectures.relabel.config import config_class
-from patcher.architectures.relabel.tokenizer import tokenizer_changes
 from patcher.architectures.shrink import shrink_config
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.writer import write_copy
-from patcher.routes import relabel
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import NotApplicable, Plan
+from patcher.routes.relabel import route as relabel
+from patcher.routes.relabel.config import config_class
+from patcher.routes.relabel.tokenizer import tokenizer_changes
 
 MISTRAL = "mistralai--Mistral-7B-Instruct-v0.3"
 QWEN2 = "Qwen--Qwen2.5-0.5B"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patcher.errors import InputError
-from patcher.routes.fitting.ridge import ConstantFit
+from patcher.routes.rank_one.ridge import ConstantFit
 
 
 def activations(tokens: int, width: int, seed: int = 0, *, noise: float = 0.3) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from patcher.errors import InputError
-from patcher.recipe import VectorSpec
+from patcher.recipe.schema import VectorSpec
 from patcher.vectors import resolve_layers, resolve_read_layer
 
 WHERE = "recipe.yaml: vectors.0"

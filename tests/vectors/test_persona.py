@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from persona_support import (
+from support.persona import (
     CHAT,
     COLD,
     NO_SYSTEM,
@@ -21,7 +21,7 @@ from persona_support import (
     persona,
     unanswered,
 )
-from tiny_models import tiny_checkpoint, tiny_tokenizer
+from support.tiny_models import tiny_checkpoint, tiny_tokenizer
 
 from patcher.errors import InputError
 from patcher.vectors.persona import ask, generations_text

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from persona_support import CHAT
 from safetensors.torch import load_file
-from tiny_models import tiny_checkpoint, tiny_tokenizer, write_recipe
+from support.persona import CHAT
+from support.tiny_models import tiny_checkpoint, tiny_tokenizer, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import patcher.demo
-from patcher.build import build, dry_run
+from patcher.build.local import build, dry_run
 from patcher.capture.reader import reader_in_memory
 from patcher.cli import main
 from patcher.publish.contents import published_files, read_manifest
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
 from patcher.vectors.finding import answer_questions, find_vectors
 
 PERSONAS = {

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from patcher.pairs import ContrastPair, TokenisedPair, TokenisedSide, tokenise_pairs
-from patcher.recipe import VectorSpec
+from patcher.recipe.schema import VectorSpec
 from patcher.vectors import mean_difference, pca
 
 pytestmark = pytest.mark.stacks

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from persona_support import (
+from support.persona import (
     CHAT,
     COLD,
     QUESTIONS,
@@ -20,10 +20,10 @@ from persona_support import (
     persona,
     unanswered,
 )
-from tiny_models import default_checkpoint, tiny_checkpoint, tiny_tokenizer
+from support.tiny_models import default_checkpoint, tiny_checkpoint, tiny_tokenizer
 
 from patcher.errors import InputError, OutsideError
-from patcher.recipe_persona import GenerateSpec
+from patcher.recipe.persona import GenerateSpec
 from patcher.vectors.persona import ask
 from patcher.vectors.responses import ending_tokens, generate_responses
 

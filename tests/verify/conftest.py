@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_checkpoint, write_recipe
+from support.tiny_models import tiny_checkpoint, write_recipe
 
-from patcher.build import build
-from patcher.build_result import BuildResult
-from patcher.recipe_file import load_recipe
+from patcher.build.local import build
+from patcher.build.result import BuildResult
+from patcher.recipe.file import load_recipe
 
 
 @pytest.fixture(scope="session")

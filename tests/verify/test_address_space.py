@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import tiny_checkpoint
-from unverified import patch
+from support.tiny_models import tiny_checkpoint
+from support.unverified import patch
 
 from patcher.architectures.model_class import quiet_transformers
 
@@ -34,7 +34,7 @@ def test_under_a_true_limit_of_the_address_space(tmp_path: Path) -> None:
     patch(tmp_path / "base", tmp_path / "out", layer, share=0.2)
 
     def run(mode: str) -> dict[str, Any]:
-        program = Path(__file__).with_name("unverified.py")
+        program = Path(__file__).parents[1] / "support" / "unverified.py"
         command = [sys.executable, str(program), str(tmp_path / "base"), str(tmp_path / "out"), "450000000", mode]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr

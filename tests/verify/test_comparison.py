@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from patcher.patched.stored import StoredLayer, StoredSlot
 from patcher.verify.comparison import Comparison, Run, compare, largest
-from patcher.verify.stored import StoredLayer, StoredSlot
 
 VOCABULARY, HIDDEN = 11, 6
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from patcher.build_result import BuildResult
+from patcher.build.result import BuildResult
 from patcher.errors import InputError
 from patcher.verify.later import verify_folder
 

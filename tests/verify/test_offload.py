@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from quantised_models import quantise
 from safetensors.torch import load_file, save_file
-from tiny_models import default_checkpoint, tiny_checkpoint
-from unverified import PROBES, patch
+from support.quantised_models import quantise
+from support.tiny_models import default_checkpoint, tiny_checkpoint
+from support.unverified import PROBES, patch
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.folder import CheckpointFolder

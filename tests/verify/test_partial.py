@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import default_checkpoint, tiny_checkpoint
+from support.tiny_models import default_checkpoint, tiny_checkpoint
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.assembling import raw_header
@@ -24,12 +24,12 @@ from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.checkpoint.source import Source
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError
+from patcher.patched.stored import read_stored
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.planner import choose_route
 from patcher.verify import partial
 from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
 from patcher.verify.partial import PartialCopy
-from patcher.verify.stored import read_stored
 from patcher.verify.transformers_stack import verify_in_transformers
 
 LAYER = 1

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import tiny_checkpoint, write_recipe
+from support.tiny_models import tiny_checkpoint, write_recipe
 
-from patcher.build import build
-from patcher.build_result import BuildResult
+from patcher.build.local import build
+from patcher.build.result import BuildResult
 from patcher.cli import main
 from patcher.errors import InputError, OutsideError
 from patcher.publish.contents import check_verified
-from patcher.recipe_file import load_recipe
+from patcher.recipe.file import load_recipe
+from patcher.stacks.environments import Environment
 from patcher.verify import all_stacks
-from patcher.verify.environments import Environment
 from patcher.verify.of_build import stacks_of
 
 

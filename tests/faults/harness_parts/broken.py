@@ -15,9 +15,10 @@ from harness_parts.checks import Bench, FaultFound, require_ended
 from harness_parts.disk_cases import file_size_limit
 from harness_parts.moving_cases import interrupted
 
-import patcher.build
-from patcher.checkpoint import disk, staging
+import patcher.build.local
+from patcher.checkpoint import staging
 from patcher.cli import progress
+from patcher.disk import failures as disk
 
 
 def writes_in_place() -> None:
@@ -28,7 +29,7 @@ def writes_in_place() -> None:
         output.mkdir(exist_ok=True)
         yield output
 
-    patcher.build.staged_folder = in_place  # type: ignore[assignment]
+    patcher.build.local.staged_folder = in_place  # type: ignore[assignment]
 
 
 def keeps_leftovers() -> None:
@@ -38,13 +39,13 @@ def keeps_leftovers() -> None:
 
 def touches_the_base() -> None:
     """A file of the base is opened for writing, and closed again."""
-    honest = patcher.build.write_copy
+    honest = patcher.build.local.write_copy
 
     def touching(base: Any, stage: Path, **options: Any) -> Any:
         (base.path / base.weight_files[0]).touch()
         return honest(base, stage, **options)
 
-    patcher.build.write_copy = touching
+    patcher.build.local.write_copy = touching
 
 
 def shows_stack_traces() -> None:

@@ -21,11 +21,8 @@ from typing import Any
 
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401 - once here, so that no fork imports it
-from stock_processes import become, leave
+from support.stock_processes import become, leave
 
-import patcher.build
-import patcher.cli.report
-import patcher.reproduce  # noqa: F401
 from patcher import cli
 from patcher.cli.progress import Voice
 from patcher.verify import transformers_stack

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from harness_parts.builds import Build, Done, Shop
 from safetensors.torch import load_file
-from tiny_models import tiny_tokenizer, write_recipe
+from support.tiny_models import tiny_tokenizer, write_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from patcher.architectures.model_class import quiet_transformers

@@ -1,0 +1,81 @@
+"""What a build writes for people: the manifest, the model card and its pictures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from patcher.card.card import render_card
+from patcher.checkpoint.source import Source
+from patcher.checkpoint.staging import MANIFEST
+from patcher.patched.writing import manifest_text
+from patcher.report.pictures.extra import can_draw
+from patcher.vectors.persona import GENERATIONS, generations_text
+
+PICTURES = {"by_coefficient": "steering_by_coefficient.png", "shifted_tokens": "steering_shifted_tokens.png"}
+"""Name of a picture in :mod:`patcher.report.pictures` -> its file beside the card."""
+NOT_DRAWN = "the card has no pictures: matplotlib is not installed (pip install 'patch-model[plots]')"
+
+
+def write_texts(stage: Path, manifest: Mapping[str, Any], source: Source, records: Sequence[Mapping[str, Any]]) -> int:
+    """Write ``steering.json``, the card, its pictures and the responses of `method: persona`.
+
+    Args:
+        stage: the folder that becomes the output.
+        records: of `method: persona`, every response.
+
+    Returns:
+        The number of bytes written.
+    """
+    card = source.folder / "README.md"
+    base_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
+    licences = [item.name for item in sorted(stage.iterdir()) if item.name.lower().startswith(("licen", "notice"))]
+    wanted = manifest["recipe"]["resolved"]["evaluate"]["pictures"]
+    pictures = draw_pictures(stage, manifest.get("evaluation")) if wanted else []
+    texts = {
+        MANIFEST: manifest_text(manifest),
+        "README.md": render_card(manifest, base_card, licences, pictures=list(pictures)),
+        **({GENERATIONS: generations_text(records)} if records else {}),
+    }
+    for name, text in texts.items():
+        (stage / name).write_text(text, encoding="utf-8")
+    return sum(len(text.encode()) for text in texts.values()) + sum((stage / name).stat().st_size for name in pictures)
+
+
+def draw_pictures(stage: Path, evaluation: Mapping[str, Any] | None) -> list[str]:
+    """Draw what was measured, if there is anything to draw and something to draw it with.
+
+    Returns:
+        The names of the files, in the order of the card.
+    """
+    if not evaluation or "curve" not in evaluation or not can_draw():
+        return []
+    from patcher.report.pictures.drawing import dark_of, draw_all
+
+    measured = {
+        "measure": evaluation["measure"],
+        "grid": evaluation["curve"],
+        "random_grid": evaluation["random_curve"],
+        "recommended": _built(evaluation["curve"]),
+        "guard": {"measure": "kl", "unit": "nats a token", "limit": evaluation["guard"]["kl_limit"]},
+        "shifted": evaluation["shifted"],
+    }
+    scratch = stage / ".pictures"
+    try:
+        drawn = draw_all(measured, scratch, names=tuple(PICTURES))
+        for name, path in drawn.items():
+            dark_of(path).unlink(missing_ok=True)
+            path.replace(stage / PICTURES[name])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return [PICTURES[name] for name in drawn]
+
+
+def _built(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The cell of the curve that is baked in: the fourth of its multiples, 1."""
+    from patcher.evaluate.side_effects import FACTORS
+
+    cell = curve[FACTORS.index(1.0)]
+    return {"layer": cell["layer"], "coefficient": cell["coefficient"]}

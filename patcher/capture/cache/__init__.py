@@ -1,0 +1,1 @@
+"""Captured activations that are kept for the next run."""

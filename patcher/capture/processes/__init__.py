@@ -1,0 +1,1 @@
+"""Capture over several processes, as torchrun starts them."""

@@ -1,0 +1,219 @@
+"""What a patched folder stores: the vectors that its tensors really hold, read back from the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from patcher.checkpoint.folder import CheckpointFolder, read_json_object
+from patcher.checkpoint.safetensors_file import read_tensor
+from patcher.checkpoint.staging import MANIFEST
+from patcher.errors import InputError
+from patcher.patched.schema import check_manifest
+from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
+
+VECTORS = "steering.safetensors"
+_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class StoredSlot:
+    """One tensor that holds a layer's vector.
+
+    Attributes:
+        parameter: its name in the stock class that loads the folder.
+        delta: [hidden]; what it holds over its neutral content (per unit of ``right``).
+        gain: [hidden] or a number; residual gain per unit of ``delta``.
+        rel_error: relative error of ``delta``, the worst row where several hold it.
+        right: [n]; the tensor holds the outer product of ``delta`` and this. None: ``delta`` itself.
+        transposed: the outer product lies as [n, hidden].
+        index: the expert of a fused parameter.
+        original: [hidden, n] or [n, hidden]; what the base stores there, of a matrix that was rounded again.
+    """
+
+    parameter: str
+    delta: torch.Tensor
+    gain: torch.Tensor = field(default_factory=lambda: torch.ones(()))
+    rel_error: float = 0.0
+    right: torch.Tensor | None = None
+    transposed: bool = False
+    index: int | None = None
+    original: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One edited layer of a folder.
+
+    Attributes:
+        wanted: [hidden] fp32; the sum of the layer's edits, as the copy's residual stream should gain them.
+        stored: [hidden] fp32; what it gains by the tensors in the file.
+        rel_error: |stored - wanted| / |wanted|, of the worst tensor.
+        slots: the tensors that hold it.
+        copy_layer: the block of the copy after which the residual stream holds it.
+    """
+
+    wanted: torch.Tensor
+    stored: torch.Tensor
+    rel_error: float
+    slots: tuple[StoredSlot, ...]
+    copy_layer: int
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The folder's ``steering.json``.
+
+    Raises:
+        InputError: it is not there, or not ours.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"this is not a patched folder: it has no {MANIFEST}",
+            where=str(folder),
+            remedy="give the folder that patch-model wrote",
+        )
+    manifest = read_json_object(folder / MANIFEST)
+    lists = all(isinstance(manifest.get(key), list) for key in ("edits", "verification"))
+    maps = all(isinstance(manifest.get(key), dict) for key in ("base", "route"))
+    if not (lists and maps and isinstance(manifest["route"].get("blocks"), str)):
+        raise InputError("the manifest is incomplete", where=str(folder / MANIFEST), remedy="build the folder again")
+    if manifest.get("format") != 1:
+        raise InputError(
+            "the manifest has a format that this version does not know",
+            where=str(folder / MANIFEST),
+            found=manifest.get("format"),
+            remedy="upgrade patch-model",
+        )
+    check_manifest(manifest, folder / MANIFEST)
+    return manifest
+
+
+def read_stored(folder: Path, manifest: Mapping[str, Any], *, partial: bool = False) -> dict[int, StoredLayer]:
+    """What the folder's files hold, layer by layer; of a ``partial`` one, those that are here have to hold it all.
+
+    Raises:
+        InputError: files are missing, damaged, or contradict the manifest.
+    """
+    path = folder / VECTORS
+    try:
+        vectors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError("the vectors cannot be read", where=str(path), found=error, remedy="build it again") from None
+    checkpoint = CheckpointFolder(folder, partial=partial)
+    route = manifest["route"]
+    wanted: dict[int, torch.Tensor] = {}
+    try:
+        for edit in manifest["edits"]:
+            layer, vector = int(edit["layer"]), vectors[edit["tensor"]]
+            fits = vector.ndim == 1 and len(vector) and vector.is_floating_point()
+            _require(fits and vector.shape == wanted.get(layer, vector).shape, f"{path}: {edit['tensor']}", vector)
+            wanted[layer] = wanted.get(layer, torch.zeros(())) + vector.double()
+        if not wanted:
+            raise KeyError("an edit")
+        carriers: dict[int, list[Mapping[str, Any]]] = {layer: [] for layer in wanted}
+        for tensor in route["tensors"]:
+            carriers[int(tensor["layer"])].append(tensor)
+        result = {}
+        for layer, vector in wanted.items():
+            if not carriers[layer]:
+                raise KeyError(f"a tensor for layer {layer}")
+            if route.get("residual") == "centred":
+                vector = vector - vector.mean()
+            slots = [_slot(vector, tensor, checkpoint, vectors) for tensor in carriers[layer]]
+            result[layer] = StoredLayer(
+                wanted=vector.float(),
+                stored=torch.stack([slot.delta.double() * slot.gain for slot in slots]).mean(dim=0).float(),
+                rel_error=max(slot.rel_error for slot in slots),
+                slots=tuple(slots),
+                copy_layer=int(route.get("copy_layers", {}).get(str(layer), layer)),
+            )
+        return result
+    except KeyError as error:
+        raise InputError(
+            "the manifest names a tensor that is not in the folder",
+            where=str(folder),
+            found=error,
+            remedy="build it again",
+        ) from None
+
+
+def _slot(
+    wanted: torch.Tensor, tensor: Mapping[str, Any], checkpoint: CheckpointFolder, vectors: Mapping[str, torch.Tensor]
+) -> StoredSlot:
+    name, factor = str(tensor["name"]), float(tensor["factor"])
+    now = read_tensor(checkpoint.tensors[name])
+    added = tensor["kind"] == "added"
+    before = vectors[ORIGINAL_PREFIX + name] if added else torch.tensor(float(tensor.get("offset", 0.0)))
+    where = f"{checkpoint.path}: {name}"
+    gain = torch.tensor(factor, dtype=torch.float64)
+    if tensor.get("spread"):
+        spread = vectors[SPREAD_PREFIX + name]
+        _require(spread.shape in ((), wanted.shape), where, spread)
+        gain = gain / spread.double()
+    wanted = wanted / gain
+    right, transposed = None, bool(tensor.get("transposed"))
+    if tensor.get("outer"):
+        right = vectors[RIGHT_PREFIX + name].double()
+        shape = (*right.shape, *wanted.shape) if transposed else (*wanted.shape, *right.shape)
+        _require(right.ndim == 1 and now.numel() and now.shape[-2:] == shape, where, now)
+        _require(before.shape in ((), now.shape), where, before)
+        matrices = now.reshape(-1, *now.shape[-2:])
+        # What was added to a half-precision weight is rounded beside it, at random; a created one holds it exactly.
+        held = [
+            _outer((matrix.T if transposed else matrix), right, wanted, exact=not added)
+            for matrix in (part.double() - before.double() for part in matrices)
+        ]
+        delta = torch.stack([found for found, _ in held]).mean(dim=0)
+        error = torch.stack([off for _, off in held]).max()
+    else:
+        _require(now.ndim and now.numel() and now.shape[-1:] == wanted.shape, where, now)
+        _require(before.shape in ((), wanted.shape, now.shape), where, before)
+        delta, error = _rows(now.reshape(-1, now.shape[-1]), before, wanted)
+    return StoredSlot(
+        parameter=str(tensor["parameter"]),
+        delta=delta.float(),
+        gain=gain,
+        rel_error=float(error.nan_to_num(float("inf"))),
+        right=None if right is None else right.float(),
+        transposed=transposed,
+        index=tensor.get("index"),
+        original=before if added and right is not None else None,
+    )
+
+
+def _require(fits: object, where: str, tensor: torch.Tensor) -> None:
+    if not fits:
+        raise InputError(
+            "a tensor is not what the manifest says",
+            where=where,
+            found=f"{tensor.dtype} {list(tensor.shape)}",
+            remedy="build it again",
+        )
+
+
+def _outer(
+    matrix: torch.Tensor, right: torch.Tensor, wanted: torch.Tensor, *, exact: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The left factor that a matrix [hidden, n] has beside ``right``, and its relative error; all of it if exact."""
+    delta = matrix @ right / (right @ right)
+    error = (delta - wanted).norm() / wanted.norm()
+    if exact:
+        error = torch.maximum(error, (matrix - torch.outer(delta, right)).norm() / (delta.norm() * right.norm()))
+    return delta, error
+
+
+def _rows(now: torch.Tensor, before: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of the rows' gains, and the largest relative error of one; a vocabulary's rows are taken in pieces."""
+    before = before.expand(now.shape)
+    total, worst = torch.zeros_like(wanted), torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(now), _ROWS):
+        gains = now[start : start + _ROWS].double() - before[start : start + _ROWS].double()
+        total += gains.sum(dim=0)
+        worst = torch.maximum(worst, ((gains - wanted).norm(dim=-1) / wanted.norm()).max())
+    return total / len(now), worst

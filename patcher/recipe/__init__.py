@@ -1,0 +1,1 @@
+"""The recipe: its schema, its text and lines, and errors that point at a line."""

@@ -1,0 +1,101 @@
+"""All pictures of a sweep, as files."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from patcher.report.pictures.extra import require_plots
+
+PICTURES = (
+    "controls",
+    "heat_map",
+    "effect_by_layer",
+    "by_coefficient",
+    "pareto_front",
+    "perplexity_curves",
+    "contrast_pca",
+    "cosine_by_layer",
+    "shifted_tokens",
+    "token_changes",
+)
+"""Names of all pictures, in the order of the report."""
+
+CARD_PICTURES = ("by_coefficient", "shifted_tokens", "token_changes")
+"""Those that a build without a sweep may have."""
+
+
+def dark_of(picture: Path) -> Path:
+    """Where the same picture on dark paper lies."""
+    return picture.with_name(f"{picture.stem}_dark{picture.suffix}")
+
+
+def draw_all(sweep: Mapping[str, Any], folder: Path, *, names: Sequence[str] = PICTURES) -> dict[str, Path]:
+    """Draw every picture whose data is there.
+
+    Args:
+        sweep: the content of sweep.json, or the parts of it that there are.
+        folder: made where it is missing; ``NAME.png`` and, on dark paper, ``NAME_dark.png`` are written, 1200 pixels
+            wide, legible at 600.
+        names: of :data:`PICTURES`.
+
+    Returns:
+        The light file of each picture drawn, by name, in the order of ``names``; :func:`dark_of` names its dark one.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    require_plots()
+    from patcher.report.pictures.style import DARK, LIGHT, save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, Path] = {}
+    with _quiet():
+        for name in names:
+            draw = importlib.import_module(f"patcher.report.pictures.{name}").figure
+            path = folder / f"{name}.png"
+            for theme, target in ((LIGHT, path), (DARK, dark_of(path))):
+                picture = draw(sweep, theme)
+                if picture is None:
+                    target.unlink(missing_ok=True)
+                    continue
+                save(picture, target, theme)
+                drawn[name] = path
+    return drawn
+
+
+def draw_card_pictures(measured: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """The pictures of a build without a sweep: effect and damage by coefficient, and the most shifted tokens.
+
+    Args:
+        measured: the keys of sweep.json that there are: ``grid`` (``layer`` is null where vectors sit at several
+            layers), ``random_grid``, ``recommended`` (what was built), ``guard``, ``measure``, ``shifted``,
+            ``text_changes``.
+        folder: as of :func:`draw_all`.
+
+    Returns:
+        As :func:`draw_all`.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    return draw_all(measured, folder, names=CARD_PICTURES)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Fonts that are not installed are not the user's concern; nothing else is hushed."""
+    logger = logging.getLogger("matplotlib.font_manager")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,229 @@
+"""A tiny base, and its extension by one block whose content can be set and whose effect can be measured."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
+from patcher.architectures.probe import build_stand_in, logits_of, randomise, run_on
+from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, block_count, kept_layers, shrink_config
+from patcher.routes.carrier.fills import Fill, content
+from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
+
+_INNER_SIZES = ("intermediate", "ffn_hidden", "n_inner", "ffn_dim", "dim_ff")
+_REAL_COUNTS = (
+    "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok",
+    "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k",
+)  # fmt: skip
+SCALES = (0.3, 3.0, 100.0)
+
+
+class _Reached(Exception):  # noqa: N818 - ends a forward pass that has shown enough
+    pass
+
+
+class Bench:
+    """The tiny base of one block type, extended after that block.
+
+    Attributes:
+        model: the extended class, with the base's random weights in all blocks but the inserted one.
+        base: the tiny base.
+        insertion: of the tiny config.
+        place: index of the inserted block.
+        parameters: name in the block -> what the inserted block has there.
+        template: the same of its template, unchanged.
+        hidden: width of the stand-in's residual stream.
+        narrow: whether its MLPs have fewer than two neurons a coordinate.
+
+    Without ``after`` the stand-in has a few blocks, and the insertion comes after the template. With it the stand-in
+    is as deep as the real model, so that whatever a class computes from a block's index is what it computes there.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        blocks: str,
+        template: int,
+        *,
+        dense: bool = False,
+        narrow: bool = False,
+        all_experts: bool = False,
+        flags: Mapping[str, Any] | None = None,
+        after: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        tiny, layer = stand_in_config(config, template, NARROW if narrow else WIDE, all_experts=all_experts)
+        like = layer
+        if after is not None:
+            tiny, layer, like = as_deep(tiny, config, template), after, template
+        self.blocks, self.layer, self.hidden, self.config, self.narrow = blocks, layer, HIDDEN, tiny, narrow
+        self.insertion: Insertion = insert_blocks(tiny, [layer], {layer: like}, dense=dense)
+        self.place = self.insertion.copy_layers[layer]
+        self.generator = torch.Generator().manual_seed(0)
+        self.base = build_stand_in(tiny, trust_remote_code=trust_remote_code)
+        self.model = build_stand_in(with_flags(self.insertion.config, flags or {}), trust_remote_code=trust_remote_code)
+        randomise(self.base, self.generator)
+        _raise_residual(self.base)
+        self.ids = torch.randint(3, int(tiny.vocab_size), (2, 11), generator=self.generator)
+        self._fill_from_base(like, strict=not dense)
+        self.block: nn.Module = submodule(self.model, f"{blocks}.{self.place}")
+        self.parameters = _stored(self.block)
+        self.template = {
+            name: tensor.detach().clone() for name, tensor in _stored(submodule(self.base, f"{blocks}.{like}")).items()
+        }
+        self.vector = torch.randn(self.hidden, generator=self.generator)
+
+    def _fill_from_base(self, like: int, *, strict: bool) -> None:
+        stored = self.base.state_dict()
+        prefix = self.blocks + "."
+        moved = {}
+        for name, tensor in stored.items():
+            if name.startswith(prefix):
+                index, _, rest = name.removeprefix(prefix).partition(".")
+                moved[f"{prefix}{self.insertion.moved(int(index))}.{rest}"] = tensor
+                if int(index) == like and strict:
+                    moved[f"{prefix}{self.place}.{rest}"] = tensor
+            else:
+                moved[name] = tensor
+        try:
+            result = self.model.load_state_dict(moved, strict=False)
+        except RuntimeError as error:
+            raise CannotInsert(f"a tensor has another shape in the extended class ({str(error)[:200]})") from None
+        if result.unexpected_keys:
+            raise CannotInsert(f"the extended class lacks {result.unexpected_keys[0]}")
+        with torch.no_grad():
+            own = self.model.state_dict()
+            for name in result.missing_keys:
+                own[name].zero_()
+        self.created = tuple(name for name in result.missing_keys if not name.startswith(f"{prefix}{self.place}."))
+
+    def set(self, fills: Mapping[str, Fill], vector: torch.Tensor | None = None) -> None:
+        """Fill the inserted block; what ``fills`` does not name is zero."""
+        with torch.no_grad():
+            for name, tensor in self.parameters.items():
+                fill = fills.get(name, Fill("zeros"))
+                if fill.kind == "copied":
+                    tensor.copy_(self.template.get(name, torch.zeros(())).expand_as(tensor))
+                else:
+                    tensor.copy_(content(fill, tuple(tensor.shape), self.hidden, vector).to(tensor.dtype))
+
+    def gains(self, scales: tuple[float, ...] = SCALES) -> list[torch.Tensor]:
+        """What the inserted block adds to random residuals of each scale, [batch, position, hidden] fp32."""
+        args, kwargs = self._call
+        found = []
+        with torch.no_grad(), quiet_transformers():
+            for scale in scales:
+                noise = torch.randn(self._shape, generator=torch.Generator().manual_seed(1)) * scale
+                rest = copy.deepcopy((args[1:], kwargs))
+                if args:
+                    output = self.block(noise, *rest[0], **rest[1])
+                else:
+                    output = self.block(**{**rest[1], "hidden_states": noise})
+                hidden = output if isinstance(output, torch.Tensor) else output[0]
+                found.append(hidden.float() - noise)
+        return found
+
+    @functools.cached_property
+    def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """With what the model calls the inserted block; only the residual is replaced."""
+        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append((args, kwargs))
+            raise _Reached
+
+        handle = self.block.register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            with torch.no_grad(), quiet_transformers(), contextlib.suppress(_Reached):
+                logits_of(self.model, self.ids)
+        finally:
+            handle.remove()
+        return copy.deepcopy(seen[0])
+
+    @property
+    def _shape(self) -> torch.Size:
+        args, kwargs = self._call
+        residual: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+        return residual.shape
+
+    def prove(self, fills: Mapping[str, Fill]) -> tuple[float, float, float]:
+        """Max |difference in logits| from the base under a hook, that hook's effect, and the largest logit."""
+        block = submodule(self.base, f"{self.blocks}.{self.layer}")
+        with torch.no_grad(), quiet_transformers():
+            residual, plain = run_on(self.base, block, self.ids)
+            # As large as the residual, or the effect would drown in what fp32 rounds off.
+            vector = self.vector * float(residual.square().mean().sqrt())
+            self.set(fills, vector)
+            logits = logits_of(self.model, self.ids)
+            _, hooked = run_on(self.base, block, self.ids, add=vector)
+        return float((logits - hooked).abs().max()), float((hooked - plain).abs().max()), float(hooked.abs().max())
+
+
+def stand_in_config(config: Any, layer: int, inner: int, *, all_experts: bool = False) -> tuple[Any, int]:
+    """A shrunk config whose MLPs have ``inner`` neurons, and its block that stands for ``layer``.
+
+    Args:
+        config: the real one.
+        layer: a block of the real model.
+        inner: width of every MLP.
+        all_experts: keep the number of experts, of which the weight of a single one may be a share.
+    """
+    tiny, stand_in = shrink_config(config, layer)
+    _shrink_indices(tiny, config, layer)
+    for part in (tiny, getattr(tiny, "ffn_config", None)):
+        for name, value in list(vars(part).items()) if part is not None else []:
+            if any(word in name for word in _INNER_SIZES):
+                if isinstance(value, int) and not isinstance(value, bool) and value:
+                    setattr(part, name, inner)
+                elif isinstance(value, list) and value and all(isinstance(item, int) for item in value):
+                    setattr(part, name, [inner] * len(value))
+    for name in _REAL_COUNTS if all_experts else ():
+        real = vars(config).get(name)
+        if isinstance(real, int) and not isinstance(real, bool) and name in vars(tiny):
+            setattr(tiny, name, real)
+    return copy.deepcopy(tiny), stand_in
+
+
+def as_deep(tiny: Any, config: Any, layer: int) -> Any:
+    """A stand-in of as many blocks as the real model has; each block that was left out is one like that before it.
+
+    Raises:
+        CannotInsert: the config does not take so many.
+    """
+    kept = kept_layers(config, layer)
+    gaps = [right - left - 1 for left, right in itertools.pairwise(kept)]
+    for place, gap in reversed(list(enumerate(gaps))):
+        for _ in range(gap):
+            tiny = insert_blocks(tiny, [place], {place: place}).config
+    return tiny
+
+
+def _shrink_indices(tiny: Any, config: Any, layer: int) -> None:
+    """Lists of block indices that the general shrinking does not know."""
+    kept = kept_layers(config, layer)
+    for name, value in vars(config).items():
+        if names_blocks(name, value, block_count(config)):
+            setattr(tiny, name, [kept.index(index) for index in value if index in kept])
+
+
+def _raise_residual(model: nn.Module) -> None:
+    """A trained residual is about as large as 1; beside the initial one a norm's epsilon would count."""
+    find = getattr(model, "get_input_embeddings", None)
+    weight = getattr(find() if callable(find) else None, "weight", None)
+    if isinstance(weight, torch.Tensor):
+        with torch.no_grad():
+            weight.mul_(1.0 / weight.std())
+
+
+def _stored(block: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and stored buffers of a block that hold floating-point numbers."""
+    names = block.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in names.items() if tensor.is_floating_point()}

@@ -1,0 +1,215 @@
+"""Which block to insert for an edit: its type, its content, and the config that creates it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from patcher.architectures.analysis import Architecture
+from patcher.architectures.model_class import on_meta, submodule, with_flags
+from patcher.errors import InputError
+from patcher.routes.carrier.bench import Bench
+from patcher.routes.carrier.guard import block_kinds, require_neutral
+from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks
+from patcher.routes.carrier.probe import Form, find_forms, why_none
+
+_MOST_TYPES = 6
+_SIZE_DEPENDENT = ("attn", "attention", "mamba", "conv", "rotary", "indexer", "mixer")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One way to look for a content: what the config may be told, and what may be found too narrow."""
+
+    dense: bool = False
+    narrow: bool = False
+    flags: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is inserted.
+
+    Attributes:
+        insertion: the extended config, with the flags.
+        forms: layer -> the content of the block after it.
+        benches: layer -> the stand-in on which that was proven.
+        flags: config keys that the contents need.
+        base: the base's class on meta.
+        extended: the extended class on meta, with the flags.
+    """
+
+    insertion: Insertion
+    forms: Mapping[int, Form]
+    benches: Mapping[int, Bench]
+    flags: Mapping[str, Any]
+    base: nn.Module
+    extended: nn.Module
+
+
+def choose_insertion(architecture: Architecture, layers: Sequence[int], *, flagged: bool | None = None) -> Choice:
+    """The first block type and content that are proven for every layer.
+
+    Args:
+        architecture: the stock class under this config.
+        layers: the blocks after which the residual must gain a vector.
+        flagged: only contents that need a config flag, or only those that need none; by default those come last.
+
+    Raises:
+        CannotInsert: there is none; the text says why.
+    """
+    base = on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code)
+    search = _Search(architecture, base)
+    reasons: dict[str, None] = {}
+    for stage in search.stages():
+        if flagged is not None and bool(stage.flags) != flagged:
+            continue
+        try:
+            return search.all_layers(sorted(set(layers)), stage)
+        except CannotInsert as finding:
+            if str(finding) not in search.uninformative:
+                reasons[str(finding)] = None
+    raise CannotInsert("; ".join(list(reasons)[:3]) or "no content of an inserted block makes its output constant")
+
+
+class _Search:
+    uninformative = ("the config cannot make a single block of it dense",)
+
+    def __init__(self, architecture: Architecture, base: nn.Module) -> None:
+        self.architecture, self.base = architecture, base
+        self.config, self.trust = architecture.config, architecture.trust_remote_code
+        self.kinds = block_kinds(base, architecture.blocks)
+        self._found: dict[Any, tuple[Bench, Form] | str] = {}
+        self._last: tuple[Any, tuple[Insertion, nn.Module]] | None = None
+
+    def stages(self) -> Iterator[Stage]:
+        yield Stage()
+        yield Stage(dense=True)
+        yield Stage(narrow=True)
+        for name, value in vars(self.config).items():
+            if value is False and "bias" in name:
+                yield Stage(flags=((name, True),))
+
+    def all_layers(self, layers: Sequence[int], stage: Stage) -> Choice:
+        chosen = {layer: self._one_layer(layer, stage) for layer in layers}
+        templates = {layer: template for layer, (template, _, _) in chosen.items()}
+        insertion, extended = self._inserted(tuple(layers), templates, stage)
+        forms = {layer: form for layer, (_, _, form) in chosen.items()}
+        benches = {layer: bench for layer, (_, bench, _) in chosen.items()}
+        return Choice(insertion, forms, benches, dict(stage.flags), self.base, extended)
+
+    def _inserted(
+        self, layers: tuple[int, ...], templates: Mapping[int, int], stage: Stage
+    ) -> tuple[Insertion, nn.Module]:
+        key = (layers, tuple(templates.items()), stage)
+        if self._last is None or key != self._last[0]:
+            self._last = key, self._insert(layers, templates, stage)
+        return self._last[1]
+
+    def _insert(
+        self, layers: tuple[int, ...], templates: Mapping[int, int], stage: Stage
+    ) -> tuple[Insertion, nn.Module]:
+        insertion = insert_blocks(self.config, layers, templates, dense=stage.dense)
+        extended = require_neutral(self.base, insertion, self.architecture.blocks, trust_remote_code=self.trust)
+        if stage.flags:
+            flagged = with_flags(insertion.config, dict(stage.flags))
+            extended = on_meta(flagged, trust_remote_code=self.trust)
+            changes = {**insertion.changes, **dict(stage.flags)}
+            insertion = replace(insertion, config=flagged, changes=changes)
+        return insertion, extended
+
+    def _one_layer(self, layer: int, stage: Stage) -> tuple[int, Bench, Form]:
+        why = ""
+        for template in self._templates(layer):
+            try:
+                insertion, extended = self._inserted((layer,), {layer: template}, stage)
+                block = submodule(extended, f"{self.architecture.blocks}.{insertion.copy_layers[layer]}")
+                bench, form = self._form(template, stage, block)
+                self._require_proof(layer, template, stage, bench, form)
+                return template, bench, form
+            except CannotInsert as finding:
+                why = why or str(finding)
+        raise CannotInsert(why)
+
+    def _templates(self, layer: int) -> list[int]:
+        count = self.architecture.block_count
+        near = [layer, min(layer + 1, count - 1), *(self.kinds.index(kind) for kind in dict.fromkeys(self.kinds))]
+        by_kind = {self.kinds[block]: block for block in reversed(near)}
+        return sorted(by_kind.values(), key=near.index)[:_MOST_TYPES]
+
+    def _form(self, template: int, stage: Stage, block: nn.Module) -> tuple[Bench, Form]:
+        key = (self.kinds[template], stage)
+        if key not in self._found:
+            try:
+                self._found[key] = self._search(template, stage, block)
+            except CannotInsert as finding:
+                self._found[key] = str(finding)
+            except (InputError, RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+                first = (str(error).splitlines() or [type(error).__name__])[0]
+                self._found[key] = f"a stand-in of it does not run ({first})"
+        found = self._found[key]
+        if isinstance(found, str):
+            raise CannotInsert(found)
+        return found
+
+    def _search(self, template: int, stage: Stage, block: nn.Module) -> tuple[Bench, Form]:
+        shapes = {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()}
+        bench = self._bench(template, stage)
+        weights = {name for name, tensor in block.state_dict().items() if tensor.is_floating_point()}
+        lacking = sorted(bench.parameters.keys() ^ weights)
+        if lacking:
+            raise CannotInsert(f"its stand-in is built otherwise (`{lacking[0]}`)")
+        _require_same_factors(bench, block)
+        form = next(find_forms(bench, shapes, self.architecture.hidden), None)
+        if form is None:
+            raise CannotInsert(why_none(bench))
+        if bench.parameters[form.sink].ndim == 3 and form.carrier == form.sink:
+            # What an expert weighs may depend on how many there are.
+            bench = self._bench(template, stage, all_experts=True)
+            again = find_forms(bench, shapes, self.architecture.hidden)
+            form = next((found for found in again if found.sink == form.sink), None)
+            if form is None:
+                raise CannotInsert("with all experts its output is no constant")
+        return bench, form
+
+    def _require_proof(self, layer: int, template: int, stage: Stage, bench: Bench, form: Form) -> None:
+        """The whole model again, as deep as the real one, with the block where it will be."""
+        many = bench.parameters[form.sink].ndim == 3
+        deep = self._bench(template, stage, all_experts=many, after=layer)
+        if deep.parameters.keys() != bench.parameters.keys():
+            raise CannotInsert("in a stand-in of full depth its block is of another type")
+        difference, effect, largest = deep.prove(form.fills)
+        if not difference <= 1e-4 * max(1.0, largest) or not difference <= 2e-3 * effect:
+            raise CannotInsert(
+                f"in a stand-in of full depth the model then differs from the hook by {difference / effect:.1%} of its "
+                "effect: the class computes something from a block's index"
+            )
+
+    def _bench(self, template: int, stage: Stage, *, all_experts: bool = False, after: int | None = None) -> Bench:
+        return Bench(
+            self.config,
+            self.architecture.blocks,
+            template,
+            dense=stage.dense,
+            narrow=stage.narrow,
+            all_experts=all_experts,
+            flags=dict(stage.flags),
+            after=after,
+            trust_remote_code=self.trust,
+        )
+
+
+def _require_same_factors(bench: Bench, block: nn.Module) -> None:
+    """A factor that is computed from sizes was measured wrongly on a stand-in."""
+    small = dict(bench.block.named_modules())
+    for path, module in block.named_modules():
+        if any(word in path for word in _SIZE_DEPENDENT):
+            continue
+        for name, value in vars(module).items():
+            number = isinstance(value, float) and math.isfinite(value) and not name.startswith("_")
+            if number and vars(small[path]).get(name) != value:
+                raise CannotInsert(f"`{f'{path}.{name}'.strip('.')}` depends on the model's size")

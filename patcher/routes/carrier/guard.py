@@ -1,0 +1,163 @@
+"""An inserted block must change no other one: every block of the two classes is compared, module by module.
+
+What a class computes from a block's index shows here as an attribute that moved with the index instead of the block:
+a sliding window in every sixth block, keys and values that are shared, a factor that depends on the depth.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from patcher.architectures.model_class import on_meta, submodule
+from patcher.errors import InputError
+from patcher.routes.carrier.insertion import CannotInsert, Insertion, sources_of
+
+_INDEX = re.compile(r"(^|_)(idx|index|layer_id|block_id|layer_number|layer_num|block_number)$")
+_PARTS = 4
+"""A block may have several parts with caches of their own, numbered through."""
+
+
+def require_neutral(
+    base: nn.Module, insertion: Insertion, blocks: str, *, trust_remote_code: bool = False
+) -> nn.Module:
+    """Hold every block and every other module of the extended class to the base's, and return the class on meta.
+
+    Args:
+        base: the base's class, on meta.
+        insertion: from :func:`insert_blocks`.
+        blocks: path of the list of decoder blocks.
+
+    Raises:
+        CannotInsert: a module or an attribute differs; the text names it.
+    """
+    try:
+        extended = on_meta(insertion.config, trust_remote_code=trust_remote_code)
+    except InputError as error:
+        raise CannotInsert(f"the class does not build one more block: {error.problems[0].found}") from None
+    old, new = submodule(base, blocks), submodule(extended, blocks)
+    total = insertion.count + len(insertion.layers)
+    if not isinstance(new, nn.ModuleList) or len(new) != total or len(old) != insertion.count:
+        raise CannotInsert(f"the class does not build {total} blocks under the extended config")
+    pairs = [(block, insertion.moved(block), f"block {block}") for block in range(insertion.count)]
+    if not insertion.dense:
+        pairs += [
+            (insertion.templates[layer], insertion.copy_layers[layer], "the inserted block")
+            for layer in insertion.layers
+        ]
+    fixed = _fixed(old)
+    for block, place, name in pairs:
+        difference = _difference(old[block], new[place], insertion, block, place, fixed=fixed)
+        if difference is not None:
+            raise CannotInsert(f"inserting a block changes {name}: {difference}")
+    difference = _difference(base, extended, insertion, None, None, skip=blocks)
+    if difference is not None:
+        raise CannotInsert(f"inserting a block changes the rest of the model: {difference}")
+    return extended
+
+
+def block_kinds(model: nn.Module, blocks: str) -> list[Any]:
+    """For each block something hashable that is equal for blocks of one type (the index itself is left out)."""
+    found = []
+    for block in submodule(model, blocks):
+        found.append(tuple(
+            (path, type(module).__qualname__, name, repr(value))
+            for path, module in block.named_modules()
+            for name, value in (*_tensors(module), *_attributes(module))
+            if not _INDEX.search(name)
+        ))  # fmt: skip
+    return found
+
+
+def _difference(
+    old: nn.Module,
+    new: nn.Module,
+    insertion: Insertion,
+    block: int | None,
+    place: int | None,
+    *,
+    skip: str = "",
+    fixed: frozenset[str] = frozenset(),
+) -> str | None:
+    before = {path: module for path, module in old.named_modules() if not (skip and path.startswith(skip + "."))}
+    after = {path: module for path, module in new.named_modules() if not (skip and path.startswith(skip + "."))}
+    lost = sorted(before.keys() ^ after.keys())
+    if lost:
+        return str(lost[0])
+    for path, module in before.items():
+        other = after[path]
+        if type(module) is not type(other):
+            return f"{path or 'its class'} is a {type(other).__name__}"
+        one, two = dict(_tensors(module)), dict(_tensors(other))
+        one.update(_attributes(module))
+        two.update(_attributes(other))
+        for name in sorted(one.keys() | two.keys()):
+            full = f"{path}.{name}".strip(".")
+            if name in one and name in two and full in fixed and one[name] == two[name]:
+                continue
+            if name not in one or name not in two or not _same(name, one[name], two[name], insertion, block, place):
+                return full
+    return None
+
+
+def _fixed(blocks: nn.ModuleList) -> frozenset[str]:
+    """Attributes that are called an index but are the same in every block: no index of a block."""
+    seen: dict[str, list[int]] = {}
+    for block in blocks:
+        for path, module in block.named_modules():
+            for name, value in _attributes(module):
+                if isinstance(value, int) and _INDEX.search(name):
+                    seen.setdefault(f"{path}.{name}".strip("."), []).append(value)
+    return frozenset(name for name, values in seen.items() if len(set(values)) == 1 and len(values) == len(blocks) > 1)
+
+
+def _same(name: str, old: Any, new: Any, insertion: Insertion, block: int | None, place: int | None) -> bool:
+    if _INDEX.search(name) and isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int):
+        if block is None or place is None:
+            total = insertion.count + len(insertion.layers)
+            if "layer" not in name:
+                return old == new
+            return new == (insertion.moved(old) if 0 <= old < insertion.count else old - insertion.count + total)
+        if old >= block:
+            # Its own index, counted from 0 or 1, or that of the first of several parts that have indices of their own.
+            return any(
+                0 <= old - parts * block <= parts and new - parts * place == old - parts * block
+                for parts in range(1, _PARTS + 1)
+            )
+        # An index of another block, such as the one whose keys and values are shared.
+        return 0 <= old < insertion.count and new == insertion.moved(old)
+    if type(old) is type(new) and old == new:
+        return True
+    if block is None and isinstance(old, int) and isinstance(new, int):
+        return "layer" in name and (old, new) == (insertion.count, insertion.count + len(insertion.layers))
+    if block is None and isinstance(old, list) and isinstance(new, list) and len(old) == insertion.count:
+        return new == [old[source] for source in sources_of(insertion.count, insertion.layers, insertion.templates)]
+    return False
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        yield name, tuple(parameter.shape)
+    for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+        yield name, ("buffer", *buffer.shape)
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training":
+            continue
+        if callable(value) and hasattr(value, "__qualname__"):
+            yield name, value.__qualname__
+        elif _is_simple(value):
+            yield name, value
+
+
+def _is_simple(value: Any) -> bool:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return True
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(_is_simple(item) for item in value)
+    return isinstance(value, dict) and all(_is_simple(item) for item in (*value.keys(), *value.values()))

@@ -1,0 +1,279 @@
+"""The carrier route: one more decoder block after each steered one, which adds the vector and nothing else.
+
+The model type stays as it is, so whatever loads the architecture runs the copy, at the cost of one layer in L.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from patcher.architectures.analysis import Architecture
+from patcher.architectures.model_class import quiet_transformers, saved_names
+from patcher.checkpoint.folder import CheckpointFolder
+from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
+from patcher.routes.carrier.choice import Choice, choose_insertion
+from patcher.routes.carrier.disk import DiskTensor, class_tensors, disk_tensors, saved_block
+from patcher.routes.carrier.fills import content, right_of
+from patcher.routes.carrier.insertion import DRAFT_COUNT, CannotInsert
+from patcher.routes.carrier.names import CarrierNames
+from patcher.routes.plan import NotApplicable, Plan, Reader, TensorWrite
+
+NAME = "carrier"
+COST = "one more layer and its KV cache"
+_DERIVED = ("inv_freq", "masked_bias", ".attn.bias", ".attention.bias")
+"""Buffers that old checkpoints store and classes compute."""
+
+
+def plan(
+    architecture: Architecture,
+    layers: Sequence[int],
+    checkpoint: CheckpointFolder | None,
+    *,
+    flagged: bool | None = None,
+) -> Plan:
+    """Plan the inserted blocks: their tensors, the others' new indices, and the config.
+
+    Args:
+        architecture: the stock class under this config.
+        layers: the blocks whose output is steered.
+        checkpoint: the base, for names on disk; None plans by the class's own names.
+        flagged: only contents that need a config flag (True) or none (False); by default those without are preferred.
+
+    Raises:
+        NotApplicable: no block can be inserted here, or none that adds a constant.
+    """
+    if any(layer < 0 for layer in layers):
+        raise NotApplicable("an edit before block 0 belongs to the embedding; a block is inserted after another one")
+    if getattr(architecture.config, "quantization_config", None) is not None:
+        raise NotApplicable("the checkpoint is quantised, and an inserted block would have to be quantised like it")
+    try:
+        choice = choose_insertion(architecture, layers, flagged=flagged)
+        return _planned(architecture, choice, checkpoint)
+    except CannotInsert as finding:
+        raise NotApplicable(str(finding)) from None
+
+
+def _planned(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> Plan:
+    insertion, blocks = choice.insertion, architecture.blocks
+    names = CarrierNames(architecture, choice, checkpoint)
+    tensors: list[TensorWrite] = []
+    sites = {}
+    for layer, place in insertion.copy_layers.items():
+        sites[layer] = f"{blocks}.{place}.{choice.forms[layer].carrier}".rpartition(".")[0]
+        tensors += _block_tensors(architecture, choice, names, layer, place)
+    tensors += _flag_tensors(architecture, choice, names)
+    renamed, dropped = names.moved()
+    changes = _config_changes(architecture, choice, checkpoint)
+    epsilon = max(form.epsilon for form in choice.forms.values())
+    warnings = [
+        "LoRA adapters made for the base address blocks by index: from block "
+        f"{min(insertion.layers) + 1} on they hit the wrong one",
+    ]
+    if epsilon:
+        warnings.append(
+            f"where the root mean square of the residual stream is only {math.sqrt(epsilon / 1e-3):.1g}, the inserted "
+            "block's norm makes the vector 0.1 % shorter; at half of that 0.4 %"
+        )
+    if changes.get(DRAFT_COUNT) == 0 and dropped:
+        warnings.append("blocks that draft further tokens are left out")
+    total = insertion.count
+    more = "one more layer" if len(insertion.layers) == 1 else f"{len(insertion.layers)} more layers"
+    return Plan(
+        route=NAME,
+        exact=True,
+        cost=f"{more} in {total} and {'its' if len(insertion.layers) == 1 else 'their'} KV cache",
+        architecture=architecture.class_name,
+        blocks=blocks,
+        sites=sites,
+        tensors=tuple(tensors),
+        config_changes=changes,
+        stacks=_stacks(architecture, choice, changes),
+        reason=_reason(choice),
+        dropped=dropped,
+        renamed=renamed,
+        copy_layers=insertion.copy_layers,
+        warnings=tuple(warnings),
+    )
+
+
+def _block_tensors(
+    architecture: Architecture, choice: Choice, names: CarrierNames, layer: int, place: int
+) -> list[TensorWrite]:
+    blocks, form = architecture.blocks, choice.forms[layer]
+    template = choice.insertion.templates[layer]
+    beside = names.blocks.get(template, {})
+    split = disk_tensors(choice.extended, blocks, place, choice.benches[layer], form)
+    fused = class_tensors(choice.extended, blocks, place, form)
+    wanted = []
+    for tensor in split.values():
+        whole = fused[tensor.parameter]
+        if tensor.name not in beside and whole.name in beside:
+            if whole not in wanted:
+                wanted.append(whole)
+        else:
+            wanted.append(tensor)
+    _require_understood(architecture, choice, names, template, {tensor.name for tensor in wanted})
+    here, there = f"{names.prefix}{place}.", f"{names.prefix}{template}."
+    return [_write(tensor, beside, architecture, choice, layer, here, there) for tensor in wanted]
+
+
+def _require_understood(
+    architecture: Architecture, choice: Choice, names: CarrierNames, template: int, wanted: set[str]
+) -> None:
+    """Everything that the template stores must be known, and whatever the copies of its kind need must be there."""
+    beside = names.blocks.get(template, {})
+    own = saved_block(choice.base, architecture.blocks, template)
+    known = wanted | own.keys()
+    unknown = [name for name in beside if name not in known and not name.endswith(_DERIVED)]
+    if unknown:
+        raise NotApplicable(f"the checkpoint stores `{names.prefix}{template}.{unknown[0]}`, which the class does not")
+    lacking = [name for name in wanted if name in own and name not in beside]
+    if lacking:
+        raise NotApplicable(f"the checkpoint does not store `{names.prefix}{template}.{lacking[0]}`")
+
+
+def _usual_dtype(beside: Mapping[str, TensorInfo | None]) -> str:
+    found = [info.dtype for info in beside.values() if info is not None and len(info.shape) > 1]
+    return found[0] if found and found[0] in FLOATS else "F32"
+
+
+def _write(
+    tensor: DiskTensor,
+    beside: Mapping[str, TensorInfo | None],
+    architecture: Architecture,
+    choice: Choice,
+    layer: int,
+    prefix: str,
+    template_prefix: str,
+) -> TensorWrite:
+    info, fill, hidden = beside.get(tensor.name), tensor.fill, architecture.hidden
+    shape, dtype = tensor.shape, info.dtype if info is not None else _usual_dtype(beside)
+    if info is not None and info.shape != shape:
+        raise NotApplicable(f"`{info.name}` is stored as {list(info.shape)}, not as {list(shape)}")
+    if info is not None and fill.kind != "copied" and dtype not in FLOATS:
+        raise NotApplicable(f"`{info.name}` is stored as {dtype}: the checkpoint is quantised")
+    place = choice.insertion.copy_layers[layer]
+    name, parameter = prefix + tensor.name, f"{architecture.blocks}.{place}.{tensor.parameter}"
+    if fill.kind == "carrier":
+        right = None
+        if fill.right is not None:
+            right = right_of(fill.right, shape[-2] if fill.transposed else shape[-1], hidden)
+        return TensorWrite(
+            name,
+            parameter,
+            "created",
+            layer,
+            choice.forms[layer].factor(hidden),
+            shape,
+            # Experts are many and large; all others hold the vector in full.
+            dtype if len(shape) > 2 or tensor.index is not None else "F32",
+            offset=fill.offset,
+            right=right,
+            transposed=fill.transposed,
+            index=tensor.index,
+        )
+    if fill.kind == "copied":
+        source = template_prefix + tensor.name
+
+        def copied(read: Reader) -> torch.Tensor:
+            return read(source)
+
+        return TensorWrite(name, parameter, "created", None, 1.0, shape, dtype, make=copied, holds=f"`{source}`")
+    if fill.kind in ("zeros", "constant") and fill.value == 0.0:
+        return TensorWrite(name, parameter, "created", None, 1.0, shape, dtype)
+
+    def made(_read: Reader) -> torch.Tensor:
+        return content(fill, shape, hidden)
+
+    return TensorWrite(name, parameter, "created", None, 1.0, shape, dtype, make=made, holds=fill.holds)
+
+
+def _flag_tensors(architecture: Architecture, choice: Choice, names: CarrierNames) -> list[TensorWrite]:
+    """Zeros for what the flags create in all other blocks: vLLM leaves a missing one uninitialised."""
+    if not choice.flags:
+        return []
+    insertion = choice.insertion
+    before = {
+        architecture.blocks + f".{insertion.moved(int(index))}.{rest}"
+        for index, _, rest in (
+            name.removeprefix(architecture.blocks + ".").partition(".")
+            for name in choice.base.state_dict()
+            if name.startswith(architecture.blocks + ".")
+        )
+    } | {name for name in choice.base.state_dict() if not name.startswith(architecture.blocks + ".")}
+    inserted = tuple(f"{architecture.blocks}.{place}." for place in insertion.copy_layers.values())
+    state = choice.extended.state_dict()
+    created = [name for name in state if name not in before and not name.startswith(inserted)]
+    saved = saved_names(choice.extended, created)
+    usual = _usual_dtype(names.blocks.get(0, {}))
+    return [
+        TensorWrite(names.in_copy(saved[name]), name, "created", None, 1.0, tuple(state[name].shape), usual)
+        for name in created
+    ]
+
+
+def _config_changes(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> dict[str, Any]:
+    """The changes in the spelling of this config.json; it must then say what was proven."""
+    stored = _decoded(checkpoint.config) if checkpoint is not None else architecture.config.to_dict()
+    changes = dict(choice.insertion.changes)
+    spellings: Mapping[str, str] = getattr(architecture.config, "attribute_map", None) or {}
+    for common, own in spellings.items():
+        for name, other in ((common, own), (own, common)):
+            if name in changes and other in stored:
+                changes[other] = changes[name]
+    wanted = choice.insertion.config.to_dict()
+    try:
+        with quiet_transformers():
+            read = type(architecture.config).from_dict({**stored, **changes}).to_dict()
+    except Exception as error:
+        # Classes check their configs in their own ways, with errors of any type.
+        raise NotApplicable(f"transformers does not load the config with one more layer: {error}") from None
+    skipped = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
+    for name, value in wanted.items():
+        if name not in skipped and not name.startswith("_") and read.get(name) != value:
+            raise NotApplicable(f"the config key `{name}` would be read as {read.get(name)!r}, not as {value!r}")
+    return changes
+
+
+def _decoded(value: Any) -> Any:
+    """JSON as transformers writes it, with its notation for infinity read."""
+    if isinstance(value, dict) and value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    if isinstance(value, dict):
+        return {key: _decoded(item) for key, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
+
+
+def _stacks(architecture: Architecture, choice: Choice, changes: Mapping[str, Any]) -> dict[str, str]:
+    loads: Mapping[str, str] = architecture.row.loads if architecture.row is not None else {}
+    lists = {name: value for name, value in changes.items() if isinstance(value, list)}
+    mixed = {name: value for name, value in lists.items() if len(set(map(str, value))) > 1}
+    # llama.cpp computes such patterns from a block's index, and knows dense blocks only at the start.
+    llama_cpp = "no" if mixed or choice.insertion.dense or choice.flags else loads.get("llama.cpp", "no")
+    types = lists.get("mlp_layer_types", [])
+    starts = types == sorted(types)
+    # Settings of single blocks are transformers' own way to write them.
+    # vLLM's Llama 4 takes the blocks of experts from their distance, not from the list.
+    known = starts and "per_layer_config" not in changes and "moe_layers" not in changes
+    vllm = "no" if choice.flags or not known else loads.get("vllm", "no")
+    return {"transformers": "native", "vllm": vllm, "llama.cpp": llama_cpp}
+
+
+def _reason(choice: Choice) -> str:
+    form = next(iter(choice.forms.values()))
+    source = {
+        "bias": "a bias in front of",
+        "norm bias": "the bias of the norm before",
+        "norm": "the norm, whose sum of squares is a constant, before",
+    }[form.source]
+    carried = f"`{form.carrier}`" if form.carrier != form.sink else "it"
+    flags = "".join(f"; the config key `{name}` creates it" for name in choice.flags)
+    return (
+        f"an inserted block that is otherwise the identity gets a constant from {source} `{form.sink}`, and {carried} "
+        f"holds the vector{flags}; on a stand-in the whole model differs from the hook by {form.difference:.1g} of "
+        f"{form.effect:.2g}"
+    )

@@ -1,0 +1,191 @@
+"""The config of a relabelled checkpoint: every field of the target class stated, none left to its default.
+
+Defaults differ between classes (rope theta, epsilon, tying, layer types ...), and between releases of one class.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from patcher.architectures.model_class import quiet_transformers
+from patcher.architectures.shrink import block_count
+from patcher.routes.relabel.guards import rope, rotary_fraction
+
+CARRIED = ("dtype", "torch_dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of a config.json that describe the checkpoint or its text, not the function."""
+
+UNROTATED = 1e30
+"""Divides a rotary frequency: at any position the angle is below fp32's resolution, so nothing is rotated."""
+
+
+def config_class(model_type: str) -> Any:
+    """transformers' config class for ``model_type``, or None where this release has none."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[model_type]
+    except KeyError:
+        return None
+
+
+def own_fields(model_type: str) -> list[str]:
+    """The fields that the config class of ``model_type`` declares itself."""
+    from transformers import PreTrainedConfig
+
+    shared = {item.name for item in dataclasses.fields(PreTrainedConfig)}
+    return [item.name for item in dataclasses.fields(config_class(model_type)) if item.name not in shared]
+
+
+def target_config(
+    source: Any, to: str, stated: Mapping[str, Any], raw: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A complete config.json for the class of model type ``to``.
+
+    Args:
+        source: the source's transformers config.
+        to: the target's model type.
+        stated: field -> constant, {"from": field}, {"per_layer": value} or {"computed": name of a rule here}; fields
+            that are not here have the source's value.
+        raw: the source's config.json, for the keys that are carried over as they were written.
+
+    Raises:
+        LookupError: a field of the target is neither stated nor a field of the source.
+    """
+    values: dict[str, Any] = {"model_type": to}
+    for name in dict.fromkeys([*own_fields(to), *stated]):
+        if name in stated:
+            values[name] = _value(stated[name], source)
+        elif name in vars(source):
+            values[name] = copy.deepcopy(getattr(source, name))
+        else:
+            raise LookupError(f"`{name}` of {to} is not stated, and {source.model_type} has no such field")
+    values.update(_rope_spellings(values.get("rope_parameters")))
+    before = raw if raw is not None else source.to_dict()
+    for name in CARRIED:
+        if name in before and (name not in values or values[name] is None):
+            value = before[name]
+            values[name] = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    return values
+
+
+def parsed(values: Mapping[str, Any]) -> Any:
+    """The transformers config that a stock loader makes of a config.json with ``values``."""
+    with quiet_transformers():
+        return config_class(values["model_type"]).from_dict(copy.deepcopy(dict(values)))
+
+
+def _rope_spellings(parameters: Any) -> dict[str, Any]:
+    """The same in the spelling of transformers 4 and of other readers; they would fall back on their default theta."""
+    if not isinstance(parameters, dict):
+        return {}
+    scaling = {key: value for key, value in parameters.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    plain = scaling.get("rope_type", "default") == "default"
+    return {"rope_theta": parameters["rope_theta"], "rope_scaling": None if plain else scaling}
+
+
+def _value(rule: Any, source: Any) -> Any:
+    kind: str
+    argument: Any
+    kind, argument = next(iter(rule.items())) if isinstance(rule, dict) and len(rule) == 1 else ("", None)
+    if kind == "from":
+        return copy.deepcopy(getattr(source, argument))
+    if kind == "per_layer":
+        return [_value(argument, source)] * block_count(source)
+    if kind == "computed":
+        return COMPUTED[argument](source)
+    return copy.deepcopy(rule)
+
+
+def head_dim(source: Any) -> int:
+    """Width of an attention head, as the classes derive it."""
+    stated = getattr(source, "head_dim", None)
+    return int(stated if stated is not None else source.hidden_size // source.num_attention_heads)
+
+
+def _layer_types(source: Any) -> list[str]:
+    types = getattr(source, "layer_types", None)
+    return list(types) if types is not None else ["sliding_attention"] * block_count(source)
+
+
+def _attention_scale(source: Any) -> float:
+    scalar = float(getattr(source, "query_pre_attn_scalar", None) or head_dim(source))
+    return 1.0 / math.sqrt(scalar)
+
+
+def _rope_without_position_scaling(source: Any) -> dict[str, Any]:
+    dropped = ("llama_4_scaling_beta", "max_position_embeddings", "type")
+    return {key: copy.deepcopy(value) for key, value in rope(source).items() if key not in dropped}
+
+
+def rotary_scale(source: Any) -> float:
+    """What the source multiplies the rotated part of queries and of keys by (yarn, longrope)."""
+    return _frequencies(source)[2]
+
+
+def _frequencies(source: Any) -> tuple[torch.Tensor, torch.Tensor, float, int]:
+    """The source's rotary frequencies in short texts and in long ones, their scale, and the length between them."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = rope(source)
+    kind = parameters.get("rope_type", "default")
+    original = int(parameters.get("original_max_position_embeddings") or source.max_position_embeddings)
+    if kind == "default":
+        rotated = int(head_dim(source) * rotary_fraction(source))
+        exponents = torch.arange(0, rotated, 2, dtype=torch.int64).float() / rotated
+        frequencies = 1.0 / (float(parameters["rope_theta"]) ** exponents)
+        return frequencies, frequencies, 1.0, original
+    cpu = torch.device("cpu")
+    short, scale = ROPE_INIT_FUNCTIONS[kind](source, cpu)
+    long, _ = ROPE_INIT_FUNCTIONS[kind](source, cpu, seq_len=original + 1)
+    return short, long, float(scale), original
+
+
+def _rope_as_factors(source: Any) -> dict[str, Any]:
+    """Any fixed frequencies of a part of each head, as the factors of a full rotary embedding of type ``longrope``.
+
+    Its own scale would reach the unrotated part as well, so it is 1 here, and the queries carry the source's.
+    """
+    short, long, _, original = _frequencies(source)
+    theta, width = float(rope(source)["rope_theta"]), head_dim(source)
+    return {
+        "rope_type": "longrope",
+        "rope_theta": theta,
+        "short_factor": _factors(short, theta, width),
+        "long_factor": _factors(long, theta, width),
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": original,
+    }
+
+
+def _factors(frequencies: torch.Tensor, theta: float, width: int) -> list[float]:
+    """What the frequencies of a full embedding must be divided by, such that fp32 arithmetic gives exactly these."""
+    exponents = torch.arange(0, width, 2, dtype=torch.int64).float() / width
+    powers = (theta**exponents)[: len(frequencies)]
+    nearest = (1.0 / (frequencies.double() * powers.double())).float()
+    # The reader computes 1 / (factor * power) in fp32; of the factor's neighbours one usually gives the very bits.
+    best, best_error = nearest.clone(), torch.full_like(nearest, math.inf)
+    for step in (0, 1, -1, 2, -2, 3, -3):
+        candidate = nearest * (1.0 + step * 2.0**-23)
+        error = (1.0 / (candidate * powers) - frequencies).abs()
+        better = error < best_error
+        best, best_error = torch.where(better, candidate, best), torch.where(better, error, best_error)
+    return [*(float(value) for value in best), *([UNROTATED] * (width // 2 - len(frequencies)))]
+
+
+COMPUTED: Mapping[str, Callable[[Any], Any]] = {
+    "head_dim": head_dim,
+    "layer_types": _layer_types,
+    "rope_theta": lambda source: rope(source)["rope_theta"],
+    "root_of_hidden": lambda source: float(source.hidden_size) ** 0.5,
+    "attention_scale": _attention_scale,
+    "rope_without_position_scaling": _rope_without_position_scaling,
+    "rope_as_factors": _rope_as_factors,
+}
+"""Every rule for a value that follows from several fields, by the name that relabels.json uses."""

@@ -1,0 +1,132 @@
+"""One function, two names: a source class whose function is another stock class's, one that has the slot.
+
+relabels.json states the leads as data; a relabel is used only after the two classes were seen to compute the same on
+a tiny stand-in, with the very config and tensor operations that will be written (:mod:`.proof`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from patcher.architectures.analysis import Architecture, Slot
+from patcher.errors import InputError
+from patcher.routes.relabel.config import config_class, parsed, target_config
+from patcher.routes.relabel.guards import GUARDS
+from patcher.routes.relabel.proof import NoRelabel, Proof, prove
+from patcher.routes.relabel.rows import Candidate, candidates
+from patcher.routes.relabel.tensors import Derivation, derivations
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """A relabel of one source config that was seen to hold.
+
+    Attributes:
+        candidate: the row that it follows.
+        config: the complete config.json of the copy.
+        target: the class that reads the copy.
+        derivations: how each of its stored parameters follows from the source's.
+        zeros: biases that the target has and the source has not; all but the slots' stay zero.
+        slots: layer -> the parameter that carries the vector.
+        stacks: stack -> native, backend or no.
+        proof: what was measured.
+    """
+
+    candidate: Candidate
+    config: Mapping[str, Any]
+    target: Architecture
+    derivations: tuple[Derivation, ...]
+    zeros: tuple[str, ...]
+    slots: Mapping[int, Slot]
+    stacks: Mapping[str, str]
+    proof: Proof
+
+
+def find_relabel(architecture: Architecture, layers: Sequence[int], raw: Mapping[str, Any] | None = None) -> Relabel:
+    """The first candidate that holds for this config and has a slot in every layer.
+
+    Args:
+        architecture: the source.
+        layers: the blocks whose output is steered.
+        raw: the source's config.json, for keys that are carried over as they were written.
+
+    Raises:
+        NoRelabel: none does; the text says why, candidate by candidate.
+    """
+    rows = candidates().get(architecture.model_type, ())
+    if not rows:
+        raise NoRelabel(f"no other class is known to compute what {architecture.class_name} computes")
+    why: list[str] = []
+    for row in rows:
+        try:
+            return _relabel(architecture, row, layers, raw)
+        except NoRelabel as finding:
+            why.append(f"{row.to}: {finding}")
+    raise NoRelabel("; ".join(dict.fromkeys(why)))
+
+
+def _relabel(
+    architecture: Architecture, row: Candidate, layers: Sequence[int], raw: Mapping[str, Any] | None
+) -> Relabel:
+    config = architecture.config
+    for name in row.guards:
+        if (reason := GUARDS[name](config)) is not None:
+            raise NoRelabel(reason)
+    if config_class(row.to) is None:
+        raise NoRelabel("this release of transformers does not have the class")
+    try:
+        values = target_config(config, row.to, row.config, raw)
+        target = Architecture(parsed(values))
+    except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, InputError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise NoRelabel(f"its config cannot be stated ({lines[-1] if lines else type(error).__name__})") from None
+    slots = {}
+    for layer in layers:
+        slot, reason = target.native_slot(layer)
+        if slot is None:
+            raise NoRelabel(f"layer {layer}: {reason}")
+        slots[layer] = slot
+    stored = {name: shape for name, shape in target.parameters.items() if name not in target.aliases}
+    found, missing = derivations(row.tensors, architecture.parameters, stored)
+    if lost := [name for name in missing if not name.endswith("bias")]:
+        raise NoRelabel(f"nothing gives its `{lost[0]}`")
+    proofs = [_proof(architecture, row, slot) for slot in slots.values()]
+    worst = max(proofs, key=lambda proof: max(proof.difference, proof.steered))
+    values = {**values, "architectures": [target.class_name]}
+    return Relabel(row, values, target, tuple(found), tuple(missing), slots, _stacks(row, target), worst)
+
+
+_PROOFS: weakref.WeakKeyDictionary[Architecture, dict[Any, Proof | NoRelabel]] = weakref.WeakKeyDictionary()
+
+
+def _proof(architecture: Architecture, row: Candidate, slot: Slot) -> Proof:
+    """The proof for the kind of block that ``slot`` is in; once per architecture."""
+    prefix = f"{architecture.blocks}.{slot.layer}."
+    names = frozenset(name.removeprefix(prefix) for name in architecture.parameters if name.startswith(prefix))
+    types = getattr(architecture.config, "layer_types", None)
+    key = (id(row), names, types[slot.layer] if types is not None else None)
+    known = _PROOFS.setdefault(architecture, {})
+    if key not in known:
+        try:
+            known[key] = prove(architecture.config, row, slot)
+        except NoRelabel as finding:
+            known[key] = finding
+    result = known[key]
+    if isinstance(result, NoRelabel):
+        raise result
+    return result
+
+
+def _stacks(row: Candidate, target: Architecture) -> dict[str, str]:
+    """What the target's row says, less what a stack reads otherwise under this config."""
+    stacks = dict(target.stacks)
+    rope = getattr(target.config, "rope_parameters", None) or {}
+    for rule in row.stacks:
+        known = {**vars(target.config), "rope_type": rope.get("rope_type", "default")}
+        if "unless" in rule and all(known.get(name) in values for name, values in rule["unless"].items()):
+            continue
+        stacks.update({stack: support for stack, support in rule.items() if stack != "unless"})
+    return stacks

@@ -1,0 +1,198 @@
+"""The relabel route: the same function is another stock class, one that has the slot.
+
+The copy's config.json and some of its tensors are rewritten for that class; what is not rewritten is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from patcher.architectures.analysis import Architecture
+from patcher.checkpoint.folder import CheckpointFolder
+from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
+from patcher.routes.disk_names import existing_name
+from patcher.routes.plan import NotApplicable, Plan, Reader, TensorWrite
+from patcher.routes.relabel.finding import Relabel, find_relabel
+from patcher.routes.relabel.proof import NoRelabel
+from patcher.routes.relabel.tensors import Derivation, derive
+from patcher.routes.relabel.tokenizer import tokenizer_changes
+from patcher.routes.vllm_backend import DENSE
+
+NAME = "relabel"
+COST = "none"
+
+
+def plan(architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None) -> Plan:
+    """Plan the other class's config and tensors, the slots that carry the vectors, and zeros for its other biases.
+
+    Raises:
+        NotApplicable: no other class computes the same under this config, or the checkpoint cannot be rewritten.
+    """
+    if architecture.trust_remote_code and checkpoint is not None and "auto_map" in checkpoint.config:
+        raise NotApplicable("the checkpoint's own code reads it, so no stock class can be put in its place")
+    try:
+        found = find_relabel(architecture, layers, checkpoint.config if checkpoint is not None else None)
+    except NoRelabel as finding:
+        raise NotApplicable(str(finding)) from None
+    config = _config(found)
+    tokenizer = {} if checkpoint is None else _tokenizer(checkpoint, config, found)
+    stored = checkpoint.tensors if checkpoint is not None and not checkpoint.is_bin else None
+    moves = _moves(architecture, found, stored)
+    return Plan(
+        route=NAME,
+        exact=True,
+        cost=COST,
+        architecture=found.target.class_name,
+        blocks=architecture.blocks,
+        sites={layer: slot.site for layer, slot in found.slots.items()},
+        tensors=(*moves.writes, *_biases(found, moves)),
+        config_changes={},
+        stacks=found.stacks,
+        reason=f"the same function is {found.target.class_name}, checked equal on a tiny stand-in (logits differ by at "
+        f"most {found.proof.difference:.1g} of the largest, steered by {found.proof.steered:.1g})",
+        dropped=frozenset(moves.dropped),
+        renamed=moves.renamed,
+        config=config,
+        residual=found.candidate.residual,
+        tokenizer_changes=tokenizer,
+        warnings=_warnings(architecture, found, moves),
+    )
+
+
+def _config(found: Relabel) -> dict[str, Any]:
+    """The copy's config.json; vLLM is led past a class of its own that would read the copy otherwise."""
+    own = found.target.row.stacks.get("vllm") if found.target.row is not None else None
+    backend = found.stacks.get("vllm") == "backend" and own != "backend"
+    return {**found.config, "architectures": [DENSE]} if backend else dict(found.config)
+
+
+def _tokenizer(checkpoint: CheckpointFolder, config: Mapping[str, Any], found: Relabel) -> dict[str, str]:
+    changes = tokenizer_changes(checkpoint.path, config)
+    if changes is None:
+        raise NotApplicable(
+            f"AutoTokenizer reads the tokenizer's files otherwise beside the model type `{found.target.model_type}`, "
+            "whatever tokenizer_config.json says"
+        )
+    return changes
+
+
+@dataclass
+class _Moves:
+    """What becomes of the base's tensors."""
+
+    writes: list[TensorWrite] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    """Parameter of the target -> the dtype that it is stored in."""
+
+
+def _moves(architecture: Architecture, found: Relabel, stored: Mapping[str, TensorInfo] | None) -> _Moves:
+    moves = _Moves()
+    names = found.target.saved_names(found.target.parameters)
+    sources = {each.source for each in found.derivations if each.source is not None}
+    on_disk = {parameter: _on_disk(parameter, architecture, stored) for parameter in sources}
+    copied: set[str] = set()
+    for each in found.derivations:
+        name = names[each.target]
+        if each.source is None:
+            moves.writes.append(_created(each, name, None, found, architecture, "F32"))
+            moves.dtypes[each.target] = "F32"
+            continue
+        disk = on_disk[each.source]
+        dtype = stored[disk].dtype if stored is not None else "F32"
+        if dtype not in FLOATS:
+            raise NotApplicable(f"`{disk}` is stored as {dtype}")
+        if not each.steps and disk not in copied:
+            copied.add(disk)
+            if disk != name:
+                moves.renamed[disk] = name
+        else:
+            # Half precision would round what these operations make, and the copy would be another function.
+            dtype = "F32" if each.rounds(architecture.config) and dtype != "F64" else dtype
+            moves.writes.append(_created(each, name, disk, found, architecture, dtype))
+        moves.dtypes[each.target] = dtype
+    moves.dropped = set(on_disk.values()) - copied
+    if stored is not None:
+        moves.dropped |= _unread(architecture, stored, copied, moves)
+    return moves
+
+
+def _on_disk(parameter: str, architecture: Architecture, stored: Mapping[str, TensorInfo] | None) -> str:
+    # Of tied parameters a checkpoint stores one, under the name of either.
+    owner = architecture.aliases.get(parameter, parameter)
+    others = [name for name, other in architecture.aliases.items() if other == owner]
+    if stored is None:
+        return architecture.saved_names([owner])[owner]
+    spellings = (existing_name(name, architecture, stored) for name in (parameter, owner, *others))
+    disk = next((name for name in spellings if name is not None), None)
+    if disk is None:
+        raise NotApplicable(f"the checkpoint does not store `{parameter}`")
+    return disk
+
+
+def _unread(architecture: Architecture, stored: Mapping[str, TensorInfo], copied: set[str], moves: _Moves) -> set[str]:
+    """Stored tensors that no parameter of the target is made of: the other class might take them for something else.
+
+    Of tied parameters that are stored twice the second one stays if the first one does.
+    """
+    known = {existing_name(alias, architecture, stored): owner for alias, owner in architecture.aliases.items()}
+    kept = {
+        name
+        for name, owner in known.items()
+        if name is not None and existing_name(owner, architecture, stored) in copied - moves.renamed.keys()
+    }
+    return set(stored) - copied - kept - moves.dropped
+
+
+def _created(
+    each: Derivation, name: str, disk: str | None, found: Relabel, architecture: Architecture, dtype: str
+) -> TensorWrite:
+    shape, config = found.target.parameters[each.target], architecture.config
+
+    def make(read: Reader) -> torch.Tensor:
+        if disk is None:
+            return torch.full(shape, each.fill)
+        return derive(read(disk), each.steps, config)
+
+    return TensorWrite(
+        name, each.target, "created", None, 1.0, shape, dtype, make=make, holds=each.words(disk or "nothing")
+    )
+
+
+def _biases(found: Relabel, moves: _Moves) -> list[TensorWrite]:
+    """The slots, and zeros for all other biases that only the target has: vLLM leaves a missing one uninitialised."""
+    carried = {slot.parameter: slot for slot in found.slots.values()}
+    names = found.target.saved_names(found.zeros)
+    writes = []
+    for parameter in found.zeros:
+        shape, slot = found.target.parameters[parameter], carried.get(parameter)
+        if slot is not None:
+            # In F32 the vector survives every conversion exactly; a loader casts it to the model's dtype.
+            writes.append(TensorWrite(names[parameter], parameter, "created", slot.layer, slot.factor, shape, "F32"))
+        else:
+            dtype = moves.dtypes.get(parameter.removesuffix("bias") + "weight", "F32")
+            writes.append(TensorWrite(names[parameter], parameter, "created", None, 1.0, shape, dtype))
+    return writes
+
+
+def _warnings(architecture: Architecture, found: Relabel, moves: _Moves) -> tuple[str, ...]:
+    to = found.target.model_type
+    warnings = [f"the copy is of model type `{to}`, the base of `{architecture.model_type}`"]
+    if moves.writes:
+        warnings.append(
+            f"{len(moves.writes)} tensors were rewritten for {found.target.class_name}, so an adapter (LoRA) made for "
+            "the base does not fit the copy"
+        )
+    if any(each.rounds(architecture.config) for each in found.derivations):
+        warnings.append(
+            "some of them are stored in fp32; loaded in half precision they are rounded, and the copy then differs "
+            "from the base by that rounding"
+        )
+    if found.candidate.residual == "centred":
+        warnings.append("the copy's residual stream is the base's without its mean: probes of it must be centred too")
+    return tuple(warnings)

@@ -1,0 +1,98 @@
+"""The folder of a sweep's results: numbers as JSON and CSV, the recipe with the choice, pictures, a report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from patcher.errors import OutsideError
+from patcher.recipe.rewriting import chosen_recipe, moved_text
+from patcher.recipe.schema import Recipe
+from patcher.report.pictures.drawing import PICTURES as DRAWINGS
+from patcher.report.pictures.drawing import dark_of, draw_all
+from patcher.sweep.on_base import Swept
+
+RESULT, TABLE, RECIPE, REPORT, PICTURES = "sweep.json", "sweep.csv", "recipe.yaml", "report.html", "pictures"
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what an older sweep wrote beside its cells, so that nothing in the folder is of another one.
+
+    Raises:
+        OutsideError: something cannot be removed.
+    """
+    try:
+        for name in (RESULT, TABLE, RECIPE, REPORT):
+            (folder / name).unlink(missing_ok=True)
+        for name in DRAWINGS:
+            picture = folder / PICTURES / f"{name}.png"
+            picture.unlink(missing_ok=True)
+            dark_of(picture).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutsideError("older results cannot be removed", where=str(folder), found=error, code="disk") from None
+
+
+def write_results(
+    swept: Swept,
+    folder: Path,
+    recipe: Recipe,
+    recipe_text: str,
+    recipe_path: Path,
+    *,
+    pictures: bool,
+    say: Callable[[str], None],
+) -> dict[str, Path]:
+    """Write everything beside the finished cells.
+
+    Args:
+        recipe: what was swept.
+        recipe_text: the recipe file's text.
+        pictures: whether pictures and the report are made, which needs the extra `plots`.
+
+    Returns:
+        The pictures on light paper, by name.
+
+    Raises:
+        MissingExtraError: pictures are wanted, and matplotlib is not there.
+        OutsideError: something cannot be written.
+    """
+    try:
+        _replace(folder / TABLE, table(swept.data))
+        if swept.chosen is not None:
+            chosen = chosen_recipe(recipe, swept.vector, *swept.chosen)
+            text = moved_text(recipe_text, recipe, chosen, folder=recipe_path.parent, to=folder)
+            _replace(folder / RECIPE, text)
+        else:
+            (folder / RECIPE).unlink(missing_ok=True)
+        drawn: dict[str, Path] = {}
+        if pictures:
+            from patcher.report.page import write_report
+
+            say("drawing")
+            drawn = draw_all(swept.data, folder / PICTURES)
+            write_report(swept.data, drawn, folder / REPORT)
+        # Last: where it is, everything is.
+        _replace(folder / RESULT, json.dumps(swept.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise OutsideError("the results cannot be written", where=str(folder), found=error, code="disk") from None
+    return drawn
+
+
+def table(data: Mapping[str, Any]) -> str:
+    """The grid as CSV, a line a cell."""
+    file = io.StringIO()
+    columns = list(data["grid"][0])
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(data["grid"])
+    return file.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

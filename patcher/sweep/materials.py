@@ -1,0 +1,261 @@
+"""What a sweep measures on: pairs in three parts that share nothing, and texts in two."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patcher.capture.logits import LogitsSource
+from patcher.capture.opened import OpenedBase
+from patcher.errors import InputError
+from patcher.evaluate.damage import NeutralText
+from patcher.evaluate.effect import Effect, PairsEffect, TextEffect
+from patcher.evaluate.neutral import neutral_texts
+from patcher.evaluate.of_build import IN_SAMPLE
+from patcher.evaluate.prompting import questions_with_prompt
+from patcher.evaluate.questions import build_question
+from patcher.evaluate.texts import encode_texts, read_passages, split_sentences
+from patcher.pairs import ContrastPair, load_pairs, sample_pairs, split_held_out, tokenise_pairs
+from patcher.recipe.schema import Recipe, VectorSpec
+from patcher.sweep.cells import Bench
+from patcher.vectors.finding import Direction, PreparedVector, steering_vector
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The pairs of a recipe in three parts.
+
+    Attributes:
+        prepared: the recipe's vectors, the swept one made of the first part only.
+        choose: the second part: cells are compared on it.
+        report: the third: the chosen cell is reported on it.
+        notes: what the user should know.
+    """
+
+    prepared: list[PreparedVector]
+    choose: tuple[ContrastPair, ...]
+    report: tuple[ContrastPair, ...]
+    notes: tuple[str, ...]
+
+
+def split(prepared: Sequence[PreparedVector], index: int, recipe: Recipe, recipe_folder: Path, tokenizer: Any) -> Parts:
+    """Split the swept vector's pairs by the recipe's seed: to make the vector, to choose the cell, to report it.
+
+    The third part is the one that a build of the recipe holds out, so its evaluation too is of unseen pairs.
+    """
+    entry, notes = prepared[index], [note for one in prepared for note in one.notes]
+    evaluate = recipe.evaluate
+    own: list[ContrastPair] = []
+    if evaluate.pairs is not None:
+        own = list(load_pairs(evaluate.pairs, base_folder=recipe_folder, format="auto", where="evaluate.pairs"))
+    if entry.spec.method == "file":
+        choose, report = split_held_out(own, 0.5, recipe.seed)
+        choose = _without(choose, report)
+        if own and not report:
+            report = choose
+            notes.append("too few pairs to keep some back: the cell is reported on the pairs that it was chosen on")
+    else:
+        report = own or list(entry.held_out)
+        left = _without(entry.used, report)
+        # The share is of all pairs, those that are held out included.
+        share = recipe.sweep.choose * (len(left) + len(entry.held_out)) / len(left)
+        make, choose = split_held_out(left, min(share, 0.9), recipe.seed + 1)
+        make = _without(make, choose)
+        if len(make) + len(choose) < len(entry.used):
+            notes.append(f"{len(entry.used) - len(make) - len(choose)} pairs stand in two parts, and make no vector")
+        if not choose or not report or _same(left, report):
+            choose, report = choose or make, report or make
+            notes.append(f"too few pairs to keep some back: {IN_SAMPLE}")
+        pairs, _said = tokenise_pairs(make, tokenizer, entry.spec)
+        entry = replace(entry, pairs=tuple(pairs), used=tuple(make))
+    shuffled = sample_pairs(choose, recipe.sweep.limit, recipe.seed)
+    # Successive halving begins with the first few.
+    random.Random(recipe.seed).shuffle(shuffled)
+    whole = [*prepared[:index], entry, *prepared[index + 1 :]]
+    reported = sample_pairs(report, evaluate.limit, recipe.seed)
+    return Parts(whole, tuple(shuffled), tuple(reported), tuple(dict.fromkeys(notes)))
+
+
+def _without(pairs: Sequence[ContrastPair], others: Sequence[ContrastPair]) -> list[ContrastPair]:
+    """The pairs that are not among the others, or all of them where nothing would be left."""
+    taken = {_key(pair) for pair in others}
+    return [pair for pair in pairs if _key(pair) not in taken] or list(pairs)
+
+
+def _same(pairs: Sequence[ContrastPair], others: Sequence[ContrastPair]) -> bool:
+    return not {_key(pair) for pair in pairs}.isdisjoint(_key(pair) for pair in others)
+
+
+def _key(pair: ContrastPair) -> tuple[str | None, str, str]:
+    return pair.prompt, pair.positive, pair.negative
+
+
+def others(
+    prepared: Sequence[PreparedVector], index: int, found: Sequence[Sequence[Direction]]
+) -> dict[int, torch.Tensor]:
+    """What the recipe's other vectors add: layer -> [hidden]."""
+    total: dict[int, torch.Tensor] = {}
+    rest = [*prepared[:index], *prepared[index + 1 :]]
+    for entry, directions in zip(rest, found, strict=True):
+        for direction in directions:
+            vector = steering_vector(entry.spec, direction).values
+            total[direction.layer] = total.get(direction.layer, torch.zeros(())) + vector
+    return total
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Everything that cells and the report are measured on, as token ids.
+
+    Attributes:
+        choose: the choosing items.
+        report: the report's items.
+        neutral: neutral passages to choose on, and to report on.
+        neutral_name: what they are, for people.
+        on_topic: sentences, or None.
+        off_topic: sentences, or None.
+        prompting: the report's items under the system prompt that asks for the behaviour, or None.
+        splits: how many items are in each part.
+        notes: what the user should know.
+    """
+
+    choose: Effect
+    report: Effect
+    neutral: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
+    neutral_name: str
+    on_topic: Sequence[Sequence[int]] | None
+    off_topic: Sequence[Sequence[int]] | None
+    prompting: Effect | None
+    splits: dict[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether the effect is that on pairs, and not on a text."""
+        return isinstance(self.choose, PairsEffect)
+
+    def choosing_bench(
+        self, source: LogitsSource, others: Mapping[int, torch.Tensor], sign: float, batch_size: int, memory: int
+    ) -> Bench:
+        """What cells are measured on."""
+        neutral = NeutralText(self.neutral[0], memory)
+        return Bench(source, self.choose, neutral, self.on_topic, self.off_topic, sign, others, batch_size)
+
+    def reporting_bench(self, choosing: Bench, memory: int) -> Bench:
+        """The same model on the items that were kept back."""
+        return Bench(
+            choosing.source,
+            self.report,
+            NeutralText(self.neutral[1], memory),
+            self.on_topic,
+            self.off_topic,
+            choosing.expected_sign,
+            choosing.others,
+            choosing.batch_size,
+        )
+
+    def baseline(self, bench: Bench) -> dict[str, Any]:
+        """`baseline` of sweep.json: the choosing items and texts without the swept vector."""
+        on_topic = bench.sentence_perplexities(self.on_topic, [bench.others])
+        off_topic = bench.sentence_perplexities(self.off_topic, [bench.others])
+        return {
+            "steered": float(bench.base_values().mean()),
+            "perplexity": bench.base_perplexity(),
+            "on_topic": None if on_topic is None else on_topic[0],
+            "off_topic": None if off_topic is None else off_topic[0],
+        }
+
+    def shown_texts(self) -> dict[str, Sequence[Sequence[int]]]:
+        """Texts to show in green and red, by title."""
+        texts: dict[str, Sequence[Sequence[int]]] = {}
+        if self.on_topic:
+            texts["on-topic text"] = self.on_topic
+        if self.off_topic:
+            texts["off-topic text"] = self.off_topic
+        texts["neutral text"] = self.neutral[1]
+        return texts
+
+
+def gather(recipe: Recipe, recipe_folder: Path, parts: Parts, opened: OpenedBase, index: int, rows: int) -> Materials:
+    """Encode everything that is measured on.
+
+    Args:
+        rows: in a batch.
+
+    Raises:
+        InputError: there is nothing to measure the effect on, or a text cannot be read.
+    """
+    evaluate, tokenizer, spec = recipe.evaluate, opened.tokenizer, parts.prepared[index].spec
+    on_topic = _sentences(recipe_folder, evaluate.on_topic, "on_topic", opened)
+    off_topic = _sentences(recipe_folder, evaluate.off_topic, "off_topic", opened)
+    if evaluate.neutral is None:
+        passages, name = neutral_texts(), "bundled neutral passages"
+    else:
+        passages, name = read_passages(recipe_folder, evaluate.neutral, "evaluate.neutral"), "neutral passages"
+    neutral = [ids for ids in encode_texts(passages, tokenizer, opened.positions) if len(ids) > 1]
+    if not neutral:
+        raise InputError(
+            "the neutral text has no passage of two tokens or more, and damage is measured on it",
+            where=f"evaluate.neutral: {evaluate.neutral}",
+            remedy="put one passage on each line, or leave `neutral` out for a bundled set",
+        )
+    halves = _halves(neutral, evaluate.neutral_limit)
+    choose, report, notes = _effects(spec, parts, on_topic, tokenizer, rows)
+    prompting: Effect | None = None
+    if evaluate.system_prompt is not None and isinstance(report, TextEffect):
+        notes.append("a system prompt is compared on pairs, and the effect is measured on a text: it is left out")
+    elif evaluate.system_prompt is not None:
+        prompting = PairsEffect(questions_with_prompt(parts.report, tokenizer, spec, evaluate.system_prompt), rows)
+    return Materials(
+        choose,
+        report,
+        halves,
+        f"{len(halves[0])} {name} to choose on and {len(halves[1])} to report on, "
+        f"{sum(map(len, halves[0])) + sum(map(len, halves[1]))} tokens",
+        on_topic,
+        off_topic,
+        prompting,
+        {"make": len(parts.prepared[index].pairs), "choose": choose.count, "report": report.count},
+        tuple(notes),
+    )
+
+
+def _effects(
+    spec: VectorSpec, parts: Parts, on_topic: Sequence[Sequence[int]] | None, tokenizer: Any, rows: int
+) -> tuple[Effect, Effect, list[str]]:
+    in_sample = any(IN_SAMPLE in note for note in parts.notes)
+    if on_topic and len(on_topic) > 1 and (in_sample or not parts.choose):
+        # As the ActAdd post chooses: the sentences of a text that the vector should make likelier.
+        return (
+            TextEffect(on_topic[0::2], rows),
+            TextEffect(on_topic[1::2], rows),
+            ["the effect is that on the on-topic text: every other sentence to choose on, the others to report on"],
+        )
+    if not parts.choose:
+        raise InputError(
+            "there is nothing to measure the effect on: a vector from a file has no pairs",
+            where="evaluate.pairs",
+            remedy="give `evaluate.pairs`, or a text that the vector should make likelier as `evaluate.on_topic`",
+        )
+    choose = [build_question(pair, tokenizer, spec) for pair in parts.choose]
+    report = [build_question(pair, tokenizer, spec) for pair in parts.report]
+    return PairsEffect(choose, rows), PairsEffect(report, rows), []
+
+
+def _halves(texts: Sequence[Sequence[int]], limit: int) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]:
+    if len(texts) < 2:
+        return texts, texts
+    return texts[0::2][:limit], texts[1::2][:limit]
+
+
+def _sentences(recipe_folder: Path, file: str | None, name: str, opened: OpenedBase) -> Sequence[Sequence[int]] | None:
+    if file is None:
+        return None
+    passages = read_passages(recipe_folder, file, f"evaluate.{name}")
+    sentences = [sentence for passage in passages for sentence in split_sentences(passage)]
+    return [ids for ids in encode_texts(sentences, opened.tokenizer, opened.positions) if len(ids) > 1]

@@ -1,0 +1,242 @@
+"""A sweep on an opened base: cells, the chosen one, its report, and what there is to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import patcher
+from patcher.build.result import Clock, DryRun
+from patcher.capture.budget import token_budget
+from patcher.capture.logits import LogitsSource
+from patcher.capture.memory import available_memory
+from patcher.capture.opened import OpenedBase
+from patcher.capture.reader import ResidualReader
+from patcher.capture.resuming import ResumingModel
+from patcher.evaluate.details import Looked, look
+from patcher.evaluate.numbers import finite_or_null
+from patcher.evaluate.of_build import batch_rows
+from patcher.recipe.schema import Recipe
+from patcher.sweep import choosing, materials
+from patcher.sweep.axes import grid_coefficients, shares_of
+from patcher.sweep.cells import Bench, Cell, Column
+from patcher.sweep.geometry import geometry
+from patcher.sweep.record import CellRecord
+from patcher.sweep.refining import refined
+from patcher.sweep.reporting import measure_rows, random_control, rows_for
+from patcher.sweep.results import behaviours, cell_json, random_grid
+from patcher.sweep.search import is_halving, measure_grid, within_guard
+from patcher.vectors.finding import Direction, find_directions, steering_vector
+from patcher.verify.probes import PROBES
+
+Say = Callable[[str], None]
+VectorAt = Callable[[int, float], torch.Tensor]
+"""Layer and coefficient -> what is added, [hidden]."""
+FORMAT = 1
+_MEMORY = 0.2
+"""Of the free memory, for residuals that are kept, and as much again for the base's distributions."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep.
+
+    Attributes:
+        data: the content of ``sweep.json``.
+        vector: the index of the vector that was swept.
+        chosen: the recommended layer and coefficient, or None.
+    """
+
+    data: dict[str, Any]
+    vector: int
+    chosen: tuple[int, float] | None
+
+
+@dataclass
+class SweepRun:
+    """Everything that is decided before the base is opened.
+
+    Attributes:
+        recipe: what is swept.
+        recipe_folder: inputs are relative to it.
+        planned: what the dry run found.
+        index: of the vector that is swept.
+        layers: of the grid, ascending.
+        defaults: the fixed defaults: (layer, coefficient) -> what it is called.
+        parts: the pairs, in three parts.
+        record: finished cells.
+        clock: takes the time.
+        say: called with a line about what is going on.
+        note: called with what ``-v`` shows.
+    """
+
+    recipe: Recipe
+    recipe_folder: Path
+    planned: DryRun
+    index: int
+    layers: list[int]
+    defaults: dict[tuple[int, float], str]
+    parts: materials.Parts
+    record: CellRecord
+    clock: Clock
+    say: Say
+    note: Say
+
+    def on(self, opened: OpenedBase, reader: ResidualReader) -> dict[str, Any]:
+        """Everything of ``sweep.json`` but the timings."""
+        recipe, spec = self.recipe, self.recipe.vectors[self.index]
+        with self.clock.time("capture"):
+            neutral = [opened.tokenizer(text)["input_ids"] for text in PROBES]
+            found = find_directions(
+                self.parts.prepared, reader, recipe_folder=self.recipe_folder, neutral=neutral, progress=self.say
+            )
+        directions = {direction.layer: direction for direction in found.pop(self.index)}
+
+        def vector_at(layer: int, coefficient: float) -> torch.Tensor:
+            chosen = spec.model_copy(update={"coefficient": coefficient})
+            return steering_vector(chosen, directions[layer]).values
+
+        norms = {layer: direction.residual_norm for layer, direction in directions.items()}
+        unit = {layer: vector_at(layer, 1.0) for layer in self.layers}
+        coefficients = grid_coefficients(recipe, spec, shares_of(unit, norms))
+        others = materials.others(self.parts.prepared, self.index, found)
+        source = self._source(opened)
+        rows_each = batch_rows(recipe)
+        measured = materials.gather(recipe, self.recipe_folder, self.parts, opened, self.index, rows_each)
+        memory = int(_MEMORY * available_memory())
+        choose = measured.choosing_bench(source, others, math.copysign(1.0, spec.factor), rows_each, memory)
+        halving = is_halving(recipe.sweep.search, len(self.layers) * len(coefficients))
+        with self.clock.time("sweep"):
+            accepted = self._accepted(choose)
+
+            def measure(values: Sequence[float]) -> list[Cell]:
+                columns = [
+                    Column(layer, {value: vector_at(layer, value) for value in values}, norms[layer])
+                    for layer in self.layers
+                ]
+                return measure_grid(
+                    choose,
+                    columns,
+                    self.record,
+                    halving=halving,
+                    together=not isinstance(source, ResumingModel),
+                    accepted=accepted,
+                    progress=lambda done, total: self.say(f"sweeping: {done} of {total} cells"),
+                )
+
+            cells = measure(coefficients)
+            if recipe.sweep.coefficients == "auto" and not halving:
+                cells, coefficients = refined(cells, coefficients, measure, accepted)
+            best = choosing.recommended(cells, accepted)
+            chosen = None if best is None else (best.layer, best.coefficient)
+            shown = best or choosing.strongest(cells)
+            control = random_grid(choose, unit, shown.layer, coefficients, recipe.seed)
+        with self.clock.time("report"):
+            self.say("measuring the chosen cell on the pairs that were kept back")
+            bench = measured.reporting_bench(choose, memory)
+            rows = rows_for(
+                chosen, vector_at, self.defaults, random_vectors=recipe.sweep.random_vectors, seed=recipe.seed
+            )
+            report = measure_rows(bench, rows, measured.prompting, self._within(bench), seed=recipe.seed)
+            details = self._details(opened, source, bench, chosen, vector_at, measured)
+        data = {
+            "format": FORMAT,
+            "tool_version": patcher.__version__,
+            "model": self.planned.source.name,
+            "architecture": self.planned.architecture.class_name,
+            "blocks": self.planned.architecture.block_count,
+            "vector": spec.name,
+            "method": spec.method,
+            "scale": spec.scale,
+            "expected_sign": int(choose.expected_sign),
+            "seed": recipe.seed,
+            "measure": choose.effect.measure,
+            "splits": measured.splits,
+            "layers": self.layers,
+            "coefficients": coefficients,
+            "guard": {
+                "measure": "kl",
+                "unit": "nats a token",
+                "limit": recipe.evaluate.guard.kl,
+                "perplexity": recipe.evaluate.guard.perplexity,
+                "text": measured.neutral_name,
+            },
+            "rule": choosing.rule(recipe.evaluate.guard),
+            "search": "halving" if halving else "grid",
+            "grid": [cell_json(cell, accepted(cell)) for cell in cells],
+            "baseline": measured.baseline(choose),
+            "random_grid": control,
+            "pareto": [{"layer": c.layer, "coefficient": c.coefficient} for c in choosing.pareto(cells)],
+            "recommended": None if best is None else {"layer": best.layer, "coefficient": best.coefficient},
+            "report": report,
+            "random_control": random_control(report),
+            "behaviours": behaviours(bench, rows, spec.name),
+            **details,
+            "geometry": geometry(*_activations({layer: directions[layer] for layer in self.layers})),
+            "notes": [*(self.parts.notes if measured.on_pairs else ()), *measured.notes],
+        }
+        cleaned: dict[str, Any] = finite_or_null(data)
+        return cleaned
+
+    def _source(self, opened: OpenedBase) -> LogitsSource:
+        if opened.model is None:
+            return opened.logits
+        architecture = self.planned.architecture
+        parameter = next(opened.model.parameters())
+        device = torch.device("cpu") if parameter.device.type == "meta" else parameter.device
+        return ResumingModel(
+            opened.model,
+            architecture.blocks,
+            tokens=token_budget(architecture.config, device, parameter.dtype),
+            memory=int(_MEMORY * available_memory()),
+            note=self.note,
+        )
+
+    def _within(self, bench: Bench) -> Callable[[float, float], bool]:
+        guard, base = self.recipe.evaluate.guard, bench.base_perplexity()
+        return lambda kl, perplexity: within_guard(guard, base, kl, perplexity)
+
+    def _accepted(self, bench: Bench) -> Callable[[Cell], bool]:
+        guard = self.recipe.evaluate.guard
+        return lambda cell: within_guard(guard, bench.base_perplexity(cell.pairs), cell.damage, cell.perplexity)
+
+    def _details(
+        self,
+        opened: OpenedBase,
+        source: LogitsSource,
+        bench: Bench,
+        chosen: tuple[int, float] | None,
+        vector_at: VectorAt,
+        measured: materials.Materials,
+    ) -> dict[str, Any]:
+        if chosen is None:
+            return {"kl_tokens": [], "shifted": [], "text_changes": [], "generations": [], "scores": None}
+        steered = bench.with_others({chosen[0]: vector_at(*chosen)})
+        looked = Looked(source, opened.model, self.planned.architecture.blocks, opened.tokenizer, opened.positions)
+        return look(
+            looked,
+            self.recipe,
+            self.recipe.vectors[self.index],
+            {},
+            steered,
+            texts=measured.shown_texts(),
+            neutral=bench.neutral.texts,
+            batch_size=bench.batch_size,
+            say=self.say,
+        )
+
+
+def _activations(
+    directions: Mapping[int, Direction],
+) -> tuple[dict[int, tuple[torch.Tensor, torch.Tensor]], dict[int, torch.Tensor]]:
+    sides = {}
+    for layer, direction in directions.items():
+        if direction.read is not None:
+            half = len(direction.read) // 2
+            sides[layer] = (direction.read[:half], direction.read[half:])
+    return sides, {layer: direction.values for layer, direction in directions.items()}

@@ -1,0 +1,1 @@
+"""Programs that run alone, in a stock environment: none of them imports this package."""

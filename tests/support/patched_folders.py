@@ -1,0 +1,154 @@
+"""Patched folders as a build writes them, from a vector that is given: nothing is captured, and nothing verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import hashes
+
+from patcher.architectures.analysis import Architecture
+from patcher.build.unpatch import Unpatched, unpatch
+from patcher.card.card import render_card
+from patcher.checkpoint.bin_files import convert_bin
+from patcher.checkpoint.folder import SINGLE, CheckpointFolder
+from patcher.checkpoint.hashes import hashing
+from patcher.checkpoint.prepare import read_config
+from patcher.checkpoint.source import Source
+from patcher.checkpoint.staging import MANIFEST, staged_folder
+from patcher.checkpoint.writer import Written, write_copy
+from patcher.errors import PatchModelError
+from patcher.patched.stored import VECTORS, read_stored
+from patcher.patched.writing import build_manifest, carry_history, history_of, manifest_text, tensor_key
+from patcher.recipe.schema import Recipe
+from patcher.routes.apply import tensors_to_write
+from patcher.routes.planner import choose_route
+from patcher.vectors import SteeringVector, save_vectors
+from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
+
+TEXT = "model: base\n"
+
+
+def vector_of(width: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(width, generator=torch.Generator().manual_seed(seed))
+
+
+def patch(
+    base: Path,
+    output: Path,
+    vectors: dict[int, torch.Tensor],
+    *,
+    name: str = "love",
+    hash: bool = True,
+    link: bool = False,
+    adapter: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[dict[str, Any], Written]:
+    """Write ``base`` with ``vectors`` (layer -> [hidden]) as ``output``; its manifest and what the writer says."""
+    source, checkpoint = Source(base.name, False, None, base), CheckpointFolder(base)
+    if checkpoint.is_bin:
+        checkpoint = convert_bin(checkpoint, output.parent / f"{output.name}-converted")
+    chosen: dict[str, Any] = {
+        "targets": ["transformers"],
+        "route": "auto",
+        "exact": True,
+        "prefer": "stacks",
+        **options,
+    }
+    plan = choose_route(Architecture(read_config(base)), sorted(vectors), checkpoint, **chosen)
+    spec = {"name": name, "method": "file", "file": "v.safetensors", "layer": sorted(vectors)}
+    recipe = Recipe.model_validate({"model": str(base), "vectors": [spec]})
+    found = [
+        SteeringVector(name=name, layer=layer, read_layer=layer, values=values, coefficient=1.0, residual_norm=None)
+        for layer, values in vectors.items()
+    ]
+    created, replaced = tensors_to_write(plan, vectors, checkpoint)
+    history = history_of(base)
+    with staged_folder(output) as stage, hashing(CheckpointFolder(base), hash=hash) as hashes:
+        written = write_copy(
+            checkpoint,
+            stage,
+            created=created,
+            replaced=replaced,
+            config_changes=plan.config_changes,
+            dropped=plan.dropped,
+            renamed=plan.renamed,
+            config=plan.config,
+            tokenizer_changes=plan.tokenizer_changes,
+            link=link,
+        )
+        held = {tensor_key(vector): vector.values for vector in found}
+        originals = {ORIGINAL_PREFIX + key: tensor for key, tensor in written.originals.items()}
+        rights = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
+        spreads = {SPREAD_PREFIX + write.name: write.spread for write in plan.carriers if write.spread is not None}
+        save_vectors(stage / VECTORS, {**held, **originals, **rights, **spreads}, {"format": "pt"})
+        carry_history(base, stage, len(history))
+        manifest = build_manifest(
+            source=source,
+            adapter=adapter,
+            files=hashes.records(),
+            recipe=recipe,
+            recipe_text=TEXT,
+            plan=plan,
+            vectors=found,
+            originals=written.originals,
+            stored_rel_errors=dict.fromkeys(vectors, 0.0),
+            config_before=checkpoint.config,
+            evaluation=None,
+            notes=[],
+            undo=written.undo,
+            history=history,
+        )
+        assert all(layer.rel_error < 0.02 for layer in read_stored(stage, manifest).values())
+        (stage / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+        (stage / "README.md").write_text(render_card(manifest, None), encoding="utf-8")
+    return manifest, written
+
+
+def width(base: Path) -> int:
+    config = json.loads((base / "config.json").read_text())
+    return int(config.get("hidden_size") or config["n_embd"])
+
+
+def patched(base: Path, output: Path, layer: int, *, seed: int = 1, **options: Any) -> dict[str, Any]:
+    return patch(base, output, {layer: vector_of(width(base), seed, 3.0)}, **options)[0]
+
+
+def back(folder: Path, output: Path, **options: Any) -> Unpatched:
+    """Unpatch ``folder`` as ``output``; it must not be changed by that."""
+    before = hashes(folder)
+    result = unpatch(folder, output, say=lambda _line: None, **options)
+    assert hashes(folder) == before, "the patched folder was changed"
+    return result
+
+
+def refused(kind: type[PatchModelError], folder: Path, **options: Any) -> str:
+    """What :func:`back` says when it refuses; nothing may be left."""
+    before = sorted(folder.parent.iterdir())
+    with pytest.raises(kind) as caught:
+        back(folder, folder.parent / "refused", **options)
+    assert sorted(folder.parent.iterdir()) == before, "something is left"
+    return str(caught.value)
+
+
+def edit_manifest(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def apply(out: Path) -> None:
+        manifest = json.loads((out / MANIFEST).read_text())
+        change(manifest)
+        (out / MANIFEST).write_text(json.dumps(manifest))
+
+    return apply
+
+
+def odd_header(base: Path) -> None:
+    """What another tool writes: blanks, another order, keys of metadata."""
+    raw = (base / SINGLE).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header = dict(sorted(header.items(), reverse=True))
+    text = json.dumps({**header, "__metadata__": {"format": "pt", "who": "日本"}}, ensure_ascii=False, indent=1)
+    (base / SINGLE).write_bytes(len(text.encode()).to_bytes(8, "little") + text.encode() + raw[8 + length :])
