@@ -6,10 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patcher.card import effects as effects
-from patcher.card import measured as measured
-from patcher.card import sections as sections
-from patcher.card import texts as texts
+from patcher.card import effects, measured, sections, texts
 from patcher.card import written as writing
 from patcher.card.values import hub_id, table
 from patcher.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from patcher.card import texts as texts
+from patcher.card import texts
 from patcher.card.values import counted, grid, is_fitted, listed, number, percent, rows, strings, table
 
 _FILES_SHOWN = 12

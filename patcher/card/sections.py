@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patcher.card import texts as texts
+from patcher.card import texts
 from patcher.card.measured import approximation, status
 from patcher.card.values import (
     grid,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patcher.card import texts as texts
+from patcher.card import texts
 from patcher.card.values import (
     base_class,
     counted,

@@ -158,14 +158,14 @@ class CheckpointFolder:
         return chosen
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object.
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
 
     Raises:
-        InputError: missing, unreadable, not JSON, or not an object.
+        InputError: missing, unreadable, or not JSON.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{path.name} is missing", where=str(path.parent), remedy="give the folder of a transformers checkpoint"
@@ -176,7 +176,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:
         remedy = "it is damaged: copy or download it again"
-        raise InputError(f"{path.name} cannot be read as JSON", where=str(path), found=error, remedy=remedy) from None
+        raise InputError(f"{path.name} is not JSON", where=str(path), found=error, remedy=remedy) from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that must hold an object.
+
+    Raises:
+        InputError: see :func:`read_json`; or it holds something else.
+    """
+    value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path.name} does not hold an object", where=str(path), found=type(value).__name__)
     return value

@@ -1,22 +1,27 @@
-"""``steering.json`` as it is read: a file from elsewhere, whose shape is checked before anything in it is used.
+"""The content of ``steering.json`` as types: what one build writes, and what is checked of a file from elsewhere.
 
-Only what some module of the package relies on is named here; every other key is let through as it is.
+Every module reads attributes of these models; keys that are not named here are kept as they came. What a manifest must
+have before anything is done with its folder is stated once, in :func:`checked_manifest`; other keys have defaults, so
+that older folders are read in the same way everywhere.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from patcher.errors import InputError
+from patcher.patched.evaluation import Evaluation, Number, Record
 
+FORMAT = 1
 _LONGEST = 200
 _MOST_BLOCKS = 1 << 20
 _DEEPEST = 100
+_REQUIRED = ("format", "base", "edits", "route", "verification")
 
 
 def _inside(name: str) -> str:
@@ -27,141 +32,320 @@ def _inside(name: str) -> str:
     return name
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
 FileName = Annotated[str, AfterValidator(_inside)]
 Layer = Annotated[int, Field(ge=-1, lt=_MOST_BLOCKS)]
 LayerKey = Annotated[str, Field(pattern=r"^(-1|[0-9]{1,7})$")]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
 
 
-class _File(_Shape):
+class BaseFile(Record):
+    """One file of the base; ``sha256`` is null where it was not hashed."""
+
     name: FileName
-    size: Annotated[int, Field(ge=0)]
+    size: Count
     sha256: str | None
 
 
-class _Adapter(_Shape):
+class Adapter(Record):
+    """The PEFT adapter that was merged: its name, where it was given, the hash of its weights."""
+
     name: str
     given: str
     sha256: str
 
 
-def _distinct(files: list[_File]) -> list[_File]:
+def _distinct(files: list[BaseFile]) -> list[BaseFile]:
     """Refuse a list that names a file twice: it could not be two things."""
     if len({PurePosixPath(file.name) for file in files}) < len(files):
         raise ValueError("a file is named twice")
     return files
 
 
-class _Base(_Shape):
+class Base(Record):
+    """The model that was steered. ``path`` is the local folder; it is never published."""
+
     model: str
     hub: bool | None = None
     revision: str | None = None
     path: str | None = None
-    adapter: _Adapter | None = None
-    files: Annotated[list[_File], AfterValidator(_distinct)] | None = None
+    adapter: Adapter | None = None
+    files: Annotated[list[BaseFile], AfterValidator(_distinct)] | None = None
+
+    @property
+    def hub_id(self) -> str | None:
+        """Its name on the Hub, if it came from there."""
+        return self.model.partition("@")[0] if self.hub and self.model else None
 
 
-class _Edit(_Shape):
+class Edit(Record):
+    """One steering vector: what the residual stream gains after block ``layer`` (-1: the embedding).
+
+    ``tensor`` is its key in ``steering.safetensors``; ``norm`` and ``residual_norm`` are L2 norms.
+    """
+
     name: str
     layer: Layer
-    tensor: str
+    site: str | None = None
+    read_layer: int | None = None
+    method: str | None = None
     coefficient: Number | None = None
+    scale: Any = None
+    tensor: str = ""
+    norm: Number | None = None
+    residual_norm: Number | None = None
+    stored_rel_error: Number | None = None
+    generations: str | None = None
 
 
-class _Tensor(_Shape):
+class Tensor(Record):
+    """A tensor that holds a vector, see :class:`patcher.routes.plan.TensorWrite`."""
+
     name: str
-    layer: Layer
-    kind: str
-    factor: Number
     parameter: str | None = None
+    kind: str
+    layer: Layer
+    factor: Number
+    dtype: str | None = None
     shape: list[int] | None = None
     offset: Number | None = None
+    outer: bool = False
+    transposed: bool = False
+    spread: bool = False
     index: Annotated[int, Field(ge=0, lt=_MOST_BLOCKS)] | None = None
     original: str | None = None
 
 
-class _Zeros(_Shape):
-    names: list[str] = []
+class Zeros(Record):
+    """Created tensors of zeros."""
+
     count: int | None = None
+    names: list[str] = []
 
 
-class _Fit(_Shape):
+class Fit(Record):
+    """Of a fitted route: what was measured on held-out calibration text, over all layers and for each."""
+
     error_mean: Number | None = None
+    error_p95: Number | None = None
+    cosine: Number | None = None
+    mean: Number | None = None
+    unfitted_experts: int | None = None
+    tokens: int | None = None
+    held_out_tokens: int | None = None
+    sampled_tokens: int | None = None
+    kl_hook_fit: Number | None = None
+    kl_hook_base: Number | None = None
+    kl_tokens: int | None = None
+    ratio: Number | None = None
+    layers: dict[str, Fit] = {}
 
 
-class _Route(_Shape):
-    name: str
-    exact: bool
-    architecture: str
-    tensors: list[_Tensor]
+class Route(Record):
+    """How the edits are stored, see :class:`patcher.routes.plan.Plan`."""
+
+    name: str = ""
+    exact: bool = True
+    cost: str | None = None
+    architecture: str = ""
     blocks: str | None = None
-    residual: str | None = None
-    zeros: _Zeros | None = None
-    fit: _Fit | None = None
-    derived: dict[str, Any] = {}
+    tensors: list[Tensor] = []
+    zeros: Zeros | None = None
+    derived: dict[str, str] = {}
+    dropped: list[str] = []
     renamed: dict[str, str] = {}
+    config_changes: dict[str, Any] = {}
+    tokenizer_changes: dict[str, Any] = {}
+    stacks: dict[str, str] = {}
+    reason: str | None = None
     copy_layers: dict[LayerKey, Layer] = {}
-    config_changes: dict[str, Any] | None = None
-    config_before: dict[str, Any] | None = None
+    residual: str | None = None
+    warnings: list[str] = []
+    advice: list[str] = []
+    fit: Fit | None = None
+    config_before: dict[str, Any] = {}
+    oldest: dict[str, str] = {}
+
+    @property
+    def centred(self) -> bool:
+        """Whether the copy's residual stream gains the vector less its mean."""
+        return self.residual == "centred"
+
+    @property
+    def inserted_blocks(self) -> dict[int, int]:
+        """Layer of the base -> the block of the copy that was inserted after it; empty where none was."""
+        moved = {int(layer): block for layer, block in self.copy_layers.items()}
+        return {layer: block for layer, block in sorted(moved.items()) if block != layer}
+
+    @property
+    def has_new_config(self) -> bool:
+        """Whether ``config.json`` was written anew: the base's is then kept whole."""
+        return bool(self.config_before.keys() - self.config_changes.keys())
+
+    def in_copy(self, layer: int) -> int:
+        """The block of the copy after which the residual stream holds the edit of ``layer``."""
+        return self.copy_layers.get(str(layer), layer)
 
 
-class _Recipe(_Shape):
+class Check(Record):
+    """One number that a stack was held to; ``passed`` is null where it was not run."""
+
+    name: str
+    passed: bool | None = None
+    value: Number | None = None
+    limit: Number | None = None
+    note: str = ""
+
+
+class Verification(Record):
+    """How one stack compared with the hook reference."""
+
+    stack: str | None = None
+    version: str | None = None
+    status: str | None = None
+    passed: bool | None = None
+    reference: str | None = None
+    dtype: str | None = None
+    max_abs_logprob_diff: Number | None = None
+    noise_floor: Number | None = None
+    own_error: Number | None = None
+    steering_effect: Number | None = None
+    vector_rel_error: Number | None = None
+    tolerance: Number | None = None
+    checks: list[Check] = []
+    detail: str | None = None
+    note: str | None = None
+    remedy: str | None = None
+    blocks: int | None = None
+
+
+class RecipeRecord(Record):
+    """The recipe, verbatim and resolved; ``folder`` is what its paths are relative to, and is never published."""
+
     text: str | None = None
     resolved: dict[str, Any] | None = None
     folder: str | None = None
 
 
-class _Undo(_Shape):
+class Undo(Record):
+    """What the writer noted to take the copy back, see :func:`patcher.checkpoint.undo.undo_record`."""
+
     lost: list[str] | None = None
 
 
-class _Check(_Shape):
-    stack: str | None = None
-    status: str | None = None
-    version: str | None = None
-    detail: str | None = None
+class Downloaded(Record):
+    name: str
+    size: Count | None = None
 
 
-class _Patch(_Shape):
-    base: _Base
-    edits: list[_Edit]
-    route: _Route
-    verification: list[_Check] | None = None
-    recipe: _Recipe | None = None
+class Remote(Record):
+    """Of a copy that was made on the Hub: which of the base's weights were here for it."""
+
+    downloaded: list[Downloaded] = []
+    bytes_downloaded: Count | None = None
+    bytes_of_weights: Count | None = None
+    weight_files: Count | None = None
+    blocks_read: Count | None = None
+    changed: list[str] = []
+
+
+class Patch(Record):
+    """What one build did, without what was done before it."""
+
+    format: int = FORMAT
     tool_version: str | None = None
-    undo: _Undo | None = None
+    base: Base = Base(model="")
+    edits: list[Edit] = []
+    route: Route = Route()
+    verification: list[Verification] = []
+    evaluation: Evaluation | None = None
+    recipe: RecipeRecord = RecipeRecord()
+    notes: list[str] = []
+    undo: Undo | None = None
+    remote: Remote | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        """A part that is null is one that is not there."""
+        return {key: part for key, part in data.items() if part is not None} if isinstance(data, Mapping) else data
+
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        """The recipe as it was built, with every default filled in."""
+        return self.recipe.resolved or {}
+
+    @property
+    def remote_code(self) -> bool:
+        """Whether the base brings code of its own."""
+        return self.resolved.get("trust_remote_code") is True
 
 
-class _Manifest(_Patch):
-    history: list[_Patch] | None = None
+class Manifest(Patch):
+    """The whole of ``steering.json``: the latest patch, and in ``history`` those before it, the earliest first."""
+
+    history: list[Patch] = []
+
+    @property
+    def patches(self) -> list[Patch]:
+        """All patches, the latest (without its history) last."""
+        latest = Patch.model_validate({key: part for key, part in self.as_json().items() if key != "history"})
+        return [*self.history, latest]
+
+    def text(self) -> str:
+        """``steering.json`` as it is written."""
+        return json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
-    """Refuse a manifest that is not built as this version builds them.
+def checked_manifest(content: Any, path: Path) -> Manifest:
+    """The manifest that ``content`` is, refused if it is not built as this version builds them.
 
     Args:
-        manifest: the content of ``steering.json``, of a format that this version knows.
-        path: where it was read.
+        content: what was read from ``path``, a ``steering.json``.
 
     Raises:
-        InputError: with the first key that is missing, or holds something else than it should.
+        InputError: it is of another tool or format; or with the first key that is missing, or holds something else
+            than it should.
     """
-    if _is_deeper(manifest, _DEEPEST):
+    keys = content if isinstance(content, dict) else {}
+    if not isinstance(keys.get("format"), int) or not isinstance(keys.get("edits"), list):
+        raise InputError(
+            f"this {path.name} is incomplete, or was not written by patch-model",
+            where=str(path),
+            remedy="build the folder again",
+        )
+    if keys["format"] != FORMAT:
+        newer = keys["format"] > FORMAT
+        raise InputError(
+            "the manifest has a format that this version does not know" + (": it is of a newer one" if newer else ""),
+            where=str(path),
+            found=keys["format"],
+            remedy="pip install --upgrade patch-model" if newer else "build the folder again",
+        )
+    if _is_deeper(content, _DEEPEST):
         raise _damaged(str(path), f"nested more than {_DEEPEST} levels deep")
     try:
-        json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
         raise _damaged(str(path), "a number or a text that cannot be written down") from None
     try:
-        _Manifest.model_validate(manifest)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise _damaged(f"{path}: {key[:_LONGEST]}", first["msg"].removeprefix("Value error, ")) from None
+    for key in _lacking(manifest):
+        raise _damaged(f"{path}: {key}", "it is not there")
+    return manifest
+
+
+def _lacking(manifest: Manifest) -> Iterator[str]:
+    """The keys without which nothing can be done with a folder."""
+    for place, patch in (("", manifest), *((f"history.{n}.", patch) for n, patch in enumerate(manifest.history))):
+        yield from (f"{place}{key}" for key in _REQUIRED if key not in patch.model_fields_set)
+        yield from (f"{place}edits.{n}.tensor" for n, edit in enumerate(patch.edits) if not edit.tensor)
+        route = patch.route
+        yield from (f"{place}route.{key}" for key in ("name", "architecture", "blocks") if not getattr(route, key))
+        yield from (f"{place}route.{key}" for key in ("exact", "tensors") if key not in route.model_fields_set)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -11,11 +11,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from patcher.checkpoint.folder import CheckpointFolder, read_json_object
+from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import read_tensor
-from patcher.checkpoint.staging import MANIFEST
 from patcher.errors import InputError
-from patcher.patched.schema import check_manifest
+from patcher.patched import reading
 from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
 
 VECTORS = "steering.safetensors"
@@ -67,31 +66,7 @@ class StoredLayer:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The folder's ``steering.json``.
-
-    Raises:
-        InputError: it is not there, or not ours.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise InputError(
-            f"this is not a patched folder: it has no {MANIFEST}",
-            where=str(folder),
-            remedy="give the folder that patch-model wrote",
-        )
-    manifest = read_json_object(folder / MANIFEST)
-    lists = all(isinstance(manifest.get(key), list) for key in ("edits", "verification"))
-    maps = all(isinstance(manifest.get(key), dict) for key in ("base", "route"))
-    if not (lists and maps and isinstance(manifest["route"].get("blocks"), str)):
-        raise InputError("the manifest is incomplete", where=str(folder / MANIFEST), remedy="build the folder again")
-    if manifest.get("format") != 1:
-        raise InputError(
-            "the manifest has a format that this version does not know",
-            where=str(folder / MANIFEST),
-            found=manifest.get("format"),
-            remedy="upgrade patch-model",
-        )
-    check_manifest(manifest, folder / MANIFEST)
-    return manifest
+    return reading.read_manifest(folder).as_json()
 
 
 def read_stored(folder: Path, manifest: Mapping[str, Any], *, partial: bool = False) -> dict[int, StoredLayer]:

@@ -12,13 +12,12 @@ from typing import Any
 from patcher.disk.links import require_inside
 from patcher.errors import InputError, OutsideError
 from patcher.errors.hub import holds_token
-from patcher.patched.schema import check_manifest
+from patcher.patched import reading
 from patcher.publish.privacy import sanitised_config, sanitised_manifest, sanitised_text
 
 MANIFEST, VECTORS, CARD = "steering.json", "steering.safetensors", "README.md"
 GENERATIONS = "steering_generations.jsonl"
 PICTURES = "steering_*.png"
-FORMAT = 1
 
 _LEGAL = ("LICEN[CS]E*", "Licen[cs]e*", "COPYING*", "NOTICE*", "USE_POLICY*")
 _BELONGS = (
@@ -80,34 +79,7 @@ class PublishedFile:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The folder's ``steering.json``.
-
-    Raises:
-        InputError: there is no folder, no such file in it, or it is not one of ours.
-        OutsideError: it cannot be read.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        what = f"has no {MANIFEST}" if folder.is_dir() else "is not a folder"
-        raise InputError(
-            f"{folder} {what}, so it is not a patched model",
-            where=str(folder),
-            remedy="name the folder that patch-model wrote (`output` in the recipe)",
-        ) from None
-    except OSError as error:
-        raise OutsideError(f"{MANIFEST} cannot be read", where=str(path), found=error, code="disk") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{MANIFEST} is not JSON", where=str(path), found=error, remedy="build it again") from None
-    version = manifest.get("format") if isinstance(manifest, dict) else None
-    if not isinstance(version, int) or not isinstance(manifest.get("edits"), list):
-        raise InputError(f"this {MANIFEST} was not written by patch-model", where=str(path), remedy="build it again")
-    if version > FORMAT:
-        remedy = "pip install --upgrade patch-model"
-        raise InputError(f"{MANIFEST} is of a newer format", where=str(path), found=version, remedy=remedy)
-    check_manifest(manifest, path)
-    return dict(manifest)
+    return reading.read_manifest(folder).as_json()
 
 
 def check_verified(manifest: Mapping[str, Any], folder: Path, *, remote: bool = False) -> None:

@@ -18,7 +18,7 @@ import patcher.verify.later as later
 from patcher.build.reproduce import reproduce
 from patcher.errors import InputError, PatchModelError
 from patcher.export import export_folder
-from patcher.patched.schema import check_manifest
+from patcher.patched.schema import checked_manifest
 from patcher.patched.stored import read_manifest, read_stored
 from patcher.publish.contents import published_files
 from patcher.publish.contents import read_manifest as read_published_manifest
@@ -95,7 +95,7 @@ def test_a_manifest_that_names_what_cannot_be_a_file_of_the_base(name: str, tmp_
 
 def test_what_a_build_writes_is_accepted() -> None:
     for case in (*seeds.patched_folders(), *seeds.whole_folders()):
-        check_manifest(json.loads(case["steering.json"]), Path("steering.json"))
+        checked_manifest(json.loads(case["steering.json"]), Path("steering.json"))
 
 
 SHAPES: dict[str, Callable[[dict[str, torch.Tensor]], None]] = {

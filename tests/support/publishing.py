@@ -40,7 +40,13 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "base": {"model": "gpt2-xl", "hub": True, "revision": "0" * 40, "path": None, "adapter": None, "files": []},
         "edits": [{**edit, "method": "mean_difference", "coefficient": 5.0, "norm": 12.3, "residual_norm": 60.1}],
         "route": {
-            **{"name": "native", "exact": True, "cost": "none", "architecture": "LlamaForCausalLM"},
+            **{
+                "name": "native",
+                "exact": True,
+                "cost": "none",
+                "architecture": "LlamaForCausalLM",
+                "blocks": "model.layers",
+            },
             **{"tensors": [{**bias, "dtype": "F32", "shape": [16]}], "config_changes": {"mlp_bias": True}},
             "stacks": {"transformers": "native", "vllm": "native", "llama.cpp": "no"},
         },

@@ -1,0 +1,132 @@
+"""The ``evaluation`` of ``steering.json`` as types: what was measured of the edits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Record(BaseModel):
+    """A part of the manifest; keys that it does not name are kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """As it was read or made: no key is added."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Perplexity(Record):
+    base: Number | None = None
+    steered: Number | None = None
+
+
+class Guard(Record):
+    """Damage on neutral text (KL divergence from the base, nats a token) and the limit that it is held to."""
+
+    kl: Number | None = None
+    kl_low: Number | None = None
+    kl_high: Number | None = None
+    kl_limit: Number | None = None
+    perplexity: Perplexity = Perplexity()
+    perplexity_limit: Number | None = None
+    within: bool | None = None
+    text: str | None = None
+
+
+class Prompting(Record):
+    """A system prompt as a control: alone, and with the vector."""
+
+    alone: Number | None = None
+    steered: Number | None = None
+
+
+class Effect(Record):
+    """One vector on held-out pairs, beside its controls, in the unit of ``measure``."""
+
+    vector: str | None = None
+    measure: str | None = None
+    pairs: int | None = None
+    base: Number | None = None
+    steered: Number | None = None
+    negative: Number | None = None
+    random: list[Number] | Number | None = None
+    distinguishable: bool | None = None
+    held_out: bool | None = None
+    prompting: Prompting | None = None
+    notes: list[str] = []
+
+
+class Variant(Record):
+    """What was written under one of several vectors."""
+
+    name: str
+    text: str = ""
+
+
+class Completions(Record):
+    """What base and copy wrote from one prompt."""
+
+    prompt: str
+    variants: list[Variant] = []
+
+
+class Scores(Record):
+    """Means of the user's own scorer."""
+
+    scorer: str | None = None
+    means: dict[str, Number | None] = {}
+
+
+class Task(Record):
+    """One metric of one lm-eval task."""
+
+    task: str | None = None
+    metric: str | None = None
+    base: Number | None = None
+    base_stderr: Number | None = None
+    patched: Number | None = None
+    patched_stderr: Number | None = None
+
+
+class SweepRow(Record):
+    """One row of a sweep's report."""
+
+    kind: str | None = None
+    name: str | None = None
+    layer: int | None = None
+    coefficient: Number | None = None
+    effect: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    damage: Number | None = None
+    within_guard: bool | None = None
+
+
+class SweepChoice(Record):
+    """How a sweep chose layer and coefficient."""
+
+    layers: list[int] = []
+    coefficients: list[Number] = []
+    rule: str | None = None
+    recommended: dict[str, Any] | None = None
+    report: list[SweepRow] = []
+
+
+class Evaluation(Effect):
+    """What the edits do: the first vector's effect on top, each in ``per_vector``, damage, completions."""
+
+    per_vector: list[Effect] = []
+    perplexity: dict[str, Perplexity] | None = None
+    guard: Guard | None = None
+    curve: list[dict[str, Any]] | None = None
+    random_curve: list[dict[str, Any]] | None = None
+    kl_tokens: list[dict[str, Any]] | None = None
+    shifted: list[dict[str, Any]] | None = None
+    generations: list[Completions] = []
+    scores: Scores | None = None
+    lm_eval: list[Task] = []
+    sweep: SweepChoice | None = None

@@ -1,0 +1,27 @@
+"""Reading a patched folder's ``steering.json``: the only way from the file to its types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patcher.checkpoint.folder import read_json
+from patcher.checkpoint.staging import MANIFEST
+from patcher.errors import InputError
+from patcher.patched.schema import Manifest, checked_manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The folder's ``steering.json``.
+
+    Raises:
+        InputError: there is none, it cannot be read, or it is not one of ours.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        why = f"it has no {MANIFEST}" if folder.is_dir() else f"{folder} is not a folder"
+        raise InputError(
+            f"this is not a patched folder: {why}",
+            where=str(folder),
+            remedy="give the folder that patch-model wrote (`output` in the recipe)",
+        )
+    return checked_manifest(read_json(path), path)
