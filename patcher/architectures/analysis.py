@@ -25,6 +25,7 @@ from patcher.architectures.quantised import Quantisation, quantisation_of
 from patcher.architectures.registry import Row, rows
 from patcher.architectures.shrink import block_count, shrink_config
 from patcher.errors import InputError
+from patcher.stacks.names import TRANSFORMERS_ALONE
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Architecture:
         parameters: every parameter of the class under this config, with its shape.
         aliases: of tied parameters, the name of the one that a checkpoint stores.
         row: the registry's row, or None for a class that is analysed at run time.
+        stacks: which stock stacks read the row's slots; of a class without a row, transformers alone.
+        loads: which stock stacks load this architecture at all.
     """
 
     def __init__(self, config: Any, *, trust_remote_code: bool = False) -> None:
@@ -83,9 +86,8 @@ class Architecture:
         self.blocks = self._find_blocks()
         self.block_count = len(self._meta.get_submodule(self.blocks))  # type: ignore[arg-type]
         self.hidden = int(config.hidden_size)
-        self.stacks: Mapping[str, str] = (
-            self.row.stacks if self.row else {"transformers": "native", "vllm": "no", "llama.cpp": "no"}
-        )
+        self.stacks: Mapping[str, str] = TRANSFORMERS_ALONE if self.row is None else self.row.stacks
+        self.loads: Mapping[str, str] = TRANSFORMERS_ALONE if self.row is None else self.row.loads
 
     def _find_blocks(self) -> str:
         if self.row is not None and isinstance(submodule(self._meta, self.row.blocks), nn.ModuleList):
@@ -105,11 +107,6 @@ class Architecture:
         stated = getattr(self.config, "quantization_config", None)
         to_dict = getattr(stated, "to_dict", None)
         return quantisation_of({"quantization_config": to_dict() if to_dict else stated})
-
-    @property
-    def loads(self) -> Mapping[str, str]:
-        """Which stock stacks load this architecture at all."""
-        return self.row.loads if self.row is not None else {"transformers": "native", "vllm": "no", "llama.cpp": "no"}
 
     @property
     def loaded_by(self) -> int:

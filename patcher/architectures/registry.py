@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Support = str
-"""How a stack reads something: ``native``, ``backend`` (vLLM's Transformers backend) or ``no``."""
-
-_UNREAD = {"transformers": "native", "vllm": "no", "llama.cpp": "no"}
+from patcher.stacks.names import TRANSFORMERS, TRANSFORMERS_ALONE, Support
 
 
 @dataclass(frozen=True)
@@ -62,12 +59,12 @@ def rows() -> Mapping[str, Row]:
         name: Row(
             class_name=row["class"],
             blocks=row["blocks"],
-            loads={"transformers": "native", **row["loads"]},
+            loads={TRANSFORMERS: "native", **row["loads"]},
             slots=tuple(row.get("slots", ())),
             flags=row.get("flags", {}),
             also=row.get("also", {}),
             scale=row.get("scale", {}),
-            stacks={**_UNREAD, **row.get("stacks", {})},
+            stacks={**TRANSFORMERS_ALONE, **row.get("stacks", {})},
         )
         for name, row in json.loads(text).items()
     }

@@ -18,6 +18,7 @@ from patcher.errors import InputError
 from patcher.recipe.schema import Recipe
 from patcher.routes.plan import Plan
 from patcher.routes.planner import ROUTES, choose_route, rank, survey
+from patcher.stacks.names import demanded_stacks
 from patcher.vectors.finding import PreparedVector
 
 
@@ -74,9 +75,8 @@ def _plan(
     reasons = {best.route: refused}
     others: list[Plan] = []
     if route == "auto":
-        demanded = ("transformers",) if isinstance(recipe.targets, str) else tuple(recipe.targets)
         names = [name for name in ROUTES if name != best.route and ROUTES[name].exact]
-        for finding in survey(architecture, layers, checkpoint, targets=demanded, names=names):
+        for finding in survey(architecture, layers, checkpoint, targets=demanded_stacks(recipe.targets), names=names):
             reason = finding.why_not if finding.plan is None else why_not(finding.plan, checkpoint)
             if reason is None and finding.plan is not None:
                 others.append(finding.plan)

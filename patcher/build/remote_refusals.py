@@ -10,6 +10,7 @@ from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.source import Source, locate
 from patcher.errors import InputError
 from patcher.recipe.schema import Recipe
+from patcher.stacks.names import TRANSFORMERS
 
 LOCAL = "give `output` a folder (or --output): the whole model is then downloaded, and published from there"
 
@@ -48,7 +49,7 @@ def check_recipe(recipe: Recipe, recipe_folder: Path, processes: Processes | Non
     if not recipe.exact and recipe.route in ("auto", "rank_one"):
         raise _refused("a fitted route is fitted on the whole model", "exact", "take `exact: false` out")
     others = (
-        [] if recipe.verify.stacks == "installed" else [name for name in recipe.verify.stacks if name != "transformers"]
+        [] if recipe.verify.stacks == "installed" else [name for name in recipe.verify.stacks if name != TRANSFORMERS]
     )
     if others:
         raise _refused(

@@ -18,6 +18,7 @@ from patcher.errors import InputError
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
 from patcher.patched.stored import read_manifest
 from patcher.recipe.schema import Recipe
+from patcher.stacks.names import TRANSFORMERS
 
 CARD = "README.md"
 _MEASURED = ("reason", "advice", "oldest")
@@ -96,7 +97,7 @@ def reproduce(
     changes: dict[str, Any] = {"model": model, "push": None}
     if merged is not None:
         changes["adapter"] = str(merged.resolve())
-    changes["verify"] = recipe.verify.model_copy(update={"stacks": ["transformers"]})
+    changes["verify"] = recipe.verify.model_copy(update={"stacks": [TRANSFORMERS]})
     recipe = recipe.model_copy(update=changes)
     with scratch_folder(folder) as scratch:
         again = scratch / folder.resolve().name

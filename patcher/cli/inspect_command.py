@@ -6,7 +6,7 @@ import json
 
 import click
 
-STACKS = ("transformers", "vllm", "llama.cpp")
+from patcher.stacks.names import STACKS
 
 
 @click.command("inspect", short_help="Which routes a model's architecture has, for which stacks, at what cost.")

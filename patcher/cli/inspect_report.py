@@ -12,11 +12,12 @@ from rich.text import Text
 
 from patcher.cli.report import console_for, empty_table, written_by
 from patcher.errors import Problem
-from patcher.routes.inspection import NO_STACK, Inspection
+from patcher.routes.inspection import Inspection
 from patcher.routes.plan import Plan
-from patcher.routes.planner import STACKS, Finding
+from patcher.routes.planner import Finding
+from patcher.stacks.names import LABELS, STACKS, UNREAD
 
-HEADS = ("exact", "run-time cost", "transformers", "vLLM", "llama.cpp")
+HEADS = ("exact", "run-time cost", *LABELS.values())
 MOST_REASONS = 3
 
 
@@ -67,7 +68,7 @@ def print_all(found: Sequence[Inspection]) -> None:
         console.print()
     plans = [one.best for one in found if one.best is not None]
     exact = [plan for plan in plans if plan.exact]
-    read = ", ".join(f"{head} {sum(_stacks(plan)[stack] != 'no' for plan in plans)}" for stack, head in _STACK_HEADS)
+    read = ", ".join(f"{head} {sum(_stacks(plan)[stack] != 'no' for plan in plans)}" for stack, head in LABELS.items())
     console.print(f"read by: {read}", soft_wrap=True)
     console.print(
         f"{len(found)} architectures: {len(exact)} exact, of which {sum(plan.free for plan in exact)} at no run-time "
@@ -75,9 +76,6 @@ def print_all(found: Sequence[Inspection]) -> None:
         soft_wrap=True,
     )
     console.print("patch-model inspect MODEL_TYPE says more about one", style="dim")
-
-
-_STACK_HEADS = tuple(zip(STACKS, HEADS[2:], strict=True))
 
 
 def _table(*heads: str) -> Table:
@@ -89,7 +87,7 @@ def _table(*heads: str) -> Table:
 
 
 def _stacks(plan: Plan) -> dict[str, str]:
-    return {**NO_STACK, **plan.stacks}
+    return {**UNREAD, **plan.stacks}
 
 
 def _cells(plan: Plan) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from patcher.stacks.names import LLAMA_CPP, VLLM
+
 
 @click.group("stacks", invoke_without_command=True, short_help="Which stock stacks are found here; install one.")
 @click.option("--json", "as_json", is_flag=True, help="Print {stacks: [...]} on stdout.")
@@ -36,7 +38,7 @@ def stacks(context: click.Context, as_json: bool) -> None:
 
 
 @stacks.command("install", short_help="Install vllm or llama.cpp into an environment of its own.")
-@click.argument("name", type=click.Choice(["vllm", "llama.cpp"]))
+@click.argument("name", type=click.Choice([VLLM, LLAMA_CPP]))
 @click.option("--into", metavar="PATH", type=click.Path(path_type=Path), help="The folder to make; default: the cache.")
 @click.option("--gpu/--cpu", default=None, help="vLLM for CUDA or for a CPU; default: CUDA where nvidia-smi is.")
 @click.option("--json", "as_json", is_flag=True, help="Print {stack, version, path} on stdout.")

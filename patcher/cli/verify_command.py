@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-NAMES = ("transformers", "vllm", "llama.cpp")
+from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, VLLM
+
 ALL, INSTALLED = "all", "installed"
 
 
@@ -16,10 +17,10 @@ ALL, INSTALLED = "all", "installed"
 @click.option(
     "--stack",
     "stacks",
-    type=click.Choice([*NAMES, ALL, INSTALLED]),
+    type=click.Choice([*STACKS, ALL, INSTALLED]),
     multiple=True,
-    default=("transformers",),
-    show_default="transformers",
+    default=(TRANSFORMERS,),
+    show_default=TRANSFORMERS,
     help="What to run it in; may be repeated. A stack that is not installed is not checked: exit status 3.",
 )
 @click.option("--vllm", metavar="PATH", help="The virtual environment that has vLLM, if the tool did not make it.")
@@ -50,8 +51,8 @@ def verify(
     from patcher.stacks.environments import Environment, all_found
     from patcher.verify.later import verify_folder_in
 
-    places = {name: path for name, path in (("vllm", vllm), ("llama.cpp", llama_cpp)) if path}
-    chosen = list(dict.fromkeys(NAMES if ALL in stacks else (name for name in stacks if name != INSTALLED)))
+    places = {name: path for name, path in ((VLLM, vllm), (LLAMA_CPP, llama_cpp)) if path}
+    chosen = list(dict.fromkeys(STACKS if ALL in stacks else (name for name in stacks if name != INSTALLED)))
     if INSTALLED in stacks:
         here = [item.stack for item in all_found() if isinstance(item, Environment) or item.stack in places]
         chosen = list(dict.fromkeys([*chosen, *here]))

@@ -21,6 +21,7 @@ from patcher.errors import CheckFailed, InputError, OutsideError
 from patcher.gguf import provenance
 from patcher.gguf.edits import GgufEdit
 from patcher.gguf.plan import FilePlan, GgufPlan, plan_gguf
+from patcher.stacks.names import LLAMA_CPP
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class GgufResult:
             "bytes_written": self.new + self.copied,
             "bytes_new": self.new,
             "files_linked": self.linked,
-            "verification": [{"stack": "llama.cpp", "status": "structural", "passed": True}],
+            "verification": [{"stack": LLAMA_CPP, "status": "structural", "passed": True}],
             "notes": list(plan.notes),
         }
 

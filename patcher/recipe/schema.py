@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from patcher.recipe.evaluate import EvaluateSpec, InlinePair, SweepSpec
 from patcher.recipe.persona import GenerateSpec, Personas
-from patcher.recipe.types import Auto, Index, Indices, Layer, Layers, Number, PositiveNumber, Seed, Stack, Strict
+from patcher.recipe.types import Auto, Index, Indices, Layer, Layers, Number, PositiveNumber, Seed, Strict
+from patcher.stacks.names import TRANSFORMERS, Stack
 
 
 class VectorSpec(Strict):
@@ -116,7 +117,7 @@ class VectorSpec(Strict):
 class VerifySpec(Strict):
     """How the finished folder is checked against the hook reference."""
 
-    stacks: Literal["installed"] | Annotated[list[Stack], Field(min_length=1)] = Field(default=["transformers"])
+    stacks: Literal["installed"] | Annotated[list[Stack], Field(min_length=1)] = Field(default=[TRANSFORMERS])
     """The stock stacks that are run, transformers in any case. `installed`: those of `targets` that are installed."""
     probes: list[str] | None = None
     """Texts to compare on; by default a bundled set that no recipe uses."""

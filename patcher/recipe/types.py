@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Auto = Literal["auto"]
-Stack = Literal["transformers", "vllm", "llama.cpp"]
 
 
 def finite(value: float) -> float:

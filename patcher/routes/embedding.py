@@ -11,6 +11,7 @@ from patcher.checkpoint.safetensors_file import FLOATS
 from patcher.routes.disk_names import existing_name
 from patcher.routes.embedding_probe import UNTIED, EmbeddingSlot, find_embedding_slot
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite
+from patcher.stacks.names import TRANSFORMERS_ALONE
 
 NAME = "embedding"
 COST = "none"
@@ -36,7 +37,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
             name, slot.parameter, "added", EMBEDDING, slot.factor, slot.shape, "F32" if dtype in FLOATS else dtype
         )
     ]
-    stacks = dict(architecture.loads)
+    stacks = architecture.loads
     if slot.untied_from is not None:
         head = architecture.saved_names([slot.untied_from])[slot.untied_from]
         tensors.append(
@@ -53,7 +54,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
             )
         )
         # Whether another stack takes a head of its own for this class has not been measured.
-        stacks = {**stacks, "vllm": "no", "llama.cpp": "no"}
+        stacks = TRANSFORMERS_ALONE
     return Plan(
         route=NAME,
         exact=True,

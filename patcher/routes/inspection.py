@@ -17,9 +17,9 @@ from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch_config, locate
 from patcher.errors import InputError, OutsideError, PatchModelError, Problem
 from patcher.routes.plan import Plan
-from patcher.routes.planner import ROUTES, STACKS, Finding, Prefer, choose_route, survey
+from patcher.routes.planner import ROUTES, Finding, Prefer, choose_route, survey
+from patcher.stacks.names import UNREAD, demanded_stacks
 
-NO_STACK = dict.fromkeys(STACKS, "no")
 WHAT_MODEL = "give a checkpoint folder, a Hub id (owner/name, owner/name@revision) or an architecture such as qwen3"
 SEE_ALL = "patch-model inspect --all lists those that are"
 
@@ -73,10 +73,6 @@ class Asked:
     trust_remote_code: bool = False
     every_route: bool = True
 
-    @property
-    def demanded(self) -> Sequence[str]:
-        return ("transformers",) if isinstance(self.targets, str) else self.targets
-
 
 def inspect_model(model: str, asked: Asked) -> Inspection:
     """Look at a local folder, a Hub model (only its config.json is downloaded) or an architecture by its name.
@@ -127,7 +123,7 @@ def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None,
             raise
         why_none = error.problems[0]
     if asked.every_route:
-        findings = tuple(survey(architecture, layers, checkpoint, targets=asked.demanded))
+        findings = tuple(survey(architecture, layers, checkpoint, targets=demanded_stacks(asked.targets)))
     else:
         findings = () if best is None else (Finding(best.route, best),)
     chosen = best
@@ -243,6 +239,6 @@ def _route(finding: Finding) -> dict[str, Any]:
         "name": finding.name,
         "exact": route.exact,
         "cost": route.cost if plan is None else plan.cost,
-        "stacks": NO_STACK if plan is None else {**NO_STACK, **plan.stacks},
+        "stacks": UNREAD if plan is None else {**UNREAD, **plan.stacks},
         "why_not": finding.why_not or None,
     }

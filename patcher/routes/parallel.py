@@ -14,6 +14,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.routes.flag import plan_flags, slots_of
 from patcher.routes.native import plan_existing
 from patcher.routes.plan import NotApplicable, Plan
+from patcher.stacks.names import TRANSFORMERS_ALONE
 
 NAME = "parallel"
 COST = "none"
@@ -26,11 +27,10 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         NotApplicable: the blocks are not parallel, or have no such bias.
     """
     slots = slots_of(architecture.attention_slot, layers)
-    # The native classes of vLLM and llama.cpp leave the bias of these attentions out.
-    stacks = {"transformers": "native", "vllm": "no", "llama.cpp": "no"}
     existing = {layer: slot for layer, slot in slots.items() if not slot.flags}
     if existing and len(existing) < len(slots):
         raise NotApplicable("some of the layers have the bias already, others need a flag for it")
+    # The native classes of vLLM and llama.cpp leave the bias of these attentions out.
     if existing:
-        return plan_existing(NAME, architecture, slots, checkpoint, stacks=stacks)
-    return plan_flags(NAME, architecture, slots, checkpoint, stacks=stacks)
+        return plan_existing(NAME, architecture, slots, checkpoint, stacks=TRANSFORMERS_ALONE)
+    return plan_flags(NAME, architecture, slots, checkpoint, stacks=TRANSFORMERS_ALONE)

@@ -19,9 +19,9 @@ from patcher.routes.plan import NotApplicable, Plan
 from patcher.routes.rank_one import route as rank_one
 from patcher.routes.relabel import route as relabel
 from patcher.routes.vllm_backend import through_backend
+from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, VLLM, demanded_stacks
 
 Prefer = Literal["stacks", "free", "same_model_type"]
-STACKS = ("transformers", "vllm", "llama.cpp")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def survey(
     layers: Sequence[int],
     checkpoint: CheckpointFolder | None = None,
     *,
-    targets: Sequence[str] = ("transformers",),
+    targets: Sequence[str] = (TRANSFORMERS,),
     names: Sequence[str] | None = None,
 ) -> Iterator[Finding]:
     """Every route in turn, planned when it is asked for: a plan that all ``targets`` read, or the reason against it."""
@@ -109,7 +109,7 @@ def choose_route(
     """
     if route != "auto" and route not in ROUTES:
         raise InputError(f"unknown route `{route}`", where="route", remedy="known routes: auto, " + ", ".join(ROUTES))
-    demanded = ("transformers",) if isinstance(targets, str) else tuple(targets)
+    demanded = demanded_stacks(targets)
     tried: dict[str, str] = {}
     best: Plan | None = None
     free: Plan | None = None
@@ -162,13 +162,13 @@ def _could_beat(route: Route, best: Plan, architecture: Architecture, prefer: Pr
 def _serving(plan: Plan, architecture: Architecture, targets: Sequence[str]) -> Plan:
     """The plan if all targets read it, through vLLM's Transformers backend where its own class would not."""
     if architecture.quantisation is not None and not architecture.quantisation.llama_cpp:
-        plan = replace(plan, stacks={**plan.stacks, "llama.cpp": "no"})
-    if "vllm" in targets and not _reads(plan, "vllm"):
+        plan = replace(plan, stacks={**plan.stacks, LLAMA_CPP: "no"})
+    if VLLM in targets and not _reads(plan, VLLM):
         plan = through_backend(plan, architecture)
     unread = [stack for stack in targets if not _reads(plan, stack)]
     if unread:
         raise NotApplicable(f"{', '.join(unread)} does not read it for {plan.architecture}")
-    if plan.stacks.get("vllm") == "backend" and "backend" not in plan.reason:
+    if plan.stacks.get(VLLM) == "backend" and "backend" not in plan.reason:
         plan = replace(plan, reason=plan.reason + "; vLLM reads it through its Transformers backend")
     return plan
 
@@ -199,7 +199,7 @@ def _no_route(
             code="exact",
         )
     remedy = "steer it with a hook, or choose a model that has a route: patch-model inspect --all"
-    others = [stack for stack in targets if stack != "transformers"]
+    others = [stack for stack in targets if stack != TRANSFORMERS]
     if any("does not read it" in why for why in tried.values()) and others:
         remedy = f"take {', '.join(others)} out of `targets`"
     return InputError(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import causal_lm_class
 from patcher.routes.plan import NotApplicable, Plan
+from patcher.stacks.names import LLAMA_CPP, VLLM
 
 DENSE, EXPERTS = "TransformersForCausalLM", "TransformersMoEForCausalLM"
 
@@ -32,7 +33,7 @@ def through_backend(plan: Plan, architecture: Architecture) -> Plan:
     return replace(
         plan,
         config_changes=changes,
-        stacks={**plan.stacks, "vllm": "backend", "llama.cpp": "no"},
+        stacks={**plan.stacks, VLLM: "backend", LLAMA_CPP: "no"},
         reason=f"{plan.reason}; `architectures: [{name}]` makes vLLM use its Transformers backend, since its own class "
         "drops the bias (llama.cpp's converter goes by that key, so it no longer converts)",
     )

@@ -15,9 +15,8 @@ from typing import Any
 
 from patcher.disk.cache_folder import cache_folder
 from patcher.errors import InputError
+from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, VLLM
 
-TRANSFORMERS, VLLM, LLAMA_CPP = "transformers", "vllm", "llama.cpp"
-STACKS = (TRANSFORMERS, VLLM, LLAMA_CPP)
 VARIABLES: Mapping[str, str] = {VLLM: "PATCH_MODEL_VLLM", LLAMA_CPP: "PATCH_MODEL_LLAMA_CPP"}
 CONVERTER = "convert_hf_to_gguf.py"
 SERVER = "llama-server"
@@ -88,7 +87,7 @@ def find(stack: str, given: str | Path | None = None) -> Environment | Missing:
     """Look for a stack: the given path, its variable, the tool's cache folder, this environment, the PATH.
 
     Args:
-        stack: one of :data:`STACKS`.
+        stack: one of :data:`patcher.stacks.names.STACKS`.
         given: a virtual environment, its Python, or (llama.cpp) the folder of a build.
 
     Raises:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from patcher.errors import InputError, OutsideError
-from patcher.stacks.environments import CONVERTER, LLAMA_CPP, VLLM, Environment, find, python_of, stack_folder
+from patcher.stacks.environments import CONVERTER, Environment, find, python_of, stack_folder
+from patcher.stacks.names import LLAMA_CPP, VLLM
 
 MARK = "patch-model-stack.json"
 # What docs/stacks.md was measured with.

@@ -13,7 +13,8 @@ from patcher.capture.model import has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder, read_json_object
 from patcher.errors import OutsideError
 from patcher.patched.stored import read_stored
-from patcher.stacks.environments import LLAMA_CPP, TRANSFORMERS, VLLM, Environment, Missing, find
+from patcher.stacks.environments import Environment, Missing, find
+from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 from patcher.verify.comparison import Run
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 from patcher.verify.probes import PROBES

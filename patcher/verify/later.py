@@ -14,7 +14,8 @@ from patcher.errors import InputError
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
 from patcher.patched.stored import read_manifest
 from patcher.recipe.schema import VerifySpec
-from patcher.stacks.environments import TRANSFORMERS, find
+from patcher.stacks.environments import find
+from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.all_stacks import Options, verify_in_stacks
 
 _ASKED = ("probes", "tolerance", "long_prompt_limit", "fit_error", "fit_kl")

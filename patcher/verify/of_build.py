@@ -8,7 +8,7 @@ from typing import Any
 
 from patcher.errors import CheckFailed, OutsideError
 from patcher.recipe.schema import Recipe
-from patcher.stacks.environments import TRANSFORMERS
+from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.all_stacks import Options, require_installed, verify_in_stacks
 
 

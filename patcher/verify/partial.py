@@ -16,9 +16,10 @@ from patcher.checkpoint.folder import INDEX, CheckpointFolder, read_json_object
 from patcher.checkpoint.hub_folder import HubCheckpoint
 from patcher.errors import InputError, OutsideError
 from patcher.patched.stored import StoredLayer, read_stored
+from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.comparison import STORED_LIMIT, Check
 from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
-from patcher.verify.transformers_stack import STACK, verify_in_transformers
+from patcher.verify.transformers_stack import verify_in_transformers
 from patcher.verify.watched import run_watched, watched_command
 
 RUNNER = Path(__file__).with_name("programs") / "shape_run.py"
@@ -196,7 +197,7 @@ def _run(job: Mapping[str, Any], place: Path) -> Any:
 def _structural(checks: Sequence[Check], version: str, passed: bool) -> dict[str, Any]:
     numbers = ("max_abs_logprob_diff", "noise_floor", "steering_effect", "vector_rel_error", "tolerance")
     return {
-        "stack": STACK,
+        "stack": TRANSFORMERS,
         "version": version,
         "status": "structural" if passed else "failed",
         "passed": passed,

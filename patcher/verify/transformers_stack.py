@@ -21,12 +21,12 @@ from patcher.capture.model import has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import OutsideError
 from patcher.patched.stored import StoredLayer, read_stored
+from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.comparison import FIT_ERROR, FIT_KL, Check, Comparison, FitLimits, Run, compare
 from patcher.verify.offload import SMALL_HEAP, disk_is_full, memory_is_full, plan_offload
 from patcher.verify.probes import PROBES
 from patcher.verify.watched import run_watched, watched_command
 
-STACK = "transformers"
 MAX_TOKENS = 32
 GREEDY_TOKENS = 12
 RUNNER = Path(__file__).with_name("programs") / "stock_run.py"
@@ -129,7 +129,7 @@ def run_reference(
 
 def _entry(result: Comparison, reference: Run) -> dict[str, Any]:
     return {
-        "stack": STACK,
+        "stack": TRANSFORMERS,
         "version": reference.facts["version"],
         "status": "passed" if result.passed else "failed",
         "passed": result.passed,

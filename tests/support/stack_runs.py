@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from support.stack_models import Pair, make_pair, with_vector
 
-from patcher.stacks.environments import LLAMA_CPP, Environment, Missing, find
+from patcher.stacks.environments import Environment, Missing, find
+from patcher.stacks.names import LLAMA_CPP
 from patcher.verify.all_stacks import PROCESSES
 from patcher.verify.stack_comparison import Expected, StackComparison, compare_in_stack
 from patcher.verify.stack_jobs import Process, StackRun, run_jobs

@@ -21,6 +21,7 @@ from patcher.routes.carrier.fills import content, right_of
 from patcher.routes.carrier.insertion import DRAFT_COUNT, CannotInsert
 from patcher.routes.carrier.names import CarrierNames
 from patcher.routes.plan import NotApplicable, Plan, Reader, TensorWrite
+from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 
 NAME = "carrier"
 COST = "one more layer and its KV cache"
@@ -249,18 +250,18 @@ def _decoded(value: Any) -> Any:
 
 
 def _stacks(architecture: Architecture, choice: Choice, changes: Mapping[str, Any]) -> dict[str, str]:
-    loads: Mapping[str, str] = architecture.row.loads if architecture.row is not None else {}
+    loads = architecture.loads
     lists = {name: value for name, value in changes.items() if isinstance(value, list)}
     mixed = {name: value for name, value in lists.items() if len(set(map(str, value))) > 1}
     # llama.cpp computes such patterns from a block's index, and knows dense blocks only at the start.
-    llama_cpp = "no" if mixed or choice.insertion.dense or choice.flags else loads.get("llama.cpp", "no")
+    llama_cpp = "no" if mixed or choice.insertion.dense or choice.flags else loads.get(LLAMA_CPP, "no")
     types = lists.get("mlp_layer_types", [])
     starts = types == sorted(types)
     # Settings of single blocks are transformers' own way to write them.
     # vLLM's Llama 4 takes the blocks of experts from their distance, not from the list.
     known = starts and "per_layer_config" not in changes and "moe_layers" not in changes
-    vllm = "no" if choice.flags or not known else loads.get("vllm", "no")
-    return {"transformers": "native", "vllm": vllm, "llama.cpp": llama_cpp}
+    vllm = "no" if choice.flags or not known else loads.get(VLLM, "no")
+    return {TRANSFORMERS: "native", VLLM: vllm, LLAMA_CPP: llama_cpp}
 
 
 def _reason(choice: Choice) -> str:

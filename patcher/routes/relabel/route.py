@@ -21,6 +21,7 @@ from patcher.routes.relabel.proof import NoRelabel
 from patcher.routes.relabel.tensors import Derivation, derive
 from patcher.routes.relabel.tokenizer import tokenizer_changes
 from patcher.routes.vllm_backend import DENSE
+from patcher.stacks.names import VLLM
 
 NAME = "relabel"
 COST = "none"
@@ -65,8 +66,8 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
 
 def _config(found: Relabel) -> dict[str, Any]:
     """The copy's config.json; vLLM is led past a class of its own that would read the copy otherwise."""
-    own = found.target.row.stacks.get("vllm") if found.target.row is not None else None
-    backend = found.stacks.get("vllm") == "backend" and own != "backend"
+    own = found.target.row.stacks.get(VLLM) if found.target.row is not None else None
+    backend = found.stacks.get(VLLM) == "backend" and own != "backend"
     return {**found.config, "architectures": [DENSE]} if backend else dict(found.config)
 
 
