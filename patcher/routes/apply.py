@@ -11,8 +11,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, read_tensor
 from patcher.checkpoint.safetensors_writer import LazyTensor
 from patcher.errors import CheckFailed
-from patcher.routes.plan import Plan, TensorWrite
-from patcher.verify.comparison import STORED_LIMIT
+from patcher.routes.plan import STORED_LIMIT, Plan, TensorWrite
 
 _EAGER = 1 << 16
 """Zeros of more elements than this are made when they are written."""

@@ -11,6 +11,9 @@ import torch
 Reader = Callable[[str], torch.Tensor]
 """Reads one tensor of the base by its name on disk, in its stored dtype."""
 
+STORED_LIMIT = 0.02
+"""Largest relative error with which a copy may hold the vector; a build refuses more, and the verification too."""
+
 
 @dataclass(frozen=True)
 class TensorWrite:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from patcher.patched.stored import StoredLayer
+from patcher.routes.plan import STORED_LIMIT
 
 HARD_LIMIT = 1e-3
 EFFECT_SHARE = 0.01
 RESIDUAL_LIMIT = 1e-3
-STORED_LIMIT = 0.02
 FP32_EPSILON = 1.2e-7
 FIT_ERROR = 0.3
 FIT_KL = 0.15

@@ -16,8 +16,9 @@ from patcher.checkpoint.folder import INDEX, CheckpointFolder, read_json_object
 from patcher.checkpoint.hub_folder import HubCheckpoint
 from patcher.errors import InputError, OutsideError
 from patcher.patched.stored import StoredLayer, read_stored
+from patcher.routes.plan import STORED_LIMIT
 from patcher.stacks.names import TRANSFORMERS
-from patcher.verify.comparison import STORED_LIMIT, Check
+from patcher.verify.comparison import Check
 from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
 from patcher.verify.transformers_stack import verify_in_transformers
 from patcher.verify.watched import run_watched, watched_command

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from patcher.verify.comparison import EFFECT_SHARE, HARD_LIMIT, STORED_LIMIT, Check, Comparison
+from patcher.routes.plan import STORED_LIMIT
+from patcher.verify.comparison import EFFECT_SHARE, HARD_LIMIT, Check, Comparison
 from patcher.verify.stack_jobs import StackRun
 
 OWN_ERRORS = 4.0

@@ -23,8 +23,8 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import CheckFailed
-from patcher.routes.apply import STORED_LIMIT, tensors_to_write
-from patcher.routes.plan import Plan, TensorWrite
+from patcher.routes.apply import tensors_to_write
+from patcher.routes.plan import STORED_LIMIT, Plan, TensorWrite
 from patcher.routes.planner import choose_route
 
 WIDTH = 48
