@@ -43,12 +43,3 @@ def default_config(model_type: str) -> Any:
     if getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
     return config
-
-
-def needs_is_decoder(model_type: str) -> bool:
-    """Whether the default config is that of an encoder."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    with quiet_transformers():
-        config = CONFIG_MAPPING[model_type](**NEEDED.get(model_type, {}))
-    return getattr(config, "is_decoder", None) is False

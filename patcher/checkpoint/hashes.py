@@ -38,12 +38,6 @@ def base_files(base: CheckpointFolder) -> list[Path]:
     return sorted({*present, *base.side_files()})
 
 
-def file_records(base: CheckpointFolder, *, hash: bool = True) -> list[dict[str, Any]]:
-    """The manifest's ``base.files``: [{name, size, sha256 (null without ``hash``)}]."""
-    with hashing(base, hash=hash) as running:
-        return running.records()
-
-
 def files_now(base: CheckpointFolder) -> dict[Path, os.stat_result]:
     """The base's files as they are now, for :func:`hashing` to notice what has changed when they are copied."""
     found = {}

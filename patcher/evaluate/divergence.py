@@ -1,4 +1,4 @@
-"""How far steering moves the next-token distributions: Kullback-Leibler divergence, and which tokens make it up."""
+"""Which tokens make up the Kullback-Leibler divergence of the steered next-token distributions from the base's."""
 
 from __future__ import annotations
 
@@ -10,24 +10,6 @@ import torch
 from patcher.capture.logits import LogitsSource
 from patcher.evaluate.log_probs import Rows, next_token_log_probs, wide
 from patcher.evaluate.scoring import Vectors
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """KL(first variant || each variant), nats a token.
-
-    Attributes:
-        means: [variants, texts], fp64: over the positions of each text. The first row is 0. Where a variant's logits
-            are not finite, neither is this.
-        tokens: [texts], int64: how many positions each text has.
-    """
-
-    means: torch.Tensor
-    tokens: torch.Tensor
-
-    def overall(self) -> torch.Tensor:
-        """The mean over all positions of all texts, [variants], fp64."""
-        return (self.means * self.tokens).sum(dim=1) / self.tokens.sum()
 
 
 @dataclass(frozen=True)
@@ -60,34 +42,6 @@ class TokenContributions:
     tokens: tuple[TokenContribution, ...]
 
 
-def next_token_divergence(
-    source: LogitsSource, texts: Sequence[Sequence[int]], variants: Sequence[Vectors], batch_size: int
-) -> Divergence:
-    """KL(base || steered) of the next-token distributions at every position of every text (Kullback and Leibler 1951).
-
-    The base's probabilities weigh: what it would have said counts, which makes this a measure of damage.
-
-    Args:
-        source: the base model.
-        texts: token ids, at least one of them not empty.
-        variants: the first is what the others are compared with, ``{}`` for the base itself.
-        batch_size: most rows in a batch; the log-probabilities of one batch of the base are kept at a time.
-    """
-    means = torch.zeros(len(variants), len(texts), dtype=torch.float64)
-    base: dict[int, torch.Tensor] = {}
-
-    def use(variant: int, rows: Rows) -> None:
-        if variant == 0:
-            base.clear()
-            base.update(rows)
-            return
-        for text, steered in rows:
-            means[variant, text] = wide(_terms(base[text], steered)).sum(dim=-1).mean().cpu()
-
-    next_token_log_probs(source, texts, variants, batch_size, use)
-    return Divergence(means, torch.tensor([len(ids) for ids in texts]))
-
-
 def top_contributing_tokens(
     source: LogitsSource,
     texts: Sequence[Sequence[int]],
@@ -102,7 +56,7 @@ def top_contributing_tokens(
 
     This is the table of the ActAdd post (Turner et al. 2023, "contribution to KL divergence"): there of one prompt,
     at the position where " wedding" is due, which here is ``last_only``. It splits KL(steered || base), the other
-    way round than :func:`next_token_divergence`, so that tokens which steering makes likely come first.
+    way round than :class:`patcher.evaluate.damage.Damage`, so that tokens which steering makes likely come first.
 
     Args:
         texts: token ids.

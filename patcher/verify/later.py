@@ -15,15 +15,9 @@ from patcher.patched.base import recorded_adapter, recorded_base, require_record
 from patcher.patched.stored import read_manifest
 from patcher.recipe.schema import VerifySpec
 from patcher.stacks.environments import find
-from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.all_stacks import Options, verify_in_stacks
 
 _ASKED = ("probes", "tolerance", "long_prompt_limit", "fit_error", "fit_kl")
-
-
-def verify_folder(folder: Path, **options: Any) -> dict[str, Any]:
-    """Repeat the verification in transformers: the one entry of :func:`verify_folder_in`, whose options it takes."""
-    return verify_folder_in(folder, [TRANSFORMERS], **options)[0]
 
 
 def verify_folder_in(

@@ -118,9 +118,8 @@ def test_bin_weights_become_safetensors(tmp_path: Path) -> None:
 
 def test_an_adapter_is_merged_first(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
+    from support.verified import verify_folder
     from transformers import AutoModelForCausalLM
-
-    from patcher.verify.later import verify_folder
 
     layer = tiny_checkpoint(tmp_path / "base", LLAMA)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from support.checkpoints import hashes, stored
 from support.tiny_models import tiny_checkpoint, write_recipe
+from support.verified import verify_folder
 
 from patcher.build.local import build
 from patcher.build.result import BuildResult
 from patcher.build.unpatch import unpatch
 from patcher.patched.stored import read_manifest
 from patcher.recipe.file import load_recipe
-from patcher.verify.later import verify_folder
 
 LLAMA, GPT2 = "meta-llama--Llama-3.2-1B", "openai-community--gpt2"
 

@@ -18,7 +18,7 @@ from support.checkpoints import names
 
 from patcher.checkpoint import hashes
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.hashes import base_files, differing, file_records, hashing
+from patcher.checkpoint.hashes import base_files, differing, hashing
 from patcher.checkpoint.writer import write_copy
 from patcher.disk.cache_folder import cache_folder
 from patcher.errors import InputError, OutsideError
@@ -57,8 +57,13 @@ def expected(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in chosen}
 
 
+def file_records(folder: Path, **options: Any) -> list[dict[str, Any]]:
+    with hashing(CheckpointFolder(folder), **options) as running:
+        return running.records()
+
+
 def found(folder: Path, **options: Any) -> dict[str, str]:
-    records = file_records(CheckpointFolder(folder), **options)
+    records = file_records(folder, **options)
     assert all((folder / record["name"]).stat().st_size == record["size"] for record in records)
     assert [record["name"] for record in records] == sorted(record["name"] for record in records)
     return {record["name"]: record["sha256"] for record in records}
@@ -240,7 +245,7 @@ def test_an_unreadable_file(base: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_differs_from_a_record(base: Path) -> None:
-    records = file_records(CheckpointFolder(base))
+    records = file_records(base)
     assert differing(base, records) == []
     require_recorded(base, {"base": {"files": records}})
     raw = bytearray((base / "model-00001-of-00002.safetensors").read_bytes())

@@ -16,11 +16,11 @@ import torch
 from support.old_transformers import skip_if_too_old
 from support.quantised_models import bitsandbytes, quantise
 from support.tiny_models import tiny_checkpoint, write_recipe
+from support.verified import verify_folder
 
 from patcher.build.local import build
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.recipe.file import load_recipe
-from patcher.verify.later import verify_folder
 
 LLAMA, NARROW = "meta-llama--Llama-3.2-1B", {"intermediate_size": 128}
 # (format, released config, changes, route, packages, whether a CPU runs the weights as they are stored)

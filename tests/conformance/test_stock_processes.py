@@ -12,9 +12,9 @@ import pytest
 from support.patched_folders import patch, vector_of, width
 from support.stock_processes import StockProcesses
 from support.tiny_models import tiny_checkpoint
+from support.verified import verify_folder
 
 from patcher.verify import transformers_stack
-from patcher.verify.later import verify_folder
 from patcher.verify.watched import run_watched, watched_command
 
 LLAMA, GPT2 = "meta-llama--Llama-3.2-1B", "openai-community--gpt2"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.divergence import next_token_divergence
 from support.measured_models import MODELS, PASSAGES, Measured, measured
 
 from patcher.capture.logits import LogitsJob
-from patcher.evaluate.divergence import next_token_divergence, top_contributing_tokens
+from patcher.evaluate.divergence import top_contributing_tokens
 from patcher.evaluate.held_out import Option, Question, answer_probability
 from patcher.evaluate.perplexity import sentence_perplexities
 from patcher.evaluate.shifted import most_shifted_tokens

@@ -14,15 +14,17 @@ import fuzz_seeds as seeds
 from fuzz_registry import each, reader
 from fuzz_stock import same_as_gguf
 from fuzz_watch import Case
+from support.gguf_files import read_values
 
 from patcher.checkpoint.gguf import in_place
+from patcher.checkpoint.gguf.format import SCALARS
 from patcher.checkpoint.gguf.model import GgufModel, read_model, split_name
-from patcher.checkpoint.gguf.values import read_floats, read_values
+from patcher.checkpoint.gguf.values import read_floats
 from patcher.gguf import provenance
 from patcher.gguf.edits import GgufEdit
 from patcher.gguf.patch import patch_in_place, write_patched
 
-TEXT, F32 = 8, 0
+F32 = 0
 FIRST = split_name(Path("model.gguf"), 0, 2).name
 _GGUF = each("model.gguf", seeds.gguf_file, lambda: seeds.gguf_file("qwen2"), seeds.patched_gguf)
 
@@ -33,9 +35,8 @@ def _edit() -> GgufEdit:
 
 def _values(model: GgufModel) -> GgufModel:
     for key, entry in model.first.entries.items():
-        if entry.type != TEXT:
-            with contextlib.suppress(UnicodeError):
-                read_values(model.first, key)
+        if entry.type in SCALARS:
+            read_values(model.first, key)
     for tensor in model.tensors.values():
         if tensor.type == F32:
             read_floats(tensor)

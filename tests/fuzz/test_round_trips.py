@@ -19,12 +19,13 @@ from fuzz_stock import same_as_gguf, same_as_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support.gguf_files import read_values
 
 from patcher.checkpoint.folder import INDEX, CheckpointFolder
 from patcher.checkpoint.gguf.format import F32
 from patcher.checkpoint.gguf.model import read_model
 from patcher.checkpoint.gguf.pieces import Bytes, NewEntry, Placed, floats_entry, i32_entry, text_entry, u32_entry
-from patcher.checkpoint.gguf.values import read_floats, read_values
+from patcher.checkpoint.gguf.values import read_floats
 from patcher.checkpoint.gguf.writer import write_gguf
 from patcher.checkpoint.safetensors_file import DTYPES, read_header, read_tensor
 from patcher.checkpoint.safetensors_writer import write_tensors

@@ -12,12 +12,22 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from support.gguf_files import BIAS, LAYER, QUANTISATIONS, edit, floats, patch, raw_entries, raw_tensors, vector
+from support.gguf_files import (
+    BIAS,
+    LAYER,
+    QUANTISATIONS,
+    edit,
+    floats,
+    patch,
+    raw_entries,
+    raw_tensors,
+    read_values,
+    vector,
+)
 from support.gguf_models import HIDDEN, KINDS, write_model
 
 from patcher.checkpoint.gguf.file import read_gguf
 from patcher.checkpoint.gguf.model import read_model
-from patcher.checkpoint.gguf.values import read_values
 from patcher.errors import InputError, OutsideError
 from patcher.gguf.edits import GgufEdit
 from patcher.gguf.slots import rows

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from support.old_transformers import is_too_old
 
-from patcher.architectures.default_configs import NEEDED, default_config, needs_is_decoder
+from patcher.architectures.default_configs import NEEDED, default_config
+from patcher.architectures.model_class import quiet_transformers
 
 __all__ = ["default_config", "needs_is_decoder"]
 
 if is_too_old("zamba2 with two shared transformers"):
     NEEDED["zamba2"] = {"num_mem_blocks": 1}
+
+
+def needs_is_decoder(model_type: str) -> bool:
+    """Whether the default config is that of an encoder."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with quiet_transformers():
+        config = CONFIG_MAPPING[model_type](**NEEDED.get(model_type, {}))
+    return getattr(config, "is_decoder", None) is False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import torch
 from support.gguf_models import HIDDEN
 
 from patcher.checkpoint.gguf.file import read_gguf
+from patcher.checkpoint.gguf.format import SCALARS, GgufFile
 from patcher.checkpoint.gguf.model import read_model
 from patcher.checkpoint.gguf.values import read_floats
 from patcher.gguf.edits import GgufEdit
@@ -39,6 +41,15 @@ def raw_tensors(path: Path) -> dict[str, bytes]:
 def raw_entries(path: Path) -> dict[str, bytes]:
     content = path.read_bytes()
     return {key: content[e.start : e.end] for key, e in read_gguf(path).entries.items()}
+
+
+def read_values(file: GgufFile, key: str) -> list[int] | list[float]:
+    """A metadata entry of numbers: an array's elements, or the one number of a scalar."""
+    entry = file.entries[key]
+    code = SCALARS[entry.type]
+    count = 1 if entry.count is None else entry.count
+    content = file.path.read_bytes()[: entry.end]
+    return list(struct.unpack(f"<{count}{code[1:]}", content[len(content) - count * struct.calcsize(code) :]))
 
 
 def floats(path: Path, name: str) -> torch.Tensor:

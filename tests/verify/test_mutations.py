@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from support.verified import verify_folder
 
 from patcher.build.result import BuildResult
 from patcher.errors import InputError
-from patcher.verify.later import verify_folder
 
 
 def failed(entry: dict[str, Any]) -> set[str]:

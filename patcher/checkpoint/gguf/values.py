@@ -1,36 +1,11 @@
-"""The numbers of a GGUF file: of its metadata, and of its small tensors."""
+"""The numbers of a GGUF file's small tensors."""
 
 from __future__ import annotations
 
-import struct
-
 import torch
 
-from patcher.checkpoint.gguf.format import F32, SCALARS, GgufFile, GgufTensor
+from patcher.checkpoint.gguf.format import F32, GgufTensor
 from patcher.errors import InputError
-
-
-def read_values(file: GgufFile, key: str) -> list[int] | list[float]:
-    """A metadata entry of numbers: an array's elements, or the one number of a scalar.
-
-    Raises:
-        InputError: it is not there, or holds texts.
-    """
-    entry = file.entries.get(key)
-    where = f"{file.path}: {key}"
-    if entry is None:
-        raise InputError("a metadata entry is missing", where=where, remedy="convert the model again", code="gguf")
-    if entry.type not in SCALARS or isinstance(entry.scalar, str):
-        raise InputError("a metadata entry does not hold numbers", where=where, code="gguf")
-    code = SCALARS[entry.type]
-    count = 1 if entry.count is None else entry.count
-    size = count * struct.calcsize(code)
-    with file.path.open("rb") as opened:
-        opened.seek(entry.end - size)
-        raw = opened.read(size)
-    if len(raw) < size:
-        raise _truncated(where)
-    return list(struct.unpack(f"<{count}{code[1:]}", raw))
 
 
 def read_floats(tensor: GgufTensor) -> torch.Tensor:
@@ -61,9 +36,6 @@ def read_bytes(tensor: GgufTensor) -> torch.Tensor:
         file.seek(tensor.start)
         done = file.readinto(raw)
     if done < tensor.size:
-        raise _truncated(f"{tensor.file}: {tensor.name}")
+        where = f"{tensor.file}: {tensor.name}"
+        raise InputError("the file is truncated", where=where, remedy="download or convert the file again", code="gguf")
     return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
-
-
-def _truncated(where: str) -> InputError:
-    return InputError("the file is truncated", where=where, remedy="download or convert the file again", code="gguf")
