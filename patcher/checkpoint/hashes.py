@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from patcher.checkpoint.folder import BIN_INDEX, INDEX, CheckpointFolder
 from patcher.disk.cache_folder import cache_folder
+from patcher.disk.whole_files import whole_file
 from patcher.errors import InputError, OutsideError, PatchModelError
 
 _THREADS = 4
@@ -272,10 +272,6 @@ def _keep(path: Path, stat: os.stat_result, digest: str) -> None:
             return
         place = _place(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
         entry = {"path": str(path.resolve()), "key": _key(stat), "sha256": digest}
-        try:
+        with whole_file(place, durable=False) as partial:
             partial.write_text(json.dumps(entry), encoding="ascii")
-            partial.replace(place)
-        finally:
-            partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from patcher.disk.whole_files import whole_file
 from patcher.errors import OutsideError
 from patcher.recipe.rewriting import chosen_recipe, moved_text
 from patcher.recipe.schema import Recipe
@@ -93,6 +94,5 @@ def table(data: Mapping[str, Any]) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from patcher.disk.whole_files import is_partial, whole_file
 from patcher.errors import InputError, OutsideError
 from patcher.sweep.cells import Cell
 
 CELLS = "cells.jsonl"
 FORMAT = 2
-_PARTIAL = CELLS + ".partial"
 
 
 class CellRecord:
@@ -56,10 +56,11 @@ class CellRecord:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Written anew: a line that a killed process left half is gone, and another sweep's cells with it.
-            partial = self._path.with_name(_PARTIAL)
+            for item in filter(_is_left_over, self._items()):
+                item.unlink()
             kept = "".join(_line(cell) for cell in self._cells.values())
-            partial.write_text(json.dumps(head) + "\n" + kept, encoding="utf-8")
-            partial.replace(self._path)
+            with whole_file(self._path) as partial:
+                partial.write_text(json.dumps(head) + "\n" + kept, encoding="utf-8")
         except OSError as error:
             raise OutsideError("the results cannot be written", where=str(folder), found=error, code="disk") from None
 
@@ -89,8 +90,7 @@ class CellRecord:
         if not self.folder.is_dir():
             raise InputError("this is a file, not a folder", where=str(self.folder), code="output")
         if not self._path.is_file():
-            # What a process leaves that was killed before it had written its first line.
-            if any(item.name != _PARTIAL for item in self._items()):
+            if not all(_is_left_over(item) for item in self._items()):
                 raise InputError(
                     "the folder holds something else, and is not touched",
                     where=str(self.folder),
@@ -122,6 +122,11 @@ class CellRecord:
             except (ValueError, TypeError, KeyError):
                 continue  # half a line, from a process that was killed: the cell is measured again
             self._cells[cell.layer, cell.coefficient, cell.pairs] = cell
+
+
+def _is_left_over(item: Path) -> bool:
+    """Whether a process left it that was killed while it wrote the first line."""
+    return is_partial(item) and item.name.lstrip(".").startswith(CELLS)
 
 
 def _there(folder: Path) -> bool:

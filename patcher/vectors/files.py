@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
 import pickle
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from patcher.checkpoint.gguf.format import F32
 from patcher.checkpoint.gguf.values import read_bytes, read_floats
 from patcher.checkpoint.safetensors_writer import write_tensors
 from patcher.checkpoint.torch_files import require_uncompressed
+from patcher.disk.whole_files import whole_file
 from patcher.errors import InputError, MissingExtraError, OutsideError
 from patcher.vectors.peft_files import is_adapter, read_adapter
 
@@ -92,18 +90,12 @@ def save_vectors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         OutsideError: if the disk fails.
     """
     plain = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in tensors.items()}
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
-        write_tensors(partial, plain, metadata)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
+        with whole_file(path) as partial:
+            write_tensors(partial, plain, metadata)
     except OSError as error:
         remedy = "check the free space and the folder's permissions"
         raise OutsideError("the vectors cannot be written", where=str(path), found=error, remedy=remedy) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _choose(names: list[str], layer: int, tensor: str | None, where: str) -> str:

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -27,6 +26,7 @@ from patcher.capture.cache.key import CaptureKey, capture_key, model_identity
 from patcher.capture.residuals import Residuals
 from patcher.checkpoint.safetensors_file import tensor_bytes
 from patcher.disk.cache_folder import cache_folder
+from patcher.disk.whole_files import is_partial, whole_file
 from patcher.errors import InputError
 
 __all__ = ["CaptureCache", "CaptureKey", "cache_limit", "capture_cache", "capture_key", "model_identity"]
@@ -36,7 +36,6 @@ DEFAULT_LIMIT = 2 << 30
 SIZE_VARIABLE = "PATCH_MODEL_CACHE_SIZE"
 _FOLDER = "captures"
 _FILE = re.compile(r"[0-9a-f]{64}\.safetensors")
-_PARTIAL = re.compile(r"\.capture-.*\.partial")
 _ABANDONED_SECONDS = 3600.0
 _SIZE = re.compile(r"(\d{1,18})(?:\.(\d{1,6}))?\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -121,16 +120,11 @@ class CaptureCache:
     @staticmethod
     def _write(path: Path, content: bytes) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".capture-", suffix=".partial", dir=path.parent)
-        partial = Path(name)
-        try:
+        with whole_file(path, durable=False) as partial:
+            # Whatever the umask: what others may write is not read.
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
-            partial.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
 
     def _prune(self, kept: CaptureKey) -> None:
         """Remove the least recently used files beyond the limit, and what a run that was killed has left."""
@@ -154,7 +148,7 @@ class CaptureCache:
                     continue
                 if _FILE.fullmatch(path.name):
                     yield path, there
-                elif _PARTIAL.fullmatch(path.name) and time.time() - there.st_mtime > _ABANDONED_SECONDS:
+                elif is_partial(path) and time.time() - there.st_mtime > _ABANDONED_SECONDS:
                     path.unlink()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from patcher.disk.whole_files import whole_file
 from patcher.report.page import tables
 from patcher.report.page.findings import findings, guard_text
 from patcher.report.pictures import CAPTIONS, PICTURES, TITLES, alt_text, dark_of
@@ -63,9 +64,8 @@ def write_report(sweep: Mapping[str, Any], pictures: Mapping[str, Path], path: P
     """
     page = render(sweep, pictures)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(page.encode("utf-8", "replace"))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(page.encode("utf-8", "replace"))
 
 
 def render(sweep: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:

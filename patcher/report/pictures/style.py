@@ -20,6 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 
+from patcher.disk.whole_files import whole_file
+
 WIDTH = 6.0
 """Inches; at :data:`DOTS` an inch a picture is twice as wide as a card, for dense screens."""
 DOTS = 200
@@ -128,11 +130,9 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def save(figure: Figure, path: Path, theme: Theme) -> None:
-    """Write a PNG under another name first: a file that is there is whole."""
-    partial = path.with_name(f"{path.name}.partial")
-    with styled(theme):
+    """Write a PNG."""
+    with styled(theme), whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=DOTS, metadata={"Software": None})
-    partial.replace(path)
 
 
 def diverging(theme: Theme) -> Colormap:
