@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def causal_lm_from_config(config: Any, *, trust_remote_code: bool = False) -> nn
         except ImportError as error:
             raise InputError(
                 f"the class for `{config.model_type}` needs a package that is not installed",
-                found=str(error).strip().splitlines()[0],
+                found=first_line(error),
                 remedy="install it and try again",
             ) from None
         except (
@@ -58,7 +58,7 @@ def causal_lm_from_config(config: Any, *, trust_remote_code: bool = False) -> nn
             raise InputError(
                 f"transformers cannot build a causal LM from this config (model_type `{config.model_type}`)",
                 where="config.json",
-                found=(str(error).strip().splitlines() or [type(error).__name__])[0],
+                found=first_line(error),
                 remedy="a text decoder that AutoModelForCausalLM loads is needed; try a newer transformers",
             ) from None
     return model

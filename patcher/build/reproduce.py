@@ -14,7 +14,7 @@ from patcher.checkpoint.assembling import metadata_of, raw_header
 from patcher.checkpoint.difference import compare_files
 from patcher.checkpoint.hashes import hashes_of
 from patcher.checkpoint.staging import MANIFEST, scratch_folder
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
 from patcher.patched.stored import read_manifest
 from patcher.recipe.schema import Recipe
@@ -117,7 +117,7 @@ def _recipe(manifest: Mapping[str, Any], folder: Path) -> tuple[Recipe, str]:
         raise InputError(
             "the recipe in the manifest is not one that this version reads",
             where=f"{folder / MANIFEST}: recipe.resolved",
-            found=str(error).splitlines()[0],
+            found=first_line(error),
             remedy=f"use the version that wrote it: {manifest.get('tool_version')}",
         ) from None
 

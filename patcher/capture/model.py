@@ -14,7 +14,7 @@ from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.memory import available_memory
 from patcher.checkpoint.folder import read_json_object
-from patcher.errors import InputError, OutsideError
+from patcher.errors import InputError, OutsideError, first_line
 
 _SHARE = 0.8
 """Of the free memory, for weights."""
@@ -34,7 +34,7 @@ def pick_device(device: str) -> str:
         raise InputError(
             "this device cannot be used",
             where=f"device: {device}",
-            found=str(error).splitlines()[0],
+            found=first_line(error),
             remedy="device: auto",
         ) from None
     return device
@@ -97,7 +97,7 @@ def load_causal_lm(
         raise InputError(
             "the model needs a package that is not installed",
             where=str(folder),
-            found=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            found=first_line(error),
             remedy=needed or "install it and try again",
             code="missing_extra",
         ) from None
@@ -106,7 +106,7 @@ def load_causal_lm(
         raise InputError(
             "the model cannot be loaded",
             where=str(folder),
-            found=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            found=first_line(error),
             remedy="check that AutoModelForCausalLM.from_pretrained loads it",
         ) from None
     if quantisation is not None and dtype == torch.float32:
@@ -145,25 +145,26 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise InputError(
             "the tokenizer needs a package that is not installed",
             where=str(folder),
-            found=str(error).strip().splitlines()[0],
+            found=first_line(error),
             remedy='pip install "patch-model[sentencepiece]"',
         ) from None
     except MemoryError:
         raise
     except Exception as error:
         # The library behind fast tokenizers raises bare Exceptions.
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         remedy = "check that AutoTokenizer.from_pretrained loads it"
         if "sentencepiece" in str(error) or "tiktoken" in str(error):
             remedy = 'pip install "patch-model[sentencepiece]"'
-        raise InputError("the tokenizer cannot be loaded", where=str(folder), found=first, remedy=remedy) from None
+        raise InputError(
+            "the tokenizer cannot be loaded", where=str(folder), found=first_line(error), remedy=remedy
+        ) from None
 
 
 def _no_memory(where: str, error: BaseException) -> OutsideError:
     return OutsideError(
         "the model does not fit in memory",
         where=where,
-        found=(str(error).splitlines() or ["out of memory"])[0],
+        found=first_line(error),
         remedy="dtype: bfloat16, or device: auto to spread it over devices and disk",
         code="memory",
     )

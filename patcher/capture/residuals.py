@@ -24,7 +24,7 @@ from patcher.capture.batches import (
 )
 from patcher.capture.forward import read_blocks
 from patcher.capture.shared_prefixes import Exactness, displaced_prompt, longest_shared_row
-from patcher.errors import InputError, OutsideError
+from patcher.errors import InputError, OutsideError, first_line
 
 
 class Collect(Protocol):
@@ -136,7 +136,7 @@ class InMemory:
                 raise OutsideError(
                     "a single prompt does not fit into the device's memory",
                     where=f"{batch.shape[1]} tokens",
-                    found=str(error).splitlines()[0],
+                    found=first_line(error),
                     remedy="capture.mode: stream, or device: cpu",
                     code="memory",
                 ) from None

@@ -13,6 +13,7 @@ from torch import nn
 
 from patcher.capture.forward import read_blocks, steering_hooks
 from patcher.capture.logits import LoadedModel, LogitsJob, kept_logits
+from patcher.errors import first_line
 
 _EXACT = 1e-4
 """Largest difference of a resumed pass from a whole one in fp32, relative to the largest logit."""
@@ -184,7 +185,7 @@ class ResumingModel(LoadedModel):
         except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            self._give_up(layer, f"{type(error).__name__}: {error}")
+            self._give_up(layer, f"{type(error).__name__}: {first_line(error)}")
             return False
         finally:
             self._kept.pop(_key(one.inputs), None)
@@ -197,7 +198,7 @@ class ResumingModel(LoadedModel):
     def _give_up(self, layer: int, why: str) -> None:
         self.whole.add(layer)
         if self.note is not None:
-            self.note(f"passes steered at block {layer} are computed whole: {why.splitlines()[0]}")
+            self.note(f"passes steered at block {layer} are computed whole: {why}")
 
 
 def _same(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -21,7 +21,7 @@ from patcher.architectures.probe import build_stand_in, randomise
 from patcher.architectures.shrink import shrink_config
 from patcher.capture.batches import Batch, Row, make_batches, plain_rows, shared_rows
 from patcher.capture.forward import read_blocks
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 
 TOLERANCE = 2e-5
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "attention_window_size")
@@ -158,6 +158,6 @@ def _compare(model: nn.Module, blocks: str, batch: Batch, wanted: torch.Tensor) 
         found = _read(model, blocks, batch)
     except Exception as error:
         # A class that was not made for such a mask fails in a way of its own.
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        return first_line(error)
     off = float(((found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-6)).nan_to_num(math.inf).max())
     return None if off <= TOLERANCE else f"off by {off:.1e} on a tiny model"

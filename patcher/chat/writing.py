@@ -11,7 +11,7 @@ import torch
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
 from patcher.capture.forward import position_limit, steering_hooks
-from patcher.errors import InputError, OutsideError, PatchModelError
+from patcher.errors import InputError, OutsideError, PatchModelError, first_line
 from patcher.evaluate.scoring import Vectors
 from patcher.vectors.responses import ending_tokens
 
@@ -168,7 +168,7 @@ def _errors() -> Iterator[None]:
         raise OutsideError(
             "there is not enough memory to write an answer",
             where="chat",
-            found=_first_line(error),
+            found=first_line(error),
             remedy="--dtype bfloat16, fewer --max-tokens, or --no-base",
             code="memory",
         ) from None
@@ -176,10 +176,6 @@ def _errors() -> Iterator[None]:
         raise InputError(
             "the model cannot write an answer",
             where="chat",
-            found=_first_line(error),
+            found=first_line(error),
             remedy="check that its stock `generate` works",
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -16,7 +16,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.names import stored_name
 from patcher.checkpoint.safetensors_file import DTYPES, FLOATS, TensorInfo, read_header, read_tensor
 from patcher.checkpoint.writer import write_copy
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 
 
 def merge_adapter(
@@ -177,7 +177,7 @@ def _load_base(base: CheckpointFolder, where: str, trust_remote_code: bool) -> A
         raise InputError(
             "the base model cannot be loaded, so no adapter can be merged into it",
             where=f"{where}: {base.path}",
-            found=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            found=first_line(error),
             remedy="check that AutoModelForCausalLM.from_pretrained loads it",
         ) from None
 
@@ -209,7 +209,7 @@ def _merge(model: Any, adapter: Path, where: str) -> dict[str, torch.Tensor]:
             raise InputError(
                 "the adapter does not fit this base model",
                 where=f"{where}: {adapter}",
-                found=(str(error).strip().splitlines() or [type(error).__name__])[0][:300],
+                found=first_line(error),
                 remedy="use the base that the adapter was trained on",
             ) from None
     missing = [str(item.message) for item in caught if "missing adapter keys" in str(item.message)]

@@ -14,7 +14,7 @@ from patcher.checkpoint.copying import copy_file
 from patcher.checkpoint.folder import BIN_SINGLE, INDEX, SINGLE, CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES
 from patcher.checkpoint.torch_files import require_uncompressed
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 
 _SMALL = 1 << 26
 """A file of up to this many bytes that memory has no room for lies about a length."""
@@ -71,7 +71,7 @@ def load_bin(path: Path) -> Mapping[str, torch.Tensor]:
         raise InputError(
             "the weight file cannot be loaded safely (weights only, no code)",
             where=str(path),
-            found=(str(error).splitlines() or [type(error).__name__])[0][:300],
+            found=first_line(error),
             remedy="use the safetensors version of this model, or download the file again",
             code="checkpoint",
         ) from None

@@ -22,7 +22,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, FLOATS
 from patcher.checkpoint.source import Source, fetch, locate
 from patcher.checkpoint.staging import disk_errors, scratch_folder
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from patcher.recipe.schema import Recipe
@@ -91,7 +91,6 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError, RuntimeError,
         AssertionError, StrictDataclassError,
     ) as error:  # fmt: skip
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         message, remedy = (
             "transformers does not understand the model's config",
             "upgrade transformers, or check `model_type`",
@@ -102,7 +101,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise InputError(
             message,
             where=where,
-            found=lines[0][:300],
+            found=first_line(error),
             remedy=remedy,
         ) from None
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _LONGEST = 2000
+_LONGEST_LINE = 300
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
@@ -19,6 +20,12 @@ def _told(text: str) -> str:
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - 500]} ... {text[-500:]}"
     return text.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def first_line(error: object) -> str:
+    """What an error of another library says, in a line of at most 300 characters; its type, where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:_LONGEST_LINE]
 
 
 @dataclass(frozen=True)

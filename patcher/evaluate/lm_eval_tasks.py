@@ -16,7 +16,7 @@ from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.model import load_causal_lm
-from patcher.errors import InputError, MissingExtraError, OutsideError
+from patcher.errors import InputError, MissingExtraError, OutsideError, first_line
 from patcher.pairs.problems import did_you_mean
 
 _RESAMPLES = 1000
@@ -153,7 +153,7 @@ def task_results(
         raise OutsideError(
             "there is not enough memory for lm-eval's tasks",
             where=where,
-            found=_first_line(error),
+            found=first_line(error),
             remedy="a smaller batch",
             code="memory",
         ) from None
@@ -161,14 +161,14 @@ def task_results(
         raise OutsideError(
             "the data of lm-eval's tasks cannot be had",
             where=where,
-            found=_first_line(error),
+            found=first_line(error),
             remedy="run it once where the Hub can be reached; the data is kept in the Hub's cache",
         ) from None
     except Exception as error:
         raise InputError(
             "lm-eval cannot run these tasks on this model",
             where=where,
-            found=_first_line(error),
+            found=first_line(error),
             remedy="try them with the `lm_eval` command, which tells more",
         ) from None
     return {task: _numbers(metrics) for task, metrics in found["results"].items()}
@@ -196,7 +196,7 @@ def _harness(where: str) -> tuple[Any, Any, Any]:
         raise InputError(
             "the installed lm-eval cannot be imported",
             where=where,
-            found=_first_line(error),
+            found=first_line(error),
             remedy='pip install --upgrade "patch-model[lm-eval]"',
         ) from None
     return simple_evaluate, HFLM, TaskManager
@@ -248,7 +248,3 @@ def _random_state_kept() -> Iterator[None]:
     finally:
         random.setstate(before)
         np.random.set_state(numpy_before)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 from patcher.pairs.problems import did_you_mean, shown
 
 GROUP = "patch_model.scorers"
@@ -107,5 +107,5 @@ def _told(error: Exception) -> str:
     """An error in a line, with the place in the user's code that it comes from."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames and frames[-1].filename != __file__ else ""
-    first = (str(error).strip().splitlines() or [""])[0][:300]
-    return f"{type(error).__name__}: {first}{place}" if first else f"{type(error).__name__}{place}"
+    said = f": {first_line(error)}" if str(error).strip() else ""
+    return f"{type(error).__name__}{said}{place}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from patcher.errors import InputError, MissingExtraError, OutsideError, Problem
+from patcher.errors import InputError, MissingExtraError, OutsideError, Problem, first_line
 from patcher.pairs.problems import shown
 from patcher.pairs.sources import HUB_PREFIX, Row
 
@@ -87,7 +87,7 @@ def _only_split(loaded: Any, source: str, where: str) -> Iterable[Mapping[str, A
 
 
 def _in_plain_words(error: Exception, address: HubAddress, where: str) -> InputError | OutsideError:
-    name, text = type(error).__name__, (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+    name, text = type(error).__name__, first_line(error)
     if isinstance(error, ValueError) and re.search("split", text, re.IGNORECASE):
         return InputError(f"{address.repo} has no split `{address.split}`", where=where, found=text)
     if isinstance(error, ValueError) and re.search("config", text, re.IGNORECASE):

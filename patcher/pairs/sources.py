@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patcher.errors import InputError, OutsideError, Problem
+from patcher.errors import InputError, OutsideError, Problem, first_line
 from patcher.pairs.problems import shown
 
 HUB_PREFIX = "hf://datasets/"
@@ -98,7 +98,7 @@ def _read_json(text: str, source: str) -> Rows:
     except json.JSONDecodeError as error:
         raise _broken_json(error, f"{source}:{error.lineno}", text) from None
     except (ValueError, RecursionError) as error:
-        raise InputError("the JSON cannot be read", where=source, found=_first_line(error)) from None
+        raise InputError("the JSON cannot be read", where=source, found=first_line(error)) from None
     items = document
     if isinstance(document, dict):
         listed = [key for key in ("data", "pairs") if isinstance(document.get(key), list)]
@@ -130,7 +130,7 @@ def _read_json_lines(text: str, source: str) -> Rows:
         except json.JSONDecodeError as error:
             problems.append(_broken_json(error, origin, line).problems[0])
         except (ValueError, RecursionError) as error:
-            problems.append(Problem("the JSON of this line cannot be read", origin, _first_line(error)))
+            problems.append(Problem("the JSON of this line cannot be read", origin, first_line(error)))
         else:
             _add(item, origin, rows, problems)
     return rows, problems
@@ -188,10 +188,6 @@ def _kind(value: object) -> str:
     if isinstance(value, dict):
         return "an object with the keys " + shown(sorted(str(key) for key in value))
     return f"{type(value).__name__}: {shown(value)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 _READERS: dict[str, Callable[[str, str], Rows]] = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from patcher.errors import OutsideError, PatchModelError
+from patcher.errors import OutsideError, PatchModelError, first_line
 from patcher.errors.hub import hub_errors
 from patcher.publish.commit import Target, commit
 from patcher.publish.contents import PublishedFile
@@ -171,7 +171,7 @@ def _drop(target: Target, reason: BaseException) -> None:
         raise OutsideError(
             "publishing failed, and the private duplicate of the base, which is not steered, could not be deleted",
             where=target.repo,
-            found=str(reason).partition("\n")[0] or type(reason).__name__,
+            found=first_line(reason),
             remedy=f"delete it at {target.settings}, then run the same command again",
             code="hub_left_over",
         ) from reason

@@ -19,6 +19,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers, submodule
 from patcher.architectures.probe import TOLERANCE, build_stand_in, logits_of, randomise
 from patcher.architectures.shrink import shrink_config
+from patcher.errors import first_line
 
 UNTIED = {"tie_word_embeddings": False}
 
@@ -105,7 +106,7 @@ def _measure(
             factor = float((gain * vector).sum() / (vector @ vector) / gain[..., 0].numel())
             _, hooked = _entering(model, block, ids, add=factor * vector)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
-        return None, f"the probe could not run on a stand-in ({(str(error).splitlines() or [''])[0]})"
+        return None, f"the probe could not run on a stand-in ({first_line(error)})"
     if abs(factor) < 1e-6:
         return None, "it does not reach the residual stream that enters block 0"
     off = float((gain - factor * vector).abs().max()) / (abs(factor) * float(vector.abs().max()))

@@ -19,7 +19,7 @@ from patcher.checkpoint.gguf.values import read_bytes, read_floats
 from patcher.checkpoint.safetensors_writer import write_tensors
 from patcher.checkpoint.torch_files import require_uncompressed
 from patcher.disk.whole_files import whole_file
-from patcher.errors import InputError, MissingExtraError, OutsideError
+from patcher.errors import InputError, MissingExtraError, OutsideError, first_line
 from patcher.vectors.peft_files import is_adapter, read_adapter
 
 # In steering.safetensors: the former values of overwritten tensors, kept so that the edit can be taken out again.
@@ -232,7 +232,7 @@ def _read_peft(path: Path) -> _Contents:
 
 
 def _broken(path: Path, kind: str, error: object) -> InputError:
-    found = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+    found = first_line(error)
     remedy = "the file may be truncated: fetch or save it again"
     return InputError(f"this cannot be read as a {kind} file", where=str(path), found=found, remedy=remedy)
 

@@ -12,7 +12,7 @@ from torch import nn
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
 from patcher.capture.forward import position_limit
-from patcher.errors import InputError, OutsideError
+from patcher.errors import InputError, OutsideError, first_line
 from patcher.recipe.persona import GenerateSpec
 
 _ANSWER = "patch model"  # an assistant's turn, to see what the chat template ends it with
@@ -134,7 +134,7 @@ def _generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, where: str) -> 
         raise OutsideError(
             "there is not enough memory to write that many responses at a time",
             where=f"{where}.generate.batch_size",
-            found=_first_line(error),
+            found=first_line(error),
             remedy="set a smaller `generate.batch_size`",
             code="memory",
         ) from None
@@ -142,7 +142,7 @@ def _generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, where: str) -> 
         raise InputError(
             "the model cannot write a response",
             where=where,
-            found=_first_line(error),
+            found=first_line(error),
             remedy="check that its stock `generate` works; if probabilities are not finite, set `dtype: float32`",
         ) from None
     new: torch.Tensor = written[:, ids.shape[1] :].cpu()
@@ -179,7 +179,3 @@ def _seeded(seed: int) -> Iterator[None]:
 def _up_to(ids: Sequence[int], ends: set[int]) -> tuple[int, ...]:
     stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     return tuple(ids[:stop])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -27,7 +27,7 @@ from patcher.capture.residuals import Residuals
 from patcher.checkpoint.safetensors_file import tensor_bytes
 from patcher.disk.cache_folder import cache_folder
 from patcher.disk.whole_files import is_partial, whole_file
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 
 __all__ = ["CaptureCache", "CaptureKey", "cache_limit", "capture_cache", "capture_key", "model_identity"]
 
@@ -90,7 +90,7 @@ class CaptureCache:
         except OSError as error:
             return f"the activations are not kept: {self.folder}: {error.strerror or error}"
         except (ValueError, TypeError, LookupError, RuntimeError, MemoryError, SafetensorError) as error:
-            return f"the activations are not kept: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            return f"the activations are not kept: {first_line(error)}"
         return None
 
     @staticmethod

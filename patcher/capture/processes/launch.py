@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from patcher.errors import InputError, OutsideError, PatchModelError
+from patcher.errors import InputError, OutsideError, PatchModelError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -114,7 +114,7 @@ class Processes:
             raise OutsideError(
                 "the processes of this build do not find each other",
                 where=f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
-                found=(str(error).splitlines() or [type(error).__name__])[0],
+                found=first_line(error),
                 remedy="give all machines the same --master-addr and --master-port (or --rdzv-endpoint), reachable",
                 code="processes",
             ) from None
@@ -247,7 +247,7 @@ def one_voice(processes: Processes) -> Iterator[None]:
             raise OutsideError(
                 "another process of this build has ended",
                 where=processes.world.name,
-                found=str(error).splitlines()[0][:300],
+                found=first_line(error),
                 remedy="torchrun's own report says which one; often it was killed for the memory it took",
                 code="processes",
             ) from None

@@ -25,7 +25,7 @@ from patcher.capture.model import load_causal_lm
 from patcher.capture.processes.launch import Processes, World, is_lost
 from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.source import fetch
-from patcher.errors import InputError, OutsideError
+from patcher.errors import InputError, OutsideError, first_line
 
 Mode = Literal["fsdp", "tp", "replicate"]
 MODES: dict[Mode, str] = {
@@ -171,7 +171,7 @@ def load_part(folder: Path, share: Share, world: World) -> nn.Module:
         raise InputError(
             f"the model cannot be loaded over several processes with `{share.mode}`",
             where=str(folder),
-            found=(str(error).strip().splitlines() or [type(error).__name__])[0][:300],
+            found=first_line(error),
             remedy=otherwise(share.mode),
             code="parallel",
         ) from None
@@ -262,7 +262,7 @@ def no_memory(error: BaseException, where: str, mode: Mode) -> OutsideError:
     return OutsideError(
         f"a process ran out of memory (`{mode}`: {MODES[mode]})",
         where=where,
-        found=(str(error).splitlines() or ["out of memory"])[0],
+        found=first_line(error),
         remedy="more processes with `capture: {parallel: fsdp}`, a smaller `capture.batch_size`, or dtype: bfloat16",
         code="memory",
     )

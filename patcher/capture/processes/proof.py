@@ -29,7 +29,7 @@ from patcher.capture.processes.model import (
     plain_inputs,
     read_config,
 )
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 
 TOKENS = 24
 TOLERANCE = 1e-4
@@ -144,7 +144,7 @@ def _try(share: Share, stand_in: StandIn, processes: Processes) -> _Trial:
         part = load_part(Path(share.folder), share, processes.world)
     except AttributeError as error:
         # It looks for something in the blocks that were left out.
-        failure, incomplete = _first_line(error), True
+        failure, incomplete = first_line(error), True
     except InputError as error:
         failure = error.problems[0].found or str(error)
     missing, left_out = processes.total(int(part is None), int(incomplete))
@@ -156,13 +156,9 @@ def _try(share: Share, stand_in: StandIn, processes: Processes) -> _Trial:
         # Classes fail in ways of their own under what they were not made for, and alike in all processes.
         if is_lost(error):
             raise
-        return _Trial(share.whole, 0.0, (0, 0), _first_line(error), isinstance(error, AttributeError))
+        return _Trial(share.whole, 0.0, (0, 0), first_line(error), isinstance(error, AttributeError))
     errors = [_difference(found[layer], wanted) for layer, wanted in stand_in.wanted.items()]
     return _Trial(share.whole, max(errors), held_parameters(part, share.blocks))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:

@@ -27,7 +27,7 @@ from patcher.capture.streaming.shell import Shell, Weights
 from patcher.capture.streaming.stand_ins import NotStreamable
 from patcher.capture.streaming.stored_tensors import StoredTensors
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.errors import InputError, OutsideError
+from patcher.errors import InputError, OutsideError, first_line
 
 
 class StreamedModel:
@@ -251,7 +251,7 @@ def _no_memory(error: BaseException) -> OutsideError:
     return OutsideError(
         "a block and one batch do not fit in memory",
         where="capture.mode: stream",
-        found=(str(error).splitlines() or ["out of memory"])[0],
+        found=first_line(error),
         remedy="dtype: bfloat16, or a smaller capture.batch_size",
         code="memory",
     )

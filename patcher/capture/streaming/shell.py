@@ -14,7 +14,7 @@ from patcher.capture.memory import available_memory
 from patcher.capture.streaming.disk_weights import DiskWeights
 from patcher.capture.streaming.stand_ins import OnDisk
 from patcher.capture.streaming.stored_tensors import StoredTensors
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 
 _SPARE = 256 << 20
 """Bytes. A thread that reads takes address space of its own, and the block that computes needs some as well."""
@@ -160,7 +160,7 @@ def _fill_buffers(model: Any, weights: DiskWeights, device: torch.device) -> Non
     except (AttributeError, TypeError) as error:
         raise InputError(
             "models cannot be streamed with this version of transformers",
-            found=(str(error).splitlines() or [type(error).__name__])[0],
+            found=first_line(error),
             remedy="capture.mode: memory",
             code="stream",
         ) from None

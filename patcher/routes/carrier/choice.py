@@ -11,7 +11,7 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import on_meta, submodule, with_flags
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 from patcher.routes.carrier.bench import Bench
 from patcher.routes.carrier.guard import block_kinds, require_neutral
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks
@@ -149,8 +149,7 @@ class _Search:
             except CannotInsert as finding:
                 self._found[key] = str(finding)
             except (InputError, RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-                first = (str(error).splitlines() or [type(error).__name__])[0]
-                self._found[key] = f"a stand-in of it does not run ({first})"
+                self._found[key] = f"a stand-in of it does not run ({first_line(error)})"
         found = self._found[key]
         if isinstance(found, str):
             raise CannotInsert(found)

@@ -16,6 +16,7 @@ from typing import Any
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import block_count
+from patcher.errors import first_line
 
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_blocks")
 DRAFT_COUNT = "num_nextn_predict_layers"
@@ -98,8 +99,9 @@ def insert_blocks(
             extended = type(config).from_dict({**copy.deepcopy(before), **copy.deepcopy(changes)})
     except Exception as error:
         # Classes check their configs in their own ways, with errors of any type.
-        line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
-        raise CannotInsert(f"transformers does not load a config with {len(sources)} such blocks: {line}") from None
+        raise CannotInsert(
+            f"transformers does not load a config with {len(sources)} such blocks: {first_line(error)}"
+        ) from None
     for name, value in vars(config).items():
         if name.startswith("_attn_implementation") or name == "_attn_implementation_internal":
             setattr(extended, name, value)

@@ -19,7 +19,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers, submodule
 from patcher.architectures.probe import TOLERANCE, build_stand_in, randomise, run_on
 from patcher.architectures.shrink import shrink_config
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 from patcher.routes.plan import NotApplicable
 from patcher.routes.rank_one.experts import RoutedCall, expert_inputs, outer, watch_routing
 
@@ -69,8 +69,7 @@ def find_site(architecture: Architecture, layer: int) -> Site:
         bench = _Bench(architecture, layer)
         found = list(_measure(bench, shapes, architecture.hidden))
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError, InputError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NotApplicable(f"layer {layer}: the probe could not run on a stand-in ({first})") from None
+        raise NotApplicable(f"layer {layer}: the probe could not run on a stand-in ({first_line(error)})") from None
     order: Mapping[str, int] = {"constant": 0, "token": 1, "norm": 2}
     # A projection that is always on serves every token with one tensor; the MLP's comes after the attention's.
     found.sort(key=lambda site: (site.experts > 0, order[site.gain], any(mark in site.module for mark in _ATTENTION)))
@@ -127,7 +126,7 @@ def _measure(bench: _Bench, shapes: Mapping[str, Sequence[int]], hidden: int) ->
         try:
             yield from _candidate(bench, name, shape, hidden)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
-            bench.refused[name] = f"`{name}` could not be probed ({(str(error).splitlines() or [''])[0]})"
+            bench.refused[name] = f"`{name}` could not be probed ({first_line(error)})"
 
 
 def _candidate(bench: _Bench, name: str, shape: Sequence[int], hidden: int) -> Iterator[Site]:

@@ -12,7 +12,7 @@ from patcher.architectures.analysis import Slot
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers
 from patcher.architectures.probe import build_stand_in, randomise
 from patcher.architectures.shrink import VOCABULARY, shrink_config
-from patcher.errors import InputError
+from patcher.errors import InputError, first_line
 from patcher.routes.relabel.config import parsed, target_config
 from patcher.routes.relabel.guards import has_window
 from patcher.routes.relabel.rows import Candidate
@@ -56,8 +56,7 @@ def prove(config: Any, row: Candidate, slot: Slot) -> Proof:
     try:
         return _prove(config, row, slot)
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, InputError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise NoRelabel(f"no proof: the stand-in failed ({lines[0] if lines else type(error).__name__})") from error
+        raise NoRelabel(f"no proof: the stand-in failed ({first_line(error)})") from error
 
 
 def _prove(config: Any, row: Candidate, slot: Slot) -> Proof:
