@@ -21,7 +21,8 @@ from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, FLOATS
 from patcher.checkpoint.source import Source, fetch, locate
-from patcher.checkpoint.staging import disk_errors, scratch_folder
+from patcher.checkpoint.staging import scratch_folder
+from patcher.disk.failures import disk_errors
 from patcher.errors import InputError, first_line
 
 if TYPE_CHECKING:

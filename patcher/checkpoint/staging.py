@@ -1,4 +1,4 @@
-"""The atomic folder: an output appears whole or not at all, and the base is never touched."""
+"""Outputs that appear whole or not at all: staged beside their place, then renamed into it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,58 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from patcher.disk.failures import disk_errors, remove_folder, require_writable
+from patcher.disk.whole_files import settle, sync_folder
 from patcher.errors import InputError
-
-__all__ = ["MANIFEST", "check_output", "disk_errors", "remove_leftovers", "scratch_folder", "staged_folder"]
 
 MANIFEST = "steering.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _REPLACED = "-old"
 
 
-def check_output(output: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+@dataclass(frozen=True)
+class OutputKind:
+    """What an output is, in the words of those who ask for it.
+
+    Attributes:
+        is_ours: whether what is there may be replaced by --force.
+        overlaps: it is, holds, or lies in one of the inputs.
+        exists: something is there.
+        foreign: what is there is not ours.
+        elsewhere: the remedy.
+        folder: it can only be a folder.
+    """
+
+    is_ours: Callable[[Path], bool]
+    overlaps: str
+    exists: str
+    foreign: str
+    elsewhere: str
+    folder: bool = False
+
+
+PATCHED = OutputKind(
+    is_ours=lambda folder: (folder / MANIFEST).is_file(),
+    overlaps="the output overlaps the base model, which is never written to",
+    exists="the output folder is not empty",
+    foreign=f"--force replaces only a folder that patch-model wrote, and this one holds no {MANIFEST}",
+    elsewhere="choose another `output`",
+    folder=True,
+)
+
+
+def check_output(output: Path, *, force: bool, inputs: tuple[Path, ...] = (), kind: OutputKind = PATCHED) -> None:
     """Refuse, before any work, an output that must not be written.
 
     Args:
-        output: the folder to be made.
-        force: whether a folder of ours may be replaced.
+        output: the folder or file to be made.
+        force: whether one of ours may be replaced.
         inputs: folders that are read; the output may not be, hold, or lie in one of them.
+        kind: what it will be.
 
     Raises:
         InputError: with what is in the way and what to do.
@@ -40,53 +72,41 @@ def check_output(output: Path, *, force: bool, inputs: tuple[Path, ...] = ()) ->
             for item in _leftovers(resolved):
                 if item.name.endswith(_REPLACED):
                     _restore(item, resolved)
-        _check_output(output, resolved, force=force, inputs=inputs)
+        _check_output(output, resolved, force, inputs, kind)
 
 
-def _check_output(output: Path, resolved: Path, *, force: bool, inputs: tuple[Path, ...]) -> None:
+def _check_output(output: Path, resolved: Path, force: bool, inputs: tuple[Path, ...], kind: OutputKind) -> None:
     for source in inputs:
         base = source.resolve()
         if resolved == base or base in resolved.parents or resolved in base.parents:
-            raise InputError(
-                "the output overlaps the base model, which is never written to",
-                where=str(output),
-                found=str(source),
-                remedy="choose another `output` folder",
-            )
+            raise InputError(kind.overlaps, where=str(output), found=str(source), remedy=kind.elsewhere)
     for parent in resolved.parents:
         if parent.exists() and not parent.is_dir():
             raise InputError(
                 "the output lies in something that is not a folder",
                 where=str(output),
                 found=str(parent),
-                remedy="choose another `output`",
+                remedy=kind.elsewhere,
             )
     require_writable(next(parent for parent in resolved.parents if parent.exists()))
-    if output.is_symlink() or (resolved.exists() and not resolved.is_dir()):
-        raise InputError("the output exists and is not a folder", where=str(output), remedy="choose another `output`")
-    if not resolved.exists():
+    if not (output.is_symlink() or resolved.exists()):
         return
-    if resolved.is_mount() or resolved.samefile("."):
+    is_folder = resolved.is_dir() and not output.is_symlink()
+    if kind.folder and not is_folder:
+        raise InputError("the output exists and is not a folder", where=str(output), remedy=kind.elsewhere)
+    if is_folder and (resolved.is_mount() or resolved.samefile(".")):
         what = "a mount point" if resolved.is_mount() else "the current folder"
         raise InputError(
             f"the output is {what}, which cannot be replaced in one step",
             where=str(output),
             remedy="name a new folder inside of it",
         )
-    if not any(resolved.iterdir()):
+    if is_folder and not any(resolved.iterdir()):
         return
     if not force:
-        raise InputError(
-            "the output folder is not empty",
-            where=str(output),
-            remedy="choose another `output`, or replace it: --force",
-        )
-    if not (resolved / MANIFEST).is_file():
-        raise InputError(
-            f"--force replaces only a folder that patch-model wrote, and this one holds no {MANIFEST}",
-            where=str(output),
-            remedy="choose another `output`, or remove the folder yourself",
-        )
+        raise InputError(kind.exists, where=str(output), remedy=f"{kind.elsewhere}, or replace it: --force")
+    if output.is_symlink() or not kind.is_ours(resolved):
+        raise InputError(kind.foreign, where=str(output), remedy=f"{kind.elsewhere}, or remove it yourself")
 
 
 def _resolve(output: Path) -> Path:
@@ -109,11 +129,19 @@ def staged_folder(output: Path, *, force: bool = False) -> Iterator[Path]:
         OutsideError: the disk is full, read-only, or forbids writing.
     """
     check_output(output, force=force)
-    output = _resolve(output)
     with disk_errors(output), scratch_folder(output) as stage:
         yield stage
-        _sync(stage)
-        _publish(stage, output, force=force)
+        _publish(stage, output, stage, force, PATCHED)
+
+
+@contextlib.contextmanager
+def staged_output(output: Path, kind: OutputKind, *, force: bool = False) -> Iterator[Path]:
+    """The same for a file or a folder: a path to make it at, where nothing is yet."""
+    check_output(output, force=force, kind=kind)
+    with disk_errors(output), scratch_folder(output) as scratch:
+        stage = scratch / _resolve(output).name
+        yield stage
+        _publish(stage, output, scratch, force, kind)
 
 
 @contextlib.contextmanager
@@ -227,10 +255,16 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _publish(stage: Path, output: Path, *, force: bool) -> None:
-    check_output(output, force=force)
-    if output.is_dir() and any(output.iterdir()):
-        _swap(stage, output)
+def _publish(stage: Path, output: Path, scratch: Path, force: bool, kind: OutputKind) -> None:
+    settle(stage)
+    check_output(output, force=force, kind=kind)
+    output = _resolve(output)
+    if stage.is_file():
+        if output.is_dir():
+            output.rmdir()
+        stage.rename(output)
+    elif output.is_dir() and any(output.iterdir()):
+        _swap(stage, output, scratch.with_name(scratch.name + _REPLACED))
     else:
         try:
             # rename(2) replaces an empty folder, and fails if another build filled it meanwhile.
@@ -238,12 +272,12 @@ def _publish(stage: Path, output: Path, *, force: bool) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            check_output(output, force=force)
+            check_output(output, force=force, kind=kind)
             raise
-    _sync_folder(output.parent)
+    sync_folder(output.parent)
 
 
-def _swap(stage: Path, output: Path) -> None:
+def _swap(stage: Path, output: Path, old: Path) -> None:
     """Exchange two folders in one step where the kernel can, so that no moment has neither."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -251,7 +285,6 @@ def _swap(stage: Path, output: Path) -> None:
     except (OSError, AttributeError):
         done = False
     if not done:
-        old = stage.with_name(stage.name + _REPLACED)
         try:
             output.rename(old)
             stage.rename(output)
@@ -259,29 +292,3 @@ def _swap(stage: Path, output: Path) -> None:
             _restore(old, output)
             raise
         remove_folder(old)
-
-
-def _sync(folder: Path) -> None:
-    """To the disk with all of it, and readable like other files: safetensors creates its own with mode 0600."""
-    for item in folder.rglob("*"):
-        if item.is_file():
-            # A hard link is the base's file too, and keeps its mode.
-            if item.stat().st_nlink == 1:
-                item.chmod(0o644)
-            with item.open("rb") as file:
-                os.fsync(file.fileno())
-        elif item.is_dir():
-            _sync_folder(item)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems do not sync folders; the rename itself is still atomic there.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)

@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from patcher.checkpoint.staging import disk_errors
 from patcher.demo import demo_folder
+from patcher.disk.failures import disk_errors
 from patcher.errors import InputError
 from patcher.recipe.schema import recipe_schema
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -41,3 +42,37 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def is_partial(path: Path) -> bool:
     """Whether a file has the name of one that was not finished."""
     return path.name.endswith(_PARTIAL)
+
+
+def settle(path: Path) -> None:
+    """A file or all of a folder to the disk, and readable like others: safetensors makes its own with mode 0600.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    for item in [path, *path.rglob("*")]:
+        if item.is_file():
+            # A hard link is another file too, and keeps its mode.
+            if item.stat().st_nlink == 1:
+                item.chmod(0o644)
+            with item.open("rb") as file:
+                os.fsync(file.fileno())
+        elif item.is_dir():
+            sync_folder(item)
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in a folder to the disk.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems do not sync folders; a rename is still atomic there.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -72,14 +72,21 @@ def export_folder(
         CheckFailed: stock PEFT does not do with the adapter what a hook does.
         OutsideError: the disk failed; nothing is left.
     """
+    from patcher.checkpoint.staging import OutputKind, check_output, staged_output
     from patcher.export.edits import read_edits
-    from patcher.export.output import check_target, placed
 
     chosen = cast("Format", importlib.import_module(f"patcher.export.{format.replace('-', '_')}"))
     output = output or Path(f"{folder.resolve().name}-{format}{chosen.SUFFIX}")
-    check_target(output, folder, chosen, force=force)
+    kind = OutputKind(
+        is_ours=chosen.is_ours,
+        overlaps="the export overlaps the patched folder, which is not changed",
+        exists="the output exists",
+        foreign="--force replaces only an earlier export of the same format, and this is none",
+        elsewhere="choose another place (--output)",
+    )
+    check_output(output, force=force, inputs=(folder,), kind=kind)
     edits = read_edits(folder, trust_remote_code=trust_remote_code)
-    with placed(output, chosen, force=force) as stage:
+    with staged_output(output, kind, force=force) as stage:
         notes = chosen.write(edits, stage)
         files = [stage] if stage.is_file() else [item for item in stage.rglob("*") if item.is_file()]
         size = sum(item.stat().st_size for item in files)

@@ -17,6 +17,7 @@ from patcher.checkpoint.gguf.values import read_floats
 from patcher.checkpoint.gguf.writer import write_gguf
 from patcher.checkpoint.staging import scratch_folder
 from patcher.disk.failures import disk_errors
+from patcher.disk.whole_files import settle, sync_folder
 from patcher.errors import CheckFailed, InputError, OutsideError
 from patcher.gguf import provenance
 from patcher.gguf.edits import GgufEdit
@@ -211,10 +212,7 @@ def _check(plan: GgufPlan, paths: Sequence[Path]) -> None:
 
 def _publish(staged: Sequence[Path], targets: Sequence[Path], *, force: bool) -> None:
     for path in staged:
-        if path.stat().st_nlink == 1:
-            path.chmod(0o644)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        settle(path)
     placed: list[Path] = []
     try:
         # Without its first file nothing loads a split model: it goes first, and comes last.
@@ -230,10 +228,7 @@ def _publish(staged: Sequence[Path], targets: Sequence[Path], *, force: bool) ->
         for target in placed:
             target.unlink(missing_ok=True)
         raise
-    descriptor = os.open(targets[0].parent, os.O_RDONLY)
-    with contextlib.suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
+    sync_folder(targets[0].parent)
 
 
 def _place_new(path: Path, target: Path) -> None:

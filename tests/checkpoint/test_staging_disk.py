@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from support.checkpoints import assert_same_but, hashes, names, stored
 
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.staging import check_output, disk_errors, scratch_folder, staged_folder
+from patcher.checkpoint.staging import check_output, scratch_folder, staged_folder
 from patcher.checkpoint.writer import write_copy
-from patcher.disk.failures import remove_folder
+from patcher.disk.failures import disk_errors, remove_folder
 from patcher.errors import OutsideError
 
 Checkpoint = Callable[..., Path]

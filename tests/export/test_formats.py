@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -195,6 +196,35 @@ def test_a_replacement_that_fails_is_undone(folder: Path, tmp_path: Path, monkey
     with pytest.raises(OutsideError):
         export_folder(folder, "vector", output, force=True)
     assert torch.equal(load_vector_file(output, layer=1, hidden=HIDDEN), vectors_for(LAYERS, HIDDEN)[1])
+
+
+def test_a_replacement_that_is_killed_between_two_renames_is_undone_by_the_next(folder: Path, tmp_path: Path) -> None:
+    program = f"""
+import ctypes, os, signal, sys
+from pathlib import Path
+from patcher.export import export_folder
+
+def no_library(*_args, **_keys):
+    raise OSError("no such library")
+
+def killed(self, target):
+    rename(self, target)
+    if target.name.endswith("-old"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+export_folder(Path({str(folder)!r}), "peft", Path("adapter"))
+rename, Path.rename, ctypes.CDLL = Path.rename, killed, no_library
+export_folder(Path({str(folder)!r}), "peft", Path("adapter"), force=True)
+"""
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    )
+    assert not (tmp_path / "adapter").exists() and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(InputError, match="the output exists"):
+        export_folder(folder, "peft", tmp_path / "adapter")
+    assert load_vector_file(tmp_path / "adapter", layer=1, hidden=HIDDEN).any()
+    export_folder(folder, "peft", tmp_path / "adapter", force=True)
+    assert [item.name for item in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_control_vectors_without_the_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from patcher.checkpoint.gguf.format import GgufFile
 from patcher.checkpoint.gguf.model import split_parts
 from patcher.checkpoint.gguf.pieces import Bytes, NewEntry, Placed
 from patcher.checkpoint.gguf.writer import header_pieces, offsets, read_pieces
+from patcher.disk.whole_files import sync_folder
 from patcher.errors import InputError, OutsideError
 
 _INSERT_RANGE = 0x20
@@ -141,7 +142,7 @@ def _apply(file: BinaryIO, path: Path, change: _Change) -> None:
     file.flush()
     os.fsync(file.fileno())
     journal.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _insert(descriptor: int, size: int) -> None:
@@ -221,7 +222,7 @@ def _save(journal: Path, change: _Change) -> None:
     except OSError:
         journal.unlink(missing_ok=True)
         raise
-    _sync_folder(journal.parent)
+    sync_folder(journal.parent)
 
 
 def _load(journal: Path) -> _Change | None:
@@ -252,10 +253,3 @@ def _is_sound(change: _Change, new: int) -> bool:
         and change.insert <= new
         and change.final <= change.size + change.insert + new + _MOST_PADDING
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
