@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from patcher.architectures.config_keys import block_count
 from patcher.architectures.model_class import (
     on_meta,
     parameter_aliases,
@@ -23,7 +24,7 @@ from patcher.architectures.model_class import (
 from patcher.architectures.probe import ProbeResult, flags_change_nothing, probe_slot
 from patcher.architectures.quantised import Quantisation, quantisation_of
 from patcher.architectures.registry import Row, rows
-from patcher.architectures.shrink import block_count, shrink_config
+from patcher.architectures.shrink import shrink_config
 from patcher.errors import InputError, first_line
 from patcher.stacks.names import TRANSFORMERS_ALONE
 

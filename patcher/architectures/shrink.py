@@ -7,7 +7,11 @@ stand-in answers for the real model in milliseconds.
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from patcher.architectures.config_keys import BLOCK_COUNTS, EXPERTS, EXPERTS_PER_TOKEN, block_count, whole_number
 
 HIDDEN = 64
 WIDE, NARROW = 160, 96
@@ -23,14 +27,12 @@ _INTERMEDIATE = (
     "moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size",
     "shared_intermediate_size", "dff", "lru_width", "dim_ff",
 )  # fmt: skip
-_LAYERS = (
-    "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers", "num_blocks",
-    "num_layers_per_stack", "num_encoder_layers", "num_decoder_layers",
-)  # fmt: skip
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "zero_expert_num")
-_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
+_LAYERS = (*BLOCK_COUNTS, "encoder_layers", "num_encoder_layers", "num_layers_per_stack")
+_HEAD_WIDTHS = ("head_dim", "attention_head_dim", "kv_channels", "dim_head", "d_head")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id")
-_FIXED = {
+_EXPERTS = (*EXPERTS, "zero_expert_num")
+_AT_MOST = {
+    **dict.fromkeys(_EXPERTS, 4), **dict.fromkeys(EXPERTS_PER_TOKEN, 2),
     "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "mamba_d_state": 8, "ssm_state_size": 8, "state_size": 8, "time_step_rank": 8,
     "n_shared_experts": 1, "moe_num_shared_experts": 1, "index_topk": 16, "adapter_rank": 8,
@@ -57,45 +59,34 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     kept = kept_layers(config, layer)
     stand_in = kept.index(layer)
 
+    def each(names: Iterable[str], small: Callable[[int], int]) -> None:
+        for name in names:
+            if (real := whole_number(config, name)) is not None:
+                _set(tiny, name, small(real))
+
     head_dim = 16
     heads = _get(config, _HEAD_COUNTS)
-    for name in _HIDDEN:
-        if _has_integer(config, name):
-            _set(tiny, name, HIDDEN)
+    each(_HIDDEN, lambda _real: HIDDEN)
     # OPT-350m projects its embeddings to another width; the difference is the structure to keep.
     if getattr(config, "word_embed_proj_dim", None) not in (None, config.hidden_size):
         _set(tiny, "word_embed_proj_dim", HIDDEN // 2)
-    for name in _HEAD_COUNTS:
-        if _has_integer(config, name):
-            _set(tiny, name, _HEADS)
-    for name in _KEY_VALUE_HEADS:
-        value = getattr(config, name, None)
-        if isinstance(value, int) and heads:
-            _set(tiny, name, _HEADS if value == heads else (1 if value == 1 else 2))
-    for name in ("head_dim", "attention_head_dim", "kv_channels", "dim_head", "d_head"):
-        if _has_integer(config, name):
-            _set(tiny, name, head_dim)
+    each(_HEAD_COUNTS, lambda _real: _HEADS)
+    if heads:
+        each(_KEY_VALUE_HEADS, lambda real: _HEADS if real == heads else (1 if real == 1 else 2))
+    each(_HEAD_WIDTHS, lambda _real: head_dim)
     rotary = getattr(config, "rotary_dim", None)
     if isinstance(rotary, int) and heads:
         _set(tiny, "rotary_dim", head_dim if rotary * heads >= config.hidden_size else head_dim // 2)
-    for name in _INTERMEDIATE:
-        # Zero means that the module is not there.
-        if _has_integer(config, name) and getattr(config, name):
-            _set(tiny, name, HIDDEN if name == "lru_width" else _inner(getattr(config, name), config))
-    for name in _EXPERTS:
-        if _has_integer(config, name):
-            _set(tiny, name, min(4, getattr(config, name)))
-    for name in _EXPERTS_PER_TOKEN:
-        if _has_integer(config, name):
-            _set(tiny, name, min(2, getattr(config, name)))
-    for name, value in _FIXED.items():
-        if _has_integer(config, name):
-            _set(tiny, name, min(value, getattr(config, name)))
+    # Zero means that the module is not there.
+    each(_INTERMEDIATE, lambda real: _inner(real, config) if real else 0)
+    each(("lru_width",), lambda real: HIDDEN if real else 0)
+    for name, most in _AT_MOST.items():
+        each((name,), functools.partial(min, most))
     # Zamba2's attention reads the residual and the embedding side by side.
-    if _has_integer(config, "attention_hidden_size"):
+    if _states(config, "attention_hidden_size"):
         _set(tiny, "attention_hidden_size", HIDDEN * config.attention_hidden_size // config.hidden_size)
         _set(tiny, "attention_head_dim", tiny.attention_hidden_size // _HEADS)
-    if _has_integer(config, "qk_rope_head_dim"):
+    if _states(config, "qk_rope_head_dim"):
         _shrink_latent_heads(tiny, config)
     if isinstance(getattr(config, "axial_pos_embds_dim", None), (list, tuple)):
         _set(tiny, "axial_pos_embds_dim", [HIDDEN // 4, HIDDEN - HIDDEN // 4])
@@ -104,11 +95,9 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     _shrink_state_space(tiny, config)
     _shrink_rope(tiny, config, head_dim)
 
-    for name in _LAYERS:
-        if _has_integer(config, name):
-            _set(tiny, name, len(kept))
+    each(_LAYERS, lambda _real: len(kept))
     for name, value in vars(config).items():
-        if isinstance(value, (list, tuple)) and len(value) == count and not isinstance(value, str):
+        if isinstance(value, (list, tuple)) and len(value) == count:
             small = [value[index] for index in kept]
             _set(tiny, name, [_inner(width, config) for width in small] if name in _INTERMEDIATE else small)
     for name in ("block_types", "layer_types"):
@@ -117,14 +106,11 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     for name in _LAYER_INDICES:
         if isinstance(getattr(config, name, None), list):
             _set(tiny, name, [kept.index(index) for index in getattr(config, name) if index in kept])
-    if _has_integer(config, "moe_layer_start_index"):
+    if _states(config, "moe_layer_start_index"):
         _shrink_expert_range(tiny, config, layer, stand_in)
     _shrink_periods(tiny, config, kept, layer)
-    for name in ("first_k_dense_replace", "num_dense_layers"):
-        if _has_integer(config, name):
-            _set(tiny, name, sum(index < getattr(config, name) for index in kept))
-    if _has_integer(config, "num_kv_shared_layers"):
-        _set(tiny, "num_kv_shared_layers", sum(index >= count - config.num_kv_shared_layers for index in kept))
+    each(("first_k_dense_replace", "num_dense_layers"), lambda real: sum(index < real for index in kept))
+    each(("num_kv_shared_layers",), lambda real: sum(index >= count - real for index in kept))
 
     _set(tiny, "vocab_size", VOCABULARY)
     for name in _TOKEN_IDS:
@@ -132,19 +118,6 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
         if (isinstance(value, int) and value >= VOCABULARY) or isinstance(value, list):
             _set(tiny, name, 2)
     return tiny, stand_in
-
-
-def block_count(config: Any) -> int:
-    """Number of decoder blocks, which is not what every config calls ``num_hidden_layers``."""
-    if _has_integer(config, "decoder_layers"):
-        return int(config.decoder_layers)  # beside an encoder that has the other number
-    if _has_integer(config, "num_layers_per_stack"):
-        return int(config.num_layers_per_stack)  # beside the times that they are run through
-    if _has_integer(config, "num_decoder_layers"):
-        return int(config.num_decoder_layers)
-    if _has_integer(config, "num_layers") and isinstance(getattr(type(config), "num_hidden_layers", None), property):
-        return int(config.num_layers)  # beside the caches that they need
-    return int(config.num_hidden_layers)
 
 
 def kept_layers(config: Any, layer: int) -> list[int]:
@@ -178,8 +151,11 @@ def _shrink_layer_by_layer(config: Any, layer: int) -> tuple[Any, int]:
     for place, index in enumerate(kept):
         own = config.per_layer_config[index]
         small, _ = shrink_config(own, layer)
-        sizes = {name: value for name, value in vars(small).items() if _has_integer(small, name)}
-        overrides[place] = {name: value for name, value in sizes.items() if value != vars(tiny).get(name)}
+        overrides[place] = {
+            name: value
+            for name, value in vars(small).items()
+            if whole_number(small, name) is not None and value != vars(tiny).get(name)
+        }
     tiny.per_layer_config = {place: values for place, values in overrides.items() if values}
     return tiny, stand_in
 
@@ -197,9 +173,8 @@ def _get(config: Any, names: tuple[str, ...]) -> int | None:
     return None
 
 
-def _has_integer(config: Any, name: str) -> bool:
-    value = getattr(config, name, None)
-    return isinstance(value, int) and not isinstance(value, bool)
+def _states(config: Any, name: str) -> bool:
+    return whole_number(config, name) is not None
 
 
 def _set(config: Any, name: str, value: Any) -> None:
@@ -214,25 +189,23 @@ def _shrink_latent_heads(tiny: Any, config: Any) -> None:
     """Of multi-head latent attention: rotary factors are shares of widths, so the widths keep their ratios."""
     real, small = config.qk_rope_head_dim, tiny.qk_rope_head_dim
     for name in ("head_dim", "qk_nope_head_dim"):
-        if _has_integer(config, name):
+        if _states(config, name):
             _set(tiny, name, small * getattr(config, name) // real)
-    if _has_integer(config, "qk_head_dim") and _has_integer(config, "qk_nope_head_dim"):
+    if _states(config, "qk_head_dim") and _states(config, "qk_nope_head_dim"):
         _set(tiny, "qk_head_dim", tiny.qk_nope_head_dim + small)
 
 
 def _shrink_parts(tiny: Any) -> None:
     """Sizes that DBRX keeps in configs of its parts."""
+    most = {**dict.fromkeys(_HIDDEN, HIDDEN), **dict.fromkeys(_INTERMEDIATE, NARROW), **_AT_MOST, "kv_n_heads": 2}
     for part in (getattr(tiny, "attn_config", None), getattr(tiny, "ffn_config", None)):
-        for names, most in ((_HIDDEN, HIDDEN), (_INTERMEDIATE, NARROW), (_EXPERTS, 4), (_EXPERTS_PER_TOKEN, 2)):
-            for name in names:
-                if _has_integer(part, name):
-                    _set(part, name, min(most, getattr(part, name)))
-        if part is not None and _has_integer(part, "kv_n_heads"):
-            part.kv_n_heads = min(2, part.kv_n_heads)
+        for name, limit in most.items():
+            if (size := whole_number(part, name)) is not None:
+                _set(part, name, min(limit, size))
 
 
 def _shrink_expert_groups(tiny: Any, config: Any) -> None:
-    if _has_integer(config, "n_group"):
+    if _states(config, "n_group"):
         _set(tiny, "n_group", 1)
         _set(tiny, "topk_group", 1)
 
@@ -248,7 +221,7 @@ def _shrink_expert_range(tiny: Any, config: Any, layer: int, stand_in: int) -> N
 def _shrink_periods(tiny: Any, config: Any, kept: list[int], layer: int) -> None:
     """Kinds of blocks that follow from the index: the stand-in keeps its own, the block after it shows the other."""
     for name in ("attn_layer", "expert_layer"):
-        if _has_integer(config, f"{name}_period") and _has_integer(config, f"{name}_offset"):
+        if _states(config, f"{name}_period") and _states(config, f"{name}_offset"):
             own = layer % getattr(config, f"{name}_period") == getattr(config, f"{name}_offset")
             _set(tiny, f"{name}_period", len(kept))
             _set(tiny, f"{name}_offset", kept.index(layer) if own else (kept.index(layer) + 1) % len(kept))
@@ -260,12 +233,12 @@ def _shrink_periods(tiny: Any, config: Any, kept: list[int], layer: int) -> None
 
 def _shrink_state_space(tiny: Any, config: Any) -> None:
     for prefix in ("mamba_", ""):
-        if _has_integer(config, f"{prefix}n_groups") or _has_integer(config, "mamba_n_groups"):
+        if _states(config, f"{prefix}n_groups") or _states(config, "mamba_n_groups"):
             _set(tiny, f"{prefix}n_groups", 1)
-    if _has_integer(config, "mamba_ngroups"):
+    if _states(config, "mamba_ngroups"):
         _set(tiny, "mamba_ngroups", 1)
     inner = HIDDEN * int(getattr(config, "mamba_expand", None) or getattr(config, "expand", None) or 2)
-    if _has_integer(config, "mamba_d_ssm"):
+    if _states(config, "mamba_d_ssm"):
         _set(tiny, "mamba_d_ssm", inner)
     for heads, width in (
         ("mamba_n_heads", "mamba_d_head"),
@@ -273,15 +246,15 @@ def _shrink_state_space(tiny: Any, config: Any) -> None:
         ("mamba_num_heads", "mamba_head_dim"),
         ("num_heads", "head_dim"),
     ):
-        if _has_integer(config, width) and _has_integer(config, heads) and not _has_integer(config, "rope_theta"):
+        if _states(config, width) and _states(config, heads) and not _states(config, "rope_theta"):
             if heads == "num_heads" and "mamba" not in str(getattr(config, "model_type", "")):
                 continue
             _set(tiny, width, 16)
             _set(tiny, heads, inner // 16)
-    if getattr(config, "model_type", "") == "mamba" or _has_integer(config, "time_step_rank"):
+    if getattr(config, "model_type", "") == "mamba" or _states(config, "time_step_rank"):
         _set(tiny, "intermediate_size", inner)
     for name in ("chunk_size", "mamba_chunk_size"):
-        if _has_integer(config, name):
+        if _states(config, name):
             _set(tiny, name, 16)
 
 

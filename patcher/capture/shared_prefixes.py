@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.config_keys import EXPERTS, whole_number, windows
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.probe import build_stand_in, randomise
 from patcher.architectures.shrink import shrink_config
@@ -24,7 +24,6 @@ from patcher.capture.forward import read_blocks
 from patcher.errors import InputError, first_line
 
 TOLERANCE = 2e-5
-_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "attention_window_size")
 _WIDE = 4096
 # Attention over short rows runs at about a third of the rate of the matrix products.
 _ATTENTION_COST = 3.0
@@ -56,7 +55,7 @@ class _Prompt:
 def exactness(architecture: Architecture, layer: int) -> Exactness:
     """What blocks 0 to ``layer`` of this architecture compute alike, alone and together."""
     config = architecture.config
-    window = _window(config)
+    window = min(windows(config).values(), default=None)
     linear = linear_tokens(architecture)
     try:
         model, blocks = _stand_in(architecture, max(layer, 0))
@@ -79,8 +78,7 @@ def linear_tokens(architecture: Architecture) -> float:
     """A block's weights over the width of its attention, in tokens; of experts, those that a token passes."""
     config = architecture.config
     prefix = f"{architecture.blocks}.{architecture.block_count // 2}."
-    counts = (getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
-    experts = next((count for count in counts if isinstance(count, int)), None)
+    experts = next((count for name in EXPERTS if (count := whole_number(config, name)) is not None), None)
     active = getattr(config, "num_experts_per_tok", None) or 1
     weights = 0.0
     for name, shape in architecture.parameters.items():
@@ -103,19 +101,11 @@ def displaced_prompt(rows: Sequence[Row]) -> int:
     return min(prompts)[2]
 
 
-def _window(config: Any) -> int | None:
-    found = [getattr(config, name, None) for name in _WINDOWS]
-    sizes = [size for size in found if isinstance(size, int) and not isinstance(size, bool) and size > 0]
-    return min(sizes) if sizes else None
-
-
 def _stand_in(architecture: Architecture, layer: int) -> tuple[nn.Module, str]:
     tiny, _ = shrink_config(architecture.config, layer)
-    for name in _WINDOWS:
+    for name in windows(tiny):
         # Rows within the window are what is asked about; the stand-in's prompts must be as well.
-        value = getattr(tiny, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            setattr(tiny, name, _WIDE)
+        setattr(tiny, name, _WIDE)
     model = build_stand_in(tiny, trust_remote_code=architecture.trust_remote_code)
     randomise(model, torch.Generator().manual_seed(0))
     return model, architecture.blocks

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from patcher.architectures.config_keys import BLOCK_COUNTS
 from patcher.errors import InputError
 
 _LIMITS = (
-    (re.compile(r"(.*_)?n?_?layers?"), 1024),
+    (re.compile("|".join((r"(.*_)?n?_?layers?", *BLOCK_COUNTS))), 1024),
     (re.compile(r".*(hidden|intermediate|vocab|ffn)_?(size|dim).*|n_embd|n_inner|d_model|d_ff"), 1 << 26),
     (re.compile(r"(.*_)?num_(.*_)?(heads|experts)|n_heads?|num_labels"), 1 << 20),
 )

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from patcher.architectures.config_keys import stated_block_count
 from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.staging import MANIFEST
 from patcher.errors import InputError
 from patcher.vectors.files import load_vector_file
 
 _VECTORS = "steering.safetensors"
-_BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _check_blocks(folder: Path, manifest: Mapping[str, Any], blocks: int) -> Non
     if not (folder / "config.json").is_file():
         return
     config = read_json_object(folder / "config.json")
-    found = next((config[key] for key in _BLOCK_COUNTS if isinstance(config.get(key), int)), None)
+    found = stated_block_count(config)
     route = manifest.get("route")
     if found is None or not isinstance(route, Mapping):
         return

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.config_keys import BLOCK_COUNTS, block_count
 from patcher.architectures.model_class import on_meta, parameter_shapes
-from patcher.architectures.shrink import block_count
 from patcher.checkpoint.block_names import BlockNames
 from patcher.checkpoint.folder import INDEX, CheckpointFolder, read_json_object
 from patcher.checkpoint.hub_folder import HubCheckpoint
@@ -26,9 +26,6 @@ from patcher.checkpoint.writer import copy_tensors
 from patcher.errors import InputError
 
 STAND_INS = "stand-ins.safetensors"
-_COUNTS = (
-    "num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers", "num_blocks",
-)  # fmt: skip
 _SPREAD = 0.02
 
 
@@ -131,7 +128,7 @@ def _shorter(stated: Mapping[str, Any], parsed: Any, before: int, count: int) ->
     changed = dict(stated)
     changed[spellings.get("num_hidden_layers", "num_hidden_layers")] = count
     for key, value in stated.items():
-        if key in _COUNTS and value == before:
+        if key in BLOCK_COUNTS and value == before:
             changed[key] = count
         elif isinstance(value, list) and len(value) == before and key != "architectures" and "token" not in key:
             changed[key] = value[:count]

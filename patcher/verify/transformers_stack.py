@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from patcher.architectures.config_keys import windows
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.memory import address_space_left, available_memory
 from patcher.capture.model import has_tokenizer
@@ -173,7 +174,7 @@ def _job(
     kept = {f"original/{number}": slot.original for number, slot in enumerate(slots) if slot.original is not None}
     held_by |= {key: tensor.clone() for key, tensor in kept.items()}
     save_file(held_by, scratch / "slots.safetensors")
-    long_tokens, long_note = _long_prompt(config, long_prompt_limit)
+    long_tokens, long_note = long_prompt(config, long_prompt_limit)
     positions = _positions(config)
     quantisation = quantisation_of(config)
     offload = plan_offload(
@@ -234,18 +235,17 @@ def _is_fp32(base: Path, config: Mapping[str, Any]) -> bool:
     return not checkpoint.is_bin and all(info.dtype == "F32" for info in checkpoint.tensors.values())
 
 
-def _long_prompt(config: Mapping[str, Any], limit: int) -> tuple[int, str]:
+def long_prompt(config: Mapping[str, Any], limit: int) -> tuple[int, str]:
     """A length that passes any sliding window, or why none is run."""
-    windows = [config.get(key) for key in ("sliding_window", "attention_chunk_size", "window_size")]
-    sizes = [window for window in windows if isinstance(window, int) and window > 0]
-    if config.get("use_sliding_window") is False or not sizes:
+    window = max(windows(config).values(), default=0)
+    if config.get("use_sliding_window") is False or not window:
         return 0, "no sliding window"
     positions = _positions(config)
-    length = max(sizes) + 16
+    length = window + 16
     if positions is not None and positions < length:
-        return 0, f"the window ({max(sizes)}) is as long as the model's positions"
+        return 0, f"the window ({window}) is as long as the model's positions"
     if length > limit:
-        return 0, f"the window ({max(sizes)}) is longer than verify.long_prompt_limit ({limit})"
+        return 0, f"the window ({window}) is longer than verify.long_prompt_limit ({limit})"
     return length, ""
 
 

@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import patcher.architectures.analysis as analysis
 from patcher.architectures.analysis import Architecture, Slot
+from patcher.architectures.config_keys import block_count
 from patcher.architectures.model_class import (
     causal_lm_from_config,
     on_meta,
@@ -27,7 +28,7 @@ from patcher.architectures.model_class import (
     with_flags,
 )
 from patcher.architectures.registry import Row, rows
-from patcher.architectures.shrink import block_count, shrink_config
+from patcher.architectures.shrink import shrink_config
 from patcher.errors import InputError
 
 ROWS_JSON = Path(analysis.__file__).with_name("rows.json")

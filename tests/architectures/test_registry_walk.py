@@ -20,9 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import patcher.architectures.registry as registry
 from patcher.architectures.analysis import longest_module_list
+from patcher.architectures.config_keys import block_count
 from patcher.architectures.model_class import on_meta, submodule
 from patcher.architectures.registry import excluded, rows
-from patcher.architectures.shrink import block_count, shrink_config
+from patcher.architectures.shrink import shrink_config
 
 FOLDER = Path(registry.__file__).parent
 ROWS_ARE_FOR = (5, 23)

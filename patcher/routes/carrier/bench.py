@@ -12,17 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.config_keys import EXPERTS, EXPERTS_PER_TOKEN, block_count, whole_number
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
 from patcher.architectures.probe import build_stand_in, logits_of, randomise, run_on
-from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, block_count, kept_layers, shrink_config
+from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, kept_layers, shrink_config
 from patcher.routes.carrier.fills import Fill, content
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 
 _INNER_SIZES = ("intermediate", "ffn_hidden", "n_inner", "ffn_dim", "dim_ff")
-_REAL_COUNTS = (
-    "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok",
-    "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k",
-)  # fmt: skip
 SCALES = (0.3, 3.0, 100.0)
 
 
@@ -181,13 +178,13 @@ def stand_in_config(config: Any, layer: int, inner: int, *, all_experts: bool = 
     for part in (tiny, getattr(tiny, "ffn_config", None)):
         for name, value in list(vars(part).items()) if part is not None else []:
             if any(word in name for word in _INNER_SIZES):
-                if isinstance(value, int) and not isinstance(value, bool) and value:
+                if whole_number(vars(part), name):
                     setattr(part, name, inner)
                 elif isinstance(value, list) and value and all(isinstance(item, int) for item in value):
                     setattr(part, name, [inner] * len(value))
-    for name in _REAL_COUNTS if all_experts else ():
-        real = vars(config).get(name)
-        if isinstance(real, int) and not isinstance(real, bool) and name in vars(tiny):
+    for name in (*EXPERTS, *EXPERTS_PER_TOKEN) if all_experts else ():
+        real = whole_number(vars(config), name)
+        if real is not None and name in vars(tiny):
             setattr(tiny, name, real)
     return copy.deepcopy(tiny), stand_in
 

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from patcher.architectures.config_keys import BLOCK_COUNTS, block_count
 from patcher.architectures.model_class import quiet_transformers
-from patcher.architectures.shrink import block_count
 from patcher.errors import first_line
 
-COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_blocks")
 DRAFT_COUNT = "num_nextn_predict_layers"
 _PREFIX = re.compile(
     r"first_k|dense_layers|num_dense|first_dense|max_window_layers|moe_layer_start|begin_swa|dense_replace"
@@ -85,7 +84,7 @@ def insert_blocks(
     changes = {}
     for name, value in values.items():
         new = _extended(name, value, sources, count)
-        if name in COUNTS and value == count and isinstance(value, int):
+        if name in BLOCK_COUNTS and value == count and isinstance(value, int):
             new = len(sources)
         if new != value or (isinstance(value, list) and len(new) == len(sources) and name not in ("architectures",)):
             changes[name] = new
@@ -134,7 +133,7 @@ def _extended(name: str, value: Any, sources: Sequence[int], count: int) -> Any:
         }  # fmt: skip
     if isinstance(value, (list, tuple)):
         return _extended_list(name, value, sources, count, 0)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= count and name not in COUNTS:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= count and name not in BLOCK_COUNTS:
         if _PREFIX.search(name):
             # Where the first blocks of the copy are no longer all of these, another key must say so.
             return next((place for place, source in enumerate(sources) if source >= value), len(sources))

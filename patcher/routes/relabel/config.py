@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from patcher.architectures.config_keys import block_count
 from patcher.architectures.model_class import quiet_transformers
-from patcher.architectures.shrink import block_count
 from patcher.routes.relabel.guards import rope, rotary_fraction
 
 CARRIED = ("dtype", "torch_dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id")

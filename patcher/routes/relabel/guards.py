@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from patcher.architectures.shrink import block_count
+from patcher.architectures.config_keys import EXPERTS, block_count
 
 Guard = Callable[[Any], "str | None"]
-
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def has_window(config: Any) -> bool:
