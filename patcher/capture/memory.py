@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+FOR_WEIGHTS = 0.8
+"""Of free memory, for weights; the rest is for activations."""
 UNKNOWN = 8 << 30
 """Bytes that are taken to be there where nothing at all can be read."""
 _ROOT = Path("/")

@@ -12,12 +12,9 @@ from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.quantised import quantisation_of
-from patcher.capture.memory import available_memory
+from patcher.capture.memory import FOR_WEIGHTS, available_memory
 from patcher.checkpoint.folder import read_json_object
 from patcher.errors import InputError, OutsideError, first_line
-
-_SHARE = 0.8
-"""Of the free memory, for weights."""
 
 
 def pick_device(device: str) -> str:
@@ -72,8 +69,9 @@ def load_causal_lm(
     quantisation = quantisation_of(read_json_object(folder / "config.json"))
     options: dict[str, Any] = {}
     if offload is not None:
-        kept = int(_SHARE * available_memory())
-        options = {"offload_folder": offload / "offload", "max_memory": {**_accelerators(), "cpu": kept}}
+        kept = int(FOR_WEIGHTS * available_memory())
+        free = {index: int(FOR_WEIGHTS * size) for index, size in enumerate(free_on_accelerators())}
+        options = {"offload_folder": offload / "offload", "max_memory": {**free, "cpu": kept}}
     if quantisation is not None and device == "cpu" and quantisation.dequantise not in (None, "method"):
         # The kernels of these formats are for accelerators.
         options["quantization_config"] = getattr(transformers, str(quantisation.dequantise))(dequantize=True)
@@ -117,9 +115,9 @@ def load_causal_lm(
     return model, load_tokenizer(folder, trust_remote_code=trust_remote_code)
 
 
-def _accelerators() -> dict[int, int]:
-    """Bytes for weights on each accelerator."""
-    return {index: int(_SHARE * torch.cuda.mem_get_info(index)[0]) for index in range(torch.cuda.device_count())}
+def free_on_accelerators() -> list[int]:
+    """Bytes that are free on each CUDA device."""
+    return [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
 
 
 def has_tokenizer(folder: Path) -> bool:

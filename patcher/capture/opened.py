@@ -16,16 +16,14 @@ from patcher.architectures.analysis import Architecture
 from patcher.capture.budget import token_budget
 from patcher.capture.forward import position_limit
 from patcher.capture.logits import LogitsSource
-from patcher.capture.memory import available_memory
-from patcher.capture.model import load_causal_lm, load_tokenizer
+from patcher.capture.memory import FOR_WEIGHTS, available_memory
+from patcher.capture.model import free_on_accelerators, load_causal_lm, load_tokenizer
 from patcher.capture.reader import ResidualReader, reader_in_memory
 from patcher.capture.resuming import ResumingModel
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
 
 Mode = Literal["memory", "stream", "spread"]
-_SHARE = 0.8
-"""Of the free memory, for weights; the rest is for activations."""
 _ACTIVATIONS = 0.25
 """Of the free memory, for activations: of a streamed model (more of them go to the disk), or to resume passes from."""
 
@@ -73,7 +71,7 @@ def choose_mode(
                 code="stream",
             )
         return "stream"
-    if asked == "memory" or size <= _SHARE * _room(device):
+    if asked == "memory" or size <= FOR_WEIGHTS * _room(device):
         return "memory"
     return "spread" if whole is not None or quantised else "stream"
 
@@ -83,8 +81,7 @@ def _room(device: str) -> int:
     if device == "cpu" or not torch.cuda.is_available():
         return available_memory()
     if device == "auto":
-        free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
-        return sum(free) + available_memory()
+        return sum(free_on_accelerators()) + available_memory()
     return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else available_memory()
 
 

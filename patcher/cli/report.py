@@ -12,7 +12,7 @@ from rich.table import Table
 
 from patcher.build.result import BuildResult, DryRun
 from patcher.build.texts import NOT_DRAWN
-from patcher.evaluate.of_build import beyond_guard
+from patcher.evaluate.guard import beyond_guard
 from patcher.report.pictures.extra import can_draw
 from patcher.routes.plan import Plan, TensorWrite
 

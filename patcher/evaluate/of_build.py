@@ -12,13 +12,14 @@ import torch
 from patcher.capture.logits import LogitsSource
 from patcher.errors import CheckFailed
 from patcher.evaluate.details import Looked, look
+from patcher.evaluate.guard import beyond_guard, guard_of
 from patcher.evaluate.held_out import Question, answer_probability, evaluate_edits, log_odds
 from patcher.evaluate.lm_eval_tasks import check_tasks
 from patcher.evaluate.prompting import questions_with_prompt
 from patcher.evaluate.questions import build_question
 from patcher.evaluate.scorers import load_scorer
 from patcher.evaluate.scoring import perplexities
-from patcher.evaluate.side_effects import Curve, guard_of, neutral_ids
+from patcher.evaluate.side_effects import Curve, neutral_ids
 from patcher.evaluate.texts import read_passages
 from patcher.pairs import ContrastPair, load_pairs, sample_pairs
 from patcher.recipe.schema import Recipe
@@ -127,17 +128,6 @@ def require_effect(evaluation: Mapping[str, Any] | None, where: str) -> None:
             remedy="nothing was written; find a layer and a coefficient with patch-model sweep, or leave --strict out",
             code="strict",
         )
-
-
-def beyond_guard(guard: Mapping[str, Any]) -> str:
-    """A guard that does not hold, in words."""
-    limits = []
-    if guard["kl_limit"] is not None:
-        limits.append(f"KL divergence {guard['kl']:.3g} nats a token (guard {guard['kl_limit']:g})")
-    if guard["perplexity_limit"] is not None:
-        times = guard["perplexity"]["steered"] / guard["perplexity"]["base"]
-        limits.append(f"perplexity {times:.3g} times the base's (guard {guard['perplexity_limit']:g})")
-    return "the damage on neutral text is beyond the guard: " + ", ".join(limits)
 
 
 def _prompting(

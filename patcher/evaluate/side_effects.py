@@ -17,7 +17,6 @@ from patcher.evaluate.neutral import neutral_texts
 from patcher.evaluate.statistics import bootstrap_interval
 from patcher.evaluate.texts import encode_texts, read_passages
 from patcher.recipe.schema import Recipe
-from patcher.sweep.search import within_guard
 
 FACTORS = (-1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
 """Multiples of what is baked in, for the curve."""
@@ -38,26 +37,6 @@ def neutral_ids(
     else:
         passages, name = read_passages(recipe_folder, recipe.evaluate.neutral, "evaluate.neutral"), "neutral passages"
     return [ids for ids in encode_texts(passages, tokenizer, positions) if len(ids) > 1], name
-
-
-def guard_of(
-    recipe: Recipe, source: LogitsSource, texts: Sequence[Sequence[int]], name: str, vectors: Mapping[int, torch.Tensor]
-) -> dict[str, Any]:
-    """`evaluation.guard`: the damage of the whole edit, and whether it is accepted."""
-    chosen = texts[: recipe.evaluate.neutral_limit]
-    base, steered = NeutralText(chosen).damage(source, [{}, vectors])
-    guard = recipe.evaluate.guard
-    low, high = bootstrap_interval(steered.kl, recipe.seed, weights=steered.tokens)
-    return {
-        "kl": steered.mean_kl,
-        "kl_low": low,
-        "kl_high": high,
-        "kl_limit": guard.kl,
-        "perplexity": {"base": base.perplexity, "steered": steered.perplexity},
-        "perplexity_limit": guard.perplexity,
-        "within": within_guard(guard, base.perplexity, steered.mean_kl, steered.perplexity),
-        "text": f"{len(chosen)} {name}, {sum(map(len, chosen))} tokens",
-    }
 
 
 @dataclass(frozen=True)

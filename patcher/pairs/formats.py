@@ -10,7 +10,8 @@ from typing import Any, Literal
 from patcher.errors import InputError, Problem
 from patcher.pairs.pair import ContrastPair
 from patcher.pairs.problems import Problems, RowProblem, did_you_mean, shown
-from patcher.pairs.sources import Row, read_rows
+from patcher.pairs.records import Record
+from patcher.pairs.sources import read_rows
 from patcher.recipe.evaluate import InlinePair
 
 Format = Literal["ab", "pairs"]
@@ -106,7 +107,7 @@ def _inline_pairs(source: list[InlinePair], format: str, where: str) -> list[Con
                 problems.add(Problem("with `format: ab` an inline pair needs a `prompt`: the question", origin))
                 continue
         try:
-            pairs.append(_pair_from_row(Row(values, origin), "ab" if format == "ab" else "pairs"))
+            pairs.append(_pair_from_row(Record(values, origin), "ab" if format == "ab" else "pairs"))
         except RowProblem as bad:
             problems.add(bad.problem)
     problems.raise_if_any(f"{where} has pairs that cannot be used")
@@ -115,7 +116,7 @@ def _inline_pairs(source: list[InlinePair], format: str, where: str) -> list[Con
     return pairs
 
 
-def _format_of(row: Row) -> Format:
+def _format_of(row: Record) -> Format:
     complete: list[Format] = [name for name, keys in _REQUIRED.items() if all(key in row.values for key in keys)]
     if len(complete) == 2:
         raise InputError(
@@ -143,7 +144,7 @@ def _near(keys: Iterable[str], values: dict[str, Any]) -> bool:
     return any(key in values or did_you_mean(key, map(str, values)) for key in keys)
 
 
-def _pair_from_row(row: Row, format: Format) -> ContrastPair:
+def _pair_from_row(row: Record, format: Format) -> ContrastPair:
     missing = [key for key in _REQUIRED[format] if key not in row.values]
     if missing:
         raise RowProblem(_missing_keys(row, format, missing))
@@ -162,7 +163,7 @@ def _pair_from_row(row: Row, format: Format) -> ContrastPair:
     return ContrastPair(question, positive, negative, row.origin, choices, "ab")
 
 
-def _missing_keys(row: Row, format: Format, missing: Sequence[str]) -> Problem:
+def _missing_keys(row: Record, format: Format, missing: Sequence[str]) -> Problem:
     other: Format = "pairs" if format == "ab" else "ab"
     if all(key in row.values for key in _REQUIRED[other]):
         return Problem(
@@ -179,7 +180,7 @@ def _missing_keys(row: Row, format: Format, missing: Sequence[str]) -> Problem:
     return Problem(message, row.origin, _keys(row), remedy or f"format {format} needs {_listed(_REQUIRED[format])}")
 
 
-def _text(row: Row, key: str) -> str:
+def _text(row: Record, key: str) -> str:
     value = row.values[key]
     if not isinstance(value, str):
         raise RowProblem(Problem(f"`{key}` is not text", row.origin, f"{type(value).__name__}: {shown(value)}"))
@@ -191,7 +192,7 @@ def _text(row: Row, key: str) -> str:
     return value
 
 
-def _keys(row: Row) -> str:
+def _keys(row: Record) -> str:
     names = ", ".join(str(key) for key in row.values)
     return f"keys: {names[:150]}{'...' if len(names) > 150 else ''}" if names else "no keys"
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from patcher.errors import InputError, MissingExtraError, OutsideError, Problem, first_line
+from patcher.errors import InputError, MissingExtraError, OutsideError, first_line
 from patcher.pairs.problems import shown
-from patcher.pairs.sources import HUB_PREFIX, Row
+from patcher.pairs.records import Record, Records
 
+HUB_PREFIX = "hf://datasets/"
 _FILE_SUFFIXES = frozenset((".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst"))
 _ADDRESS = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<part>[^@]+))?(?:@(?P<split>[^@]+))?")
 
@@ -45,7 +46,7 @@ def parse_address(source: str, where: str) -> HubAddress:
     return HubAddress(match["repo"], None if is_file else part, part if is_file else None, match["split"])
 
 
-def read_hub_dataset(source: str, where: str) -> tuple[list[Row], list[Problem]]:
+def read_hub_dataset(source: str, where: str) -> Records:
     """Read all rows of one split: the named one, else the only one, else ``train``.
 
     Raises:
@@ -61,7 +62,7 @@ def read_hub_dataset(source: str, where: str) -> tuple[list[Row], list[Problem]]
     try:
         loaded = datasets.load_dataset(address.repo, name=address.config, data_files=address.file, split=address.split)
         table = _only_split(loaded, source, where) if address.split is None else loaded
-        rows = [Row(dict(values), f"{source}[{index}]") for index, values in enumerate(table)]
+        rows = [Record(dict(values), f"{source}[{index}]") for index, values in enumerate(table)]
     except InputError:
         raise
     except Exception as error:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from patcher.errors import InputError, OutsideError, Problem
+from patcher.pairs.hub_datasets import HUB_PREFIX
 from patcher.pairs.pair import ContrastPair
 from patcher.pairs.problems import Problems, did_you_mean, shown
-from patcher.pairs.sources import HUB_PREFIX, read_rows
+from patcher.pairs.sources import read_rows
 
 KEYS = ("question", "prompt")
 _LISTED = "questions"

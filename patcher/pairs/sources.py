@@ -7,28 +7,16 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from patcher.errors import InputError, OutsideError, Problem, first_line
+from patcher.pairs.hub_datasets import HUB_PREFIX, read_hub_dataset
 from patcher.pairs.problems import shown
-
-HUB_PREFIX = "hf://datasets/"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One record, before it is known what it means."""
-
-    values: dict[str, Any]
-    origin: str
+from patcher.pairs.records import Record, Records
 
 
-Rows = tuple[list[Row], list[Problem]]
-
-
-def read_rows(source: str, *, base_folder: Path, where: str) -> Rows:
+def read_rows(source: str, *, base_folder: Path, where: str) -> Records:
     """Read every row of a file or Hub data set.
 
     Args:
@@ -45,8 +33,6 @@ def read_rows(source: str, *, base_folder: Path, where: str) -> Rows:
         MissingExtraError: if a Hub data set is asked for and the ``datasets`` package is missing.
     """
     if source.startswith("hf://"):
-        from patcher.pairs.hub_datasets import read_hub_dataset
-
         return read_hub_dataset(source, where)
     try:
         path = base_folder / Path(source).expanduser()
@@ -90,7 +76,7 @@ def _read_text(path: Path, source: str, where: str) -> str:
         ) from None
 
 
-def _read_json(text: str, source: str) -> Rows:
+def _read_json(text: str, source: str) -> Records:
     if not text.strip():
         return [], []
     try:
@@ -110,15 +96,15 @@ def _read_json(text: str, source: str) -> Rows:
             found=_kind(document),
             remedy="for one object a line, name the file .jsonl",
         )
-    rows: list[Row] = []
+    rows: list[Record] = []
     problems: list[Problem] = []
     for index, item in enumerate(items):
         _add(item, f"{source}[{index}]", rows, problems)
     return rows, problems
 
 
-def _read_json_lines(text: str, source: str) -> Rows:
-    rows: list[Row] = []
+def _read_json_lines(text: str, source: str) -> Records:
+    rows: list[Record] = []
     problems: list[Problem] = []
     # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -136,8 +122,8 @@ def _read_json_lines(text: str, source: str) -> Rows:
     return rows, problems
 
 
-def _read_csv(text: str, source: str) -> Rows:
-    rows: list[Row] = []
+def _read_csv(text: str, source: str) -> Records:
+    rows: list[Record] = []
     problems: list[Problem] = []
     reader = csv.reader(io.StringIO(text, newline=""))
     header: list[str] | None = None
@@ -160,7 +146,7 @@ def _read_csv(text: str, source: str) -> Rows:
                 # An empty cell is the only way in which CSV can say that there is no prompt.
                 if values.get("prompt") == "":
                     values["prompt"] = None
-                rows.append(Row(values, origin))
+                rows.append(Record(values, origin))
     except csv.Error as error:
         raise InputError("the CSV cannot be read", where=f"{source}:{start}", found=error) from None
     return rows, problems
@@ -172,9 +158,9 @@ def _check_header(header: list[str], origin: str) -> None:
         raise InputError("two columns of the header row have the same name", where=origin, found=", ".join(twice))
 
 
-def _add(item: object, origin: str, rows: list[Row], problems: list[Problem]) -> None:
+def _add(item: object, origin: str, rows: list[Record], problems: list[Problem]) -> None:
     if isinstance(item, dict):
-        rows.append(Row(item, origin))
+        rows.append(Record(item, origin))
     else:
         problems.append(Problem("a row is an object of keys and values", origin, _kind(item)))
 
@@ -190,7 +176,7 @@ def _kind(value: object) -> str:
     return f"{type(value).__name__}: {shown(value)}"
 
 
-_READERS: dict[str, Callable[[str, str], Rows]] = {
+_READERS: dict[str, Callable[[str, str], Records]] = {
     ".json": _read_json,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,

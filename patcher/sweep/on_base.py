@@ -19,6 +19,7 @@ from patcher.capture.opened import OpenedBase
 from patcher.capture.reader import ResidualReader
 from patcher.capture.resuming import ResumingModel
 from patcher.evaluate.details import Looked, look
+from patcher.evaluate.guard import within_guard
 from patcher.evaluate.numbers import finite_or_null
 from patcher.evaluate.of_build import batch_rows
 from patcher.recipe.schema import Recipe
@@ -30,7 +31,7 @@ from patcher.sweep.record import CellRecord
 from patcher.sweep.refining import refined
 from patcher.sweep.reporting import measure_rows, random_control, rows_for
 from patcher.sweep.results import behaviours, cell_json, random_grid
-from patcher.sweep.search import is_halving, measure_grid, within_guard
+from patcher.sweep.search import is_halving, measure_grid
 from patcher.vectors.finding import Direction, find_directions, steering_vector
 from patcher.verify.probes import PROBES
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from patcher.recipe.evaluate import GuardSpec
 from patcher.sweep.cells import Bench, Cell, Column
 from patcher.sweep.record import CellRecord
 
@@ -15,15 +14,6 @@ LARGE_GRID = 150
 _KEPT = 3
 """Of the cells of a rung, one in this many goes on."""
 _FEWEST_ITEMS = 4
-
-
-def within_guard(guard: GuardSpec, base_perplexity: float, kl: float, perplexity: float) -> bool:
-    """Whether a damage is accepted; one that is not a number never is."""
-    if math.isnan(kl) or math.isnan(perplexity):
-        return False
-    if guard.kl is not None and not kl <= guard.kl:
-        return False
-    return guard.perplexity is None or perplexity <= guard.perplexity * base_perplexity
 
 
 def is_halving(search: Literal["auto", "grid", "halving"], cells: int) -> bool:

@@ -18,6 +18,7 @@ from torch import nn
 
 from patcher.architectures.model_class import on_meta, parameter_aliases, parameter_shapes, saved_names
 from patcher.architectures.quantised import quantisation_of
+from patcher.capture.memory import FOR_WEIGHTS
 from patcher.checkpoint.bin_files import convert_bin
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.names import stored_name
@@ -26,8 +27,6 @@ from patcher.checkpoint.sizes import FP32, file_bytes, fp32_bytes, largest_part,
 from patcher.disk.failures import disk_errors
 from patcher.errors import InputError, OutsideError
 
-SHARE = 0.8
-"""Of the free memory, for weights."""
 RUNNER_BYTES = 400 << 20
 """What torch and transformers take before any weight is there."""
 SMALL_HEAP: Mapping[str, str] = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
@@ -81,10 +80,10 @@ def plan_offload(
     """
     found = [CheckpointFolder(folder), CheckpointFolder(base)]
     readable = [checkpoint for checkpoint in found if not checkpoint.is_bin]
-    allowed = int(SHARE * memory)
+    allowed = int(FOR_WEIGHTS * memory)
     if address_space is not None:
         # All weight files are mapped at once, one of them twice, and that counts.
-        allowed = min(allowed, int(SHARE * address_space) - max(map(mapped_bytes, found)))
+        allowed = min(allowed, int(FOR_WEIGHTS * address_space) - max(map(mapped_bytes, found)))
     allowed -= RUNNER_BYTES
     needed = max(map(fp32_bytes, readable))
     if needed <= allowed:

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
+import torch
+import transformers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from patcher.capture import memory
+from patcher.capture import memory, model, opened
 from patcher.capture.memory import (
+    FOR_WEIGHTS,
     UNKNOWN,
     CgroupMount,
     address_space_left,
@@ -24,6 +27,9 @@ from patcher.capture.memory import (
     soft_limit,
     status_bytes,
 )
+from patcher.capture.model import load_causal_lm
+from patcher.capture.opened import choose_mode
+from patcher.errors import OutsideError
 
 GIB = 1 << 30
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
@@ -285,3 +291,23 @@ def test_no_content_of_the_files_breaks_it(tmp_path: Path, texts: list[str]) -> 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(text.encode("utf-8", "replace"))
     assert machine.available >= 0
+
+
+def test_what_is_said_to_fit_in_memory_is_what_is_kept_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in (opened, model):
+        assert module.FOR_WEIGHTS is FOR_WEIGHTS
+        monkeypatch.setattr(module, "available_memory", lambda: 1000)
+    asked: dict[str, object] = {}
+
+    def loaded(_folder: Path, **options: object) -> None:
+        asked.update(options)
+        raise MemoryError
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loaded)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(OutsideError, match="does not fit in memory"):
+        load_causal_lm(tmp_path, dtype=torch.float32, device="cpu", offload=tmp_path)
+    kept = asked["max_memory"]
+    assert isinstance(kept, dict) and kept["cpu"] == 800
+    modes = [choose_mode("auto", size=size, device="cpu", quantised=False, whole=None) for size in (800, 801)]
+    assert modes == ["memory", "stream"]

@@ -12,11 +12,12 @@ import torch
 from support.sweep_cells import NoisyEffect
 
 from patcher.evaluate.damage import Damage
+from patcher.evaluate.guard import within_guard
 from patcher.recipe.evaluate import GuardSpec
 from patcher.sweep import choosing
 from patcher.sweep.cells import Bench, Column
 from patcher.sweep.record import CellRecord
-from patcher.sweep.search import LARGE_GRID, is_halving, measure_grid, within_guard
+from patcher.sweep.search import LARGE_GRID, is_halving, measure_grid
 
 ITEMS = 36
 

@@ -170,7 +170,7 @@ def planned(base: Path, scratch: Path, memory: int, address_space: int | None = 
 def test_what_fits_is_not_spread(bases: Any, tmp_path: Path) -> None:
     base, _ = bases("dense")
     needed = fp32_bytes(CheckpointFolder(base))
-    enough = int((needed + RUNNER_BYTES) / offload.SHARE) + 2
+    enough = int((needed + RUNNER_BYTES) / offload.FOR_WEIGHTS) + 2
     assert planned(base, tmp_path, enough) is None
     plan = planned(base, tmp_path, enough - 10)
     assert plan.base == base and 0 < plan.memory < needed
