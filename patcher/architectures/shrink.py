@@ -37,6 +37,7 @@ _AT_MOST = {
     "mamba_d_state": 8, "ssm_state_size": 8, "state_size": 8, "time_step_rank": 8,
     "n_shared_experts": 1, "moe_num_shared_experts": 1, "index_topk": 16, "adapter_rank": 8,
     "linear_head_dim": 16, "linear_num_heads": 4, "vocab_size_per_layer_input": VOCABULARY,
+    "unpadded_vocab_size": VOCABULARY,
 }  # fmt: skip
 _LAYER_INDICES = ("attn_layer_indices", "hybrid_layer_ids", "mlp_only_layers", "moe_layers")
 _HEADS = 4
@@ -109,8 +110,10 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     if _states(config, "moe_layer_start_index"):
         _shrink_expert_range(tiny, config, layer, stand_in)
     _shrink_periods(tiny, config, kept, layer)
-    each(("first_k_dense_replace", "num_dense_layers"), lambda real: sum(index < real for index in kept))
-    each(("num_kv_shared_layers",), lambda real: sum(index >= count - real for index in kept))
+    # Dory's own counts are of the blocks before, in and after its loop.
+    each(("first_k_dense_replace", "num_dense_layers", "n_input_layers"), lambda real: sum(i < real for i in kept))
+    each(("num_kv_shared_layers", "n_output_layers"), lambda real: sum(i >= count - real for i in kept))
+    each(("n_recurrent_layers",), lambda real: sum(0 <= i - config.n_input_layers < real for i in kept))
 
     _set(tiny, "vocab_size", VOCABULARY)
     for name in _TOKEN_IDS:
@@ -134,6 +137,9 @@ def kept_layers(config: Any, layer: int) -> list[int]:
         for index in [index for index, kind in enumerate(types) if kind == "hybrid"]:
             if len([kept for kept in wanted if types[kept] == "hybrid"]) < 2:
                 wanted.add(index)
+    if _states(config, "n_recurrent_layers"):
+        # Without one of the blocks that are run several times nothing would be.
+        wanted.add(min(config.n_input_layers, count - 1))
     for index in range(count):
         if len(wanted) >= min(LAYERS, count):
             break

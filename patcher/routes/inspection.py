@@ -190,9 +190,12 @@ def _plain(name: str) -> str:
 
 def _names() -> Mapping[str, str]:
     """Every name that an architecture goes by, plainly spelled -> its model type."""
-    # Of the types that share a class, the one that it is named after: llama, not iquestcoder.
-    by_length = sorted(rows().items(), key=lambda row: -len(row[0]))
-    by_class = {_plain(row.class_name): model_type for model_type, row in by_length}
+    by_class: dict[str, str] = {}
+    for model_type, row in rows().items():
+        # Of the types that share a class, the one that it is named after: deepseek_v3, not sarvam_mla.
+        name = _plain(row.class_name)
+        if name.startswith(_plain(model_type).replace("_", "")) or name not in by_class:
+            by_class[name] = model_type
     return by_class | {_plain(name): name for name in (*excluded(), *rows())}
 
 
@@ -206,7 +209,7 @@ def _model_type(name: str) -> str | None:
 def _default(model: str, model_type: str) -> Any:
     if model_type in excluded():
         raise InputError(
-            "this architecture is not a text causal LM of its own",
+            "the registry leaves this architecture out",
             where=f"MODEL: {model}",
             found=excluded()[model_type],
             remedy=SEE_ALL,

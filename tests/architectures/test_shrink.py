@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.old_transformers import is_too_old
@@ -221,3 +222,27 @@ def test_opt_350m_keeps_its_narrow_embedding() -> None:
     tiny, _ = shrink_config(config, 3)
     assert (config.word_embed_proj_dim, config.hidden_size) == (512, 1024)
     assert tiny.word_embed_proj_dim < tiny.hidden_size
+
+
+def new_config(model_type: str, **values: Any) -> Any:
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no `{model_type}`")
+    return CONFIG_MAPPING[model_type](**values)
+
+
+@pytest.mark.parametrize(("layer", "parts"), [(0, (2, 1, 1)), (2, (3, 1, 1)), (8, (1, 2, 1)), (35, (2, 1, 1))])
+def test_blocks_before_in_and_after_a_loop_stay_there(layer: int, parts: tuple[int, int, int]) -> None:
+    config = new_config("dory")
+    tiny, stand_in = shrink_config(config, layer)
+    assert (tiny.n_input_layers, tiny.n_recurrent_layers, tiny.n_output_layers) == parts
+    assert tiny.n_recurrent_loops == config.n_recurrent_loops and block_count(tiny) == sum(parts)
+    assert tiny.layer_types[stand_in] == config.layer_types[layer]
+    on_meta(tiny)
+
+
+@pytest.mark.parametrize("model_type", ["inkling2_text", "inkling2_loop_text"])
+def test_a_vocabulary_without_its_padding_is_small_too(model_type: str) -> None:
+    tiny, _ = shrink_config(new_config(model_type, unpadded_vocab_size=200058), 2)
+    assert tiny.vocab_size == tiny.unpadded_vocab_size == VOCABULARY
+    with quiet_transformers():
+        assert causal_lm_from_config(tiny) is not None

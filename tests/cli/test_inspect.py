@@ -79,6 +79,15 @@ def test_a_name(run: Run, name: str) -> None:
     assert found["plan"]["config_changes"] == {"mlp_bias": True} and found["why_none"] is None
 
 
+@pytest.mark.parametrize(
+    ("class_name", "model_type"),
+    [("LlamaForCausalLM", "llama"), ("DeepseekV3ForCausalLM", "deepseek_v3"), ("Glm4MoeForCausalLM", "glm4_moe")],
+)
+def test_a_class_that_several_types_share_is_the_one_that_it_is_named_after(class_name: str, model_type: str) -> None:
+    assert sum(row.class_name == class_name for row in inspection.rows().values()) > 1
+    assert inspection._model_type(class_name) == model_type
+
+
 def test_what_a_person_sees(run: Run) -> None:
     code, out, err = run("llama")
     assert code == 0 and "looking at" in err
