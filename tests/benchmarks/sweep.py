@@ -264,15 +264,20 @@ def page(found: dict[str, Any], command: str) -> str:
         f"The sweep takes 1/{1 / found['ratio']:.1f} of the first loop; without its report it takes "
         f"1/{1 / found['bare_ratio']:.1f} of the second, which has none.",
         "",
-        "The numbers are the same: beside the folders in stock transformers, effects differ by at most",
+        "The numbers are the same. Beside the folders in stock transformers, effects differ by at most",
         f"{differences['effect']:.1e} (the largest is {found['largest_effect']:.2g}) and KL divergences by "
-        f"{differences['damage']:.1e} (the largest is {found['largest_damage']:.2g}); beside",
-        f"the build's own evaluation, by {differences['steered']:.1e} and {differences['own damage']:.1e}. "
+        f"{differences['damage']:.1e} (the largest is {found['largest_damage']:.2g}). Beside",
+        f"the build's own evaluation, they differ by {differences['steered']:.1e} and {differences['own damage']:.1e}. "
         f"Peak memory of the process, loops included: {found['peak_bytes'] / 2**20:.0f} MiB.",
         "",
-        "What is saved: the model is loaded once and nothing is written; the activations of all layers are read in one",
-        "pass; what lies before the steered block is computed once for all coefficients and carried on from layer to",
-        "layer; the head is computed only where it is read; the base's distributions are kept.",
+        "What is saved:",
+        "",
+        "- The model is loaded once, and nothing is written.",
+        "- The activations of all layers are read in one pass.",
+        "- What lies before the steered block is computed once for all coefficients, and carried on from layer to "
+        "layer.",
+        "- The head is computed only where it is read.",
+        "- The base's distributions are kept.",
         "",
     ]
     return "\n".join(lines)

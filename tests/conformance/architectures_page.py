@@ -20,12 +20,12 @@ WORDS = {"native": "yes", "backend": "backend", "no": "–"}
 INTRODUCTION = """\
 # Every architecture of transformers
 
-Each text causal LM that transformers {transformers} maps to `AutoModelForCausalLM` was built tiny with random weights
-from its own default config, patched by the route that the planner chooses, loaded by the stock class without this
-package's help, and compared with a forward hook on the unpatched model. *Difference* is the largest difference
+Each text causal LM that transformers {transformers} maps to `AutoModelForCausalLM` was built tiny, with random weights,
+from its own default config. It was patched by the route that the planner chooses, and the stock class loaded it without
+help. Then it was compared with a forward hook on the unpatched model. *Difference* is the largest difference
 of log-probabilities between the patched copy and the hook; *effect* is what the hook changes. The vector is half as
-long as the residual stream (longer where that cannot be seen), and the embedding is scaled so that the residual
-stream is about as large as a trained model's. All of it in float32 on a CPU, with {python}torch {torch}.
+long as the residual stream, or longer where that cannot be seen. The embedding is scaled so that the residual stream is
+about as large as a trained model's. All of it in float32 on a CPU, with {python}torch {torch}.
 
 The last three columns say which stack reads the copy. Only transformers was run here. For vLLM (*backend*: through its
 Transformers backend) and llama.cpp they state what is known of those stacks' code.

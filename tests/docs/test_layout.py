@@ -14,7 +14,7 @@ MAP = re.findall(r"^\| `patcher/(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_tex
 def test_the_map_has_every_folder_from_the_top_down() -> None:
     assert sorted(MAP) == sorted(path.parent.name for path in (ROOT / "patcher").glob("*/__init__.py"))
     places = {folder: place for place, line in enumerate(ORDER) for folder in line}
-    assert MAP == sorted(MAP, key=places.__getitem__)
+    assert sorted(MAP, key=places.__getitem__) == MAP
 
 
 def test_no_module_lies_at_the_root() -> None:
