@@ -15,6 +15,7 @@ import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.build.base_run import BaseRun, vectors_before_download
+from patcher.build.manifest import build_manifest
 from patcher.build.result import BuildResult, Clock, DryRun, peak_rss_bytes
 from patcher.build.texts import write_texts
 from patcher.capture.cache.key import model_identity
@@ -32,20 +33,17 @@ from patcher.checkpoint.prepare import (
 )
 from patcher.checkpoint.source import fetch
 from patcher.checkpoint.staging import check_output, scratch_folder, staged_folder
+from patcher.checkpoint.steering_files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX, VECTORS, tensor_key
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError
 from patcher.evaluate.of_build import check_evaluation_inputs, require_effect, task_folder
-from patcher.patched.stored import VECTORS, read_stored
-from patcher.patched.writing import build_manifest, carry_history, history_of, tensor_key
+from patcher.patched.history import carry_history, history_of
 from patcher.recipe.schema import Recipe
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import Plan
 from patcher.routes.planner import choose_route
-from patcher.stacks.oldest import oldest_versions
 from patcher.vectors import SteeringVector, save_vectors
-from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
 from patcher.vectors.finding import prepare_vectors, sum_by_layer
-from patcher.vectors.persona import GENERATIONS
 from patcher.verify.of_build import require_passed, require_stacks, verify_build
 
 Say = Callable[[str], None]
@@ -177,7 +175,7 @@ def build(
                     # What was converted or merged goes away after this, and need not be copied.
                     link=link or base.checkpoint.path != source.folder,
                 )
-                held = {tensor_key(vector): vector.values for vector in found.vectors}
+                held = {tensor_key(vector.name, vector.layer): vector.values for vector in found.vectors}
                 originals = {ORIGINAL_PREFIX + name: tensor for name, tensor in written.originals.items()}
                 save_vectors(
                     stage / VECTORS, {**held, **originals, **_sides(plan)}, {"format": "pt", "tool": "patch-model"}
@@ -186,7 +184,9 @@ def build(
             say("hashing the base")
             with clock.time("hash"):
                 files = hashes.records()
+            records = [record for entry in found.prepared for record in entry.records]
             manifest = build_manifest(
+                stage,
                 source=source,
                 adapter=adapter_record(recipe, recipe_path.parent, base),
                 files=files,
@@ -195,25 +195,16 @@ def build(
                 plan=plan,
                 vectors=found.vectors,
                 originals=written.originals,
-                stored_rel_errors=dict.fromkeys(total, 0.0),
                 config_before=base.checkpoint.config,
                 evaluation=found.evaluation if sweep is None else {**(found.evaluation or {}), "sweep": dict(sweep)},
                 notes=[*(line for entry in found.prepared for line in entry.notes), *found.notes],
                 undo=written.undo,
                 history=history,
                 recipe_folder=recipe_path.parent,
+                written_for={str(record["vector"]) for record in records},
             )
-            records = [record for entry in found.prepared for record in entry.records]
-            for edit in manifest["edits"]:
-                if any(record["vector"] == edit["name"] for record in records):
-                    edit["generations"] = GENERATIONS
-            manifest["route"]["oldest"] = oldest_versions(manifest["route"])
-            for layer, stored in read_stored(stage, manifest).items():
-                for edit in manifest["edits"]:
-                    if edit["layer"] == layer:
-                        edit["stored_rel_error"] = stored.rel_error
             with clock.time("verify"), scratch_folder(output) as scratch:
-                manifest["verification"] = verify_build(
+                entries = verify_build(
                     recipe,
                     stage,
                     base.reference_folder,
@@ -222,11 +213,11 @@ def build(
                     progress=say,
                     check=lambda entry: require_passed(entry, str(output), exact=plan.exact),
                 )
+            manifest = manifest.with_parts(verification=entries)
             if recipe.evaluate.enabled and recipe.evaluate.lm_eval:
-                manifest["evaluation"] = {
-                    **(manifest["evaluation"] or {"per_vector": []}),
-                    "lm_eval": _tasks(recipe, recipe_path.parent, base.reference_folder, stage, say),
-                }
+                tasks = _tasks(recipe, recipe_path.parent, base.reference_folder, stage, say)
+                measured = manifest.evaluation.as_json() if manifest.evaluation else {"per_vector": []}
+                manifest = manifest.with_parts(evaluation={**measured, "lm_eval": tasks})
             size = written.bytes_written + carried + write_texts(stage, manifest, source, records)
     size += (output / VECTORS).stat().st_size
     result = BuildResult(output, manifest, clock.stop(), peak_rss_bytes(), size, written.placed)

@@ -15,6 +15,7 @@ from typing import Any
 
 from patcher.architectures.analysis import Architecture
 from patcher.build.base_run import vectors_before_download
+from patcher.build.manifest import build_manifest
 from patcher.build.remote_planning import Needed, needed_files, plan_remotely
 from patcher.build.remote_refusals import check_base, check_recipe
 from patcher.build.remote_result import RemoteDryRun, RemoteResult
@@ -30,18 +31,16 @@ from patcher.checkpoint.folder import INDEX
 from patcher.checkpoint.hub_folder import HubCheckpoint, fetch_files, files_on_the_hub
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch
+from patcher.checkpoint.steering_files import ORIGINAL_PREFIX, RIGHT_PREFIX, VECTORS, numbered, tensor_key
 from patcher.checkpoint.writer import Written, write_copy
 from patcher.disk.failures import disk_errors
-from patcher.patched.stored import VECTORS, read_stored
-from patcher.patched.writing import CARRIED, build_manifest, carry_history, history_of, numbered, tensor_key
+from patcher.patched.history import CARRIED, carry_history, history_of
 from patcher.publish.contents import OnHub
 from patcher.publish.hub import check_can_publish, push_folder
 from patcher.recipe.schema import Recipe
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import Plan
-from patcher.stacks.oldest import oldest_versions
 from patcher.vectors import SteeringVector, save_vectors
-from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX
 from patcher.vectors.finding import prepare_vectors, sum_by_layer
 from patcher.vectors.layers import resolve_layers
 from patcher.verify.of_build import require_passed
@@ -157,6 +156,7 @@ def remote_build(
             with clock.time("hash"):
                 files = _records(base)
             manifest = build_manifest(
+                stage,
                 source=base.source,
                 adapter=None,
                 files=files,
@@ -165,26 +165,20 @@ def remote_build(
                 plan=plan,
                 vectors=vectors,
                 originals=written.originals,
-                stored_rel_errors=dict.fromkeys(total, 0.0),
                 config_before=base.config,
                 evaluation=None,
                 notes=[*planned.notes, *([NOT_EVALUATED] if recipe.evaluate.enabled else [])],
                 undo=written.undo,
                 history=history,
                 recipe_folder=recipe_path.parent,
+                remote=_remote_record(base, needed),
             )
-            manifest["remote"] = _remote_record(base, needed)
-            manifest["route"]["oldest"] = oldest_versions(manifest["route"])
-            for layer, stored in read_stored(stage, manifest, partial=True).items():
-                for edit in manifest["edits"]:
-                    if edit["layer"] == layer:
-                        edit["stored_rel_error"] = stored.rel_error
             copy = PartialCopy(stage, written.absent, base, manifest, planned.architecture, found.names)
             with clock.time("verify"):
-                manifest["verification"] = [_verified(recipe, copy, place / "verify", say)]
+                manifest = manifest.with_parts(verification=[_verified(recipe, copy, place / "verify", say)])
             size += write_texts(stage, manifest, base.source, [])
         push = _push(recipe, copy, say, token)
-    return RemoteResult(manifest, clock.stop(), peak_rss_bytes(), size, manifest["remote"]["bytes_downloaded"], push)
+    return RemoteResult(manifest, clock.stop(), peak_rss_bytes(), size, base.bytes_of(needed.files), push)
 
 
 def _vectors(
@@ -216,7 +210,7 @@ def _fetch_history(base: HubCheckpoint, patches: int) -> None:
 
 
 def _write_vectors(stage: Path, plan: Plan, vectors: list[SteeringVector], written: Written) -> int:
-    held = {tensor_key(vector): vector.values for vector in vectors}
+    held = {tensor_key(vector.name, vector.layer): vector.values for vector in vectors}
     originals = {ORIGINAL_PREFIX + name: tensor for name, tensor in written.originals.items()}
     rights = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
     save_vectors(stage / VECTORS, {**held, **originals, **rights}, {"format": "pt", "tool": "patch-model"})

@@ -10,6 +10,7 @@ from patcher.build.remote_planning import Needed
 from patcher.build.result import DryRun
 from patcher.checkpoint.block_names import BlockNames
 from patcher.checkpoint.hub_folder import HubCheckpoint
+from patcher.patched.schema import Manifest
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class RemoteResult:
     """A finished remote build.
 
     Attributes:
-        manifest: the content of ``steering.json``.
+        patch: the content of ``steering.json``.
         timings: seconds by stage.
         peak_rss_bytes: the largest resident memory.
         bytes_written: new files, in a temporary folder that is gone.
@@ -56,17 +57,22 @@ class RemoteResult:
         push: {url, commit, method, bytes_uploaded}.
     """
 
-    manifest: Mapping[str, Any]
+    patch: Manifest
     timings: Mapping[str, float]
     peak_rss_bytes: int
     bytes_written: int
     bytes_downloaded: int
     push: Mapping[str, Any]
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The content of ``steering.json``."""
+        return self.patch.as_json()
+
     def as_json(self) -> dict[str, Any]:
         return {
             "output": None,
-            "manifest": dict(self.manifest),
+            "manifest": self.manifest,
             "timings": dict(self.timings),
             "peak_rss_bytes": self.peak_rss_bytes,
             "bytes_written": self.bytes_written,

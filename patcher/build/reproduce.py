@@ -13,14 +13,15 @@ from patcher.build.texts import PICTURES
 from patcher.checkpoint.assembling import metadata_of, raw_header
 from patcher.checkpoint.difference import compare_files
 from patcher.checkpoint.hashes import hashes_of
-from patcher.checkpoint.staging import MANIFEST, scratch_folder
+from patcher.checkpoint.staging import scratch_folder
+from patcher.checkpoint.steering_files import CARD, MANIFEST
 from patcher.errors import InputError, first_line
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
-from patcher.patched.stored import read_manifest
+from patcher.patched.reading import read_manifest
+from patcher.patched.schema import Manifest, Patch
 from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS
 
-CARD = "README.md"
 _MEASURED = ("reason", "advice", "oldest")
 """Of a route: what says how it was chosen, with numbers of the machine, and nothing of what is written."""
 
@@ -107,23 +108,23 @@ def reproduce(
         return _compared(folder, manifest, again)
 
 
-def _recipe(manifest: Mapping[str, Any], folder: Path) -> tuple[Recipe, str]:
-    record = manifest.get("recipe")
-    if not isinstance(record, Mapping) or not isinstance(record.get("resolved"), Mapping):
+def _recipe(patch: Patch, folder: Path) -> tuple[Recipe, str]:
+    record = patch.recipe
+    if record.resolved is None:
         raise InputError("the manifest holds no recipe", where=str(folder / MANIFEST), remedy="build the folder again")
     try:
-        return Recipe.model_validate(record["resolved"]), str(record.get("text") or "")
+        return Recipe.model_validate(record.resolved), record.text or ""
     except ValueError as error:
         raise InputError(
             "the recipe in the manifest is not one that this version reads",
             where=f"{folder / MANIFEST}: recipe.resolved",
             found=first_line(error),
-            remedy=f"use the version that wrote it: {manifest.get('tool_version')}",
+            remedy=f"use the version that wrote it: {patch.tool_version}",
         ) from None
 
 
-def _inputs(manifest: Mapping[str, Any], given: Path | None) -> Path:
-    recorded = manifest["recipe"].get("folder")
+def _inputs(patch: Patch, given: Path | None) -> Path:
+    recorded = patch.recipe.folder
     chosen = given or (Path(recorded) if recorded else Path.cwd())
     if not chosen.is_dir():
         raise InputError(
@@ -135,7 +136,7 @@ def _inputs(manifest: Mapping[str, Any], given: Path | None) -> Path:
     return chosen
 
 
-def _compared(folder: Path, manifest: Mapping[str, Any], again: Path) -> Reproduced:
+def _compared(folder: Path, patch: Manifest, again: Path) -> Reproduced:
     result = Reproduced(folder)
     before, after = _files(folder), _files(again)
     result.missing = sorted(before.keys() - after.keys())
@@ -156,11 +157,9 @@ def _compared(folder: Path, manifest: Mapping[str, Any], again: Path) -> Reprodu
                 result.reordered.append(name)
             else:
                 result.different[name] = found.largest
-    result.manifest = _differing(_reproducible(manifest), _reproducible(read_manifest(again)))
-    if manifest.get("tool_version") != patcher.__version__:
-        result.notes.append(
-            f"the folder was written by version {manifest.get('tool_version')}, not {patcher.__version__}"
-        )
+    result.manifest = _differing(_reproducible(patch), _reproducible(read_manifest(again)))
+    if patch.tool_version != patcher.__version__:
+        result.notes.append(f"the folder was written by version {patch.tool_version}, not {patcher.__version__}")
     return result
 
 
@@ -175,16 +174,15 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _reproducible(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _reproducible(manifest: Manifest) -> dict[str, Any]:
     """What a second build must say again."""
-    route = {key: value for key, value in manifest["route"].items() if key not in _MEASURED}
-    files = {record["name"]: record["sha256"] for record in manifest["base"].get("files") or [] if record["sha256"]}
+    route = {key: value for key, value in manifest.route.as_json().items() if key not in _MEASURED}
     return {
-        "base.files": files,
-        "edits": manifest["edits"],
-        "recipe.text": (manifest.get("recipe") or {}).get("text"),
-        "undo": manifest.get("undo"),
-        "history": manifest.get("history"),
+        "base.files": {record.name: record.sha256 for record in manifest.base.files or [] if record.sha256},
+        "edits": manifest.edits,
+        "recipe.text": manifest.recipe.text,
+        "undo": manifest.undo,
+        "history": manifest.history,
         **{f"route.{key}": value for key, value in route.items()},
     }
 

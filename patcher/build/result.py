@@ -13,6 +13,7 @@ from typing import Any
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.source import Source
+from patcher.patched.schema import Manifest
 from patcher.routes.plan import Plan
 from patcher.vectors.finding import PreparedVector
 
@@ -59,13 +60,18 @@ class BuildResult:
     """A finished build."""
 
     output: Path
-    manifest: dict[str, Any]
+    patch: Manifest
     timings: dict[str, float]
     peak_rss_bytes: int
     bytes_written: int
     placed: Mapping[str, Any]
     """How the files came to be, see :class:`patcher.checkpoint.writer.Written`."""
     push: dict[str, Any] | None = None
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The content of ``steering.json``."""
+        return self.patch.as_json()
 
     def as_json(self) -> dict[str, Any]:
         result = {

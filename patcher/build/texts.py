@@ -9,17 +9,19 @@ from typing import Any
 
 from patcher.card.card import render_card
 from patcher.checkpoint.source import Source
-from patcher.checkpoint.staging import MANIFEST
-from patcher.patched.writing import manifest_text
+from patcher.checkpoint.steering_files import CARD, GENERATIONS
+from patcher.patched.evaluation import Evaluation
+from patcher.patched.schema import Manifest
+from patcher.patched.writing import write_manifest
 from patcher.report.pictures.extra import can_draw
-from patcher.vectors.persona import GENERATIONS, generations_text
+from patcher.vectors.persona import generations_text
 
 PICTURES = {"by_coefficient": "steering_by_coefficient.png", "shifted_tokens": "steering_shifted_tokens.png"}
 """Name of a picture in :mod:`patcher.report.pictures` -> its file beside the card."""
 NOT_DRAWN = "the card has no pictures: matplotlib is not installed (pip install 'patch-model[plots]')"
 
 
-def write_texts(stage: Path, manifest: Mapping[str, Any], source: Source, records: Sequence[Mapping[str, Any]]) -> int:
+def write_texts(stage: Path, manifest: Manifest, source: Source, records: Sequence[Mapping[str, Any]]) -> int:
     """Write ``steering.json``, the card, its pictures and the responses of `method: persona`.
 
     Args:
@@ -29,38 +31,38 @@ def write_texts(stage: Path, manifest: Mapping[str, Any], source: Source, record
     Returns:
         The number of bytes written.
     """
-    card = source.folder / "README.md"
+    card = source.folder / CARD
     base_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     licences = [item.name for item in sorted(stage.iterdir()) if item.name.lower().startswith(("licen", "notice"))]
-    wanted = manifest["recipe"]["resolved"]["evaluate"]["pictures"]
-    pictures = draw_pictures(stage, manifest.get("evaluation")) if wanted else []
+    wanted = manifest.resolved["evaluate"]["pictures"]
+    pictures = draw_pictures(stage, manifest.evaluation) if wanted else []
     texts = {
-        MANIFEST: manifest_text(manifest),
-        "README.md": render_card(manifest, base_card, licences, pictures=list(pictures)),
+        CARD: render_card(manifest, base_card, licences, pictures=list(pictures)),
         **({GENERATIONS: generations_text(records)} if records else {}),
     }
+    written = write_manifest(stage, manifest)
     for name, text in texts.items():
-        (stage / name).write_text(text, encoding="utf-8")
-    return sum(len(text.encode()) for text in texts.values()) + sum((stage / name).stat().st_size for name in pictures)
+        written += (stage / name).write_bytes(text.encode())
+    return written + sum((stage / name).stat().st_size for name in pictures)
 
 
-def draw_pictures(stage: Path, evaluation: Mapping[str, Any] | None) -> list[str]:
+def draw_pictures(stage: Path, evaluation: Evaluation | None) -> list[str]:
     """Draw what was measured, if there is anything to draw and something to draw it with.
 
     Returns:
         The names of the files, in the order of the card.
     """
-    if not evaluation or "curve" not in evaluation or not can_draw():
+    if evaluation is None or evaluation.curve is None or not can_draw():
         return []
     from patcher.report.pictures.drawing import dark_of, draw_all
 
     measured = {
-        "measure": evaluation["measure"],
-        "grid": evaluation["curve"],
-        "random_grid": evaluation["random_curve"],
-        "recommended": _built(evaluation["curve"]),
-        "guard": {"measure": "kl", "unit": "nats a token", "limit": evaluation["guard"]["kl_limit"]},
-        "shifted": evaluation["shifted"],
+        "measure": evaluation.measure,
+        "grid": evaluation.curve,
+        "random_grid": evaluation.random_curve,
+        "recommended": _built(evaluation.curve),
+        "guard": {"measure": "kl", "unit": "nats a token", "limit": evaluation.guard and evaluation.guard.kl_limit},
+        "shifted": evaluation.shifted,
     }
     scratch = stage / ".pictures"
     try:

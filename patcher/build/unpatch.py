@@ -6,7 +6,7 @@ files are taken, after their hashes have been checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +19,13 @@ from patcher.checkpoint.hashes import differing
 from patcher.checkpoint.restoring import Originals, restore
 from patcher.checkpoint.safetensors_file import read_header
 from patcher.checkpoint.staging import check_output, scratch_folder, staged_folder
+from patcher.checkpoint.steering_files import CARD, ORIGINAL_PREFIX, VECTORS, numbered
 from patcher.disk.links import require_inside
 from patcher.errors import CheckFailed, InputError
 from patcher.patched.base import recorded_base, require_recorded
-from patcher.patched.stored import VECTORS, read_manifest
-from patcher.patched.writing import give_back_history, numbered
-from patcher.vectors.files import ORIGINAL_PREFIX
-
-CARD = "README.md"
+from patcher.patched.history import give_back_history
+from patcher.patched.reading import read_manifest
+from patcher.patched.schema import Manifest, Patch, Undo
 
 
 @dataclass
@@ -86,12 +85,11 @@ def unpatch(
         OutsideError: the disk or the Hub failed.
     """
     manifest = read_manifest(folder)
-    history: list[dict[str, Any]] = list(manifest.get("history") or [])
-    patches = [*history, manifest]
-    undone = list(reversed(patches)) if every else [manifest]
+    patches = manifest.patches
+    undone = patches[::-1] if every else patches[-1:]
     earlier = patches[: len(patches) - len(undone)]
     check_output(output, force=False, inputs=(folder,))
-    result = Unpatched(output, str(undone[-1]["base"].get("model")), _edits(undone), _edits(reversed(earlier)))
+    result = Unpatched(output, undone[-1].base.model, _edits(undone), _edits(earlier[::-1]))
     with staged_folder(output) as stage:
         if base is None:
             say("taking the steering out")
@@ -107,22 +105,19 @@ def unpatch(
     return result
 
 
-def _undo(
-    folder: Path, stage: Path, undone: Sequence[Mapping[str, Any]], patches: int, output: Path, *, link: bool
-) -> int:
-    for patch in undone:
-        _require_kept(patch)
+def _undo(folder: Path, stage: Path, undone: Sequence[Patch], patches: int, output: Path, *, link: bool) -> int:
+    kept = [_kept(patch) for patch in undone]
     with ExitStack() as stack:
         current = folder
-        for step, patch in enumerate(undone, 1):
+        for step, (patch, undo) in enumerate(zip(undone, kept, strict=True), 1):
             last = step == len(undone)
             target = stage if last else stack.enter_context(scratch_folder(output))
             vectors = folder / (VECTORS if step == 1 else numbered(VECTORS, patches - step + 1))
             written = restore(
                 CheckpointFolder(current),
                 target,
-                undo=patch["undo"],
-                renamed=patch["route"].get("renamed") or {},
+                undo=undo.as_json(),
+                renamed=patch.route.renamed,
                 originals=_originals(vectors),
                 link=link or not last,
             )
@@ -130,18 +125,14 @@ def _undo(
     return written
 
 
-def _take(
-    patch: Mapping[str, Any], stage: Path, given: str, output: Path, *, link: bool, say: Callable[[str], None]
-) -> int:
+def _take(patch: Patch, stage: Path, given: str, output: Path, *, link: bool, say: Callable[[str], None]) -> int:
     source = recorded_base(patch, given)
     check_output(output, force=False, inputs=(source.folder,))
     say("checking that the base is the one the folder was made from")
     require_recorded(source.folder, patch)
     written = 0
-    for record in patch["base"].get("files") or []:
-        name = Path(record["name"])
-        if name.is_absolute() or ".." in name.parts:
-            raise InputError("the manifest names a file outside of the base", where="steering.json", found=str(name))
+    for record in patch.base.files or []:
+        name = Path(record.name)
         if name.suffix not in (".safetensors", ".bin"):
             require_inside(source.folder / name, source.folder)
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
@@ -150,22 +141,27 @@ def _take(
     return written
 
 
-def _require_kept(patch: Mapping[str, Any]) -> None:
-    undo, base = patch.get("undo"), patch["base"]
-    if base.get("adapter"):
-        why = f"the adapter `{base['adapter'].get('name')}` was merged into the base's weights, which are not kept"
-    elif not isinstance(undo, dict):
+def _kept(patch: Patch) -> Undo:
+    """What the folder keeps of its base.
+
+    Raises:
+        InputError: too little to be taken back by itself.
+    """
+    undo, base = patch.undo, patch.base
+    if base.adapter:
+        why = f"the adapter `{base.adapter.name}` was merged into the base's weights, which are not kept"
+    elif undo is None:
         why = "the folder was written without a record of what its base was"
-    elif undo.get("lost"):
-        count, first = len(undo["lost"]), undo["lost"][0]
+    elif undo.lost:
+        count, first = len(undo.lost), undo.lost[0]
         why = f"{count} of the base's tensors were made into others and are not kept, such as `{first}`"
     else:
-        return
-    path, model = base.get("path"), base.get("model")
-    here = path if path and Path(path).is_dir() else f"{model}@{base.get('revision')}" if base.get("hub") else "PATH"
+        return undo
+    path = base.path
+    here = path if path and Path(path).is_dir() else f"{base.model}@{base.revision}" if base.hub else "PATH"
     raise InputError(
         f"the base cannot be taken out of the folder alone: {why}",
-        where=f"steering.json: route {patch['route'].get('name')}",
+        where=f"steering.json: route {patch.route.name}",
         remedy=f"give the base, whose files are then taken: --base {here}",
         code="base_needed",
     )
@@ -178,17 +174,17 @@ def _originals(vectors: Path) -> Originals:
     return {name[len(ORIGINAL_PREFIX) :]: info for name, info in found if name.startswith(ORIGINAL_PREFIX)}
 
 
-def _check(stage: Path, patch: Mapping[str, Any], result: Unpatched) -> None:
+def _check(stage: Path, patch: Patch, result: Unpatched) -> None:
     """Hold the result to the hashes of the base's files."""
-    records = patch["base"].get("files") or []
-    wrong = set(differing(stage, records))
+    records = patch.base.files or []
+    wrong = set(differing(stage, [record.as_json() for record in records]))
     for record in records:
-        name = record["name"]
+        name = record.name
         if not (stage / name).is_file():
             result.missing.append(name)
         elif name in wrong:
             result.different.append(name)
-        elif record["sha256"] is None:
+        elif record.sha256 is None:
             result.unchecked.append(name)
         else:
             result.identical.append(name)
@@ -207,7 +203,7 @@ def _check(stage: Path, patch: Mapping[str, Any], result: Unpatched) -> None:
         result.notes.append(
             "the hashes of the base's files were not recorded (--no-hash), so their content is unchecked"
         )
-    if '"auto_map"' in str((patch.get("undo") or {}).get("config")):
+    if '"auto_map"' in str(patch.undo and patch.undo.as_json().get("config")):
         result.notes.append(
             "the base's config.json names Python code of its own, which the patched folder does not have"
         )
@@ -217,7 +213,7 @@ def _holds_weights(name: str) -> bool:
     return name.endswith(".safetensors") or name == INDEX
 
 
-def _write_card(folder: Path, stage: Path, manifest: Mapping[str, Any]) -> None:
+def _write_card(folder: Path, stage: Path, manifest: Manifest) -> None:
     """The card of the earlier patch; licence and languages are the base's in all of them."""
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
@@ -225,5 +221,5 @@ def _write_card(folder: Path, stage: Path, manifest: Mapping[str, Any]) -> None:
     (stage / CARD).write_text(render_card(manifest, text, licences), encoding="utf-8")
 
 
-def _edits(patches: Any) -> list[dict[str, Any]]:
-    return [{"name": edit.get("name"), "layer": edit.get("layer")} for patch in patches for edit in patch["edits"]]
+def _edits(patches: Sequence[Patch]) -> list[dict[str, Any]]:
+    return [{"name": edit.name, "layer": edit.layer} for patch in patches for edit in patch.edits]

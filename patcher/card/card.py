@@ -10,6 +10,7 @@ from patcher.card import effects, measured, sections, texts
 from patcher.card import written as writing
 from patcher.card.values import hub_id, table
 from patcher.errors import InputError
+from patcher.patched.schema import Manifest
 from patcher.publish.privacy import sanitised_manifest
 from patcher.recipe.yaml_lines import parse_yaml
 
@@ -17,7 +18,7 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)"
 
 
 def render_card(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     base_card: str | None,
     base_license_files: Sequence[str] = (),
     *,
@@ -34,7 +35,7 @@ def render_card(
     Returns:
         Markdown with a metadata block, without local paths and tokens.
     """
-    clean = sanitised_manifest(dict(manifest))
+    clean = sanitised_manifest(manifest).as_json()
     inherited = _front_matter(base_card or "")
     parts = [
         f"---\n{_metadata(clean, inherited, base_license_files)}\n---",

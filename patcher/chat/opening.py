@@ -24,11 +24,13 @@ from patcher.chat.writing import Writer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import PreparedBase, prepared_base, read_config, temporary_base
 from patcher.checkpoint.source import fetch
-from patcher.checkpoint.staging import MANIFEST, scratch_folder
+from patcher.checkpoint.staging import scratch_folder
+from patcher.checkpoint.steering_files import MANIFEST
 from patcher.errors import InputError
 from patcher.evaluate.scoring import Vectors
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
-from patcher.patched.stored import read_manifest, read_stored
+from patcher.patched.reading import read_manifest
+from patcher.patched.stored import read_stored
 from patcher.recipe.file import load_recipe
 from patcher.sweep.files import RECIPE, RESULT
 from patcher.vectors.finding import PreparedVector, find_vectors, sum_by_layer
@@ -127,13 +129,13 @@ def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result]
         patched = None
         if options.baked:
             patched = _loaded(folder, like, options, scratch, "", say, "the patched folder")
-        route = manifest["route"]
+        route = manifest.route
         notes: tuple[str, ...] = ()
-        if not route["exact"] and not options.baked:
-            notes = (f"route {route['name']} is fitted: the folder comes close to this hook; --baked shows the folder",)
+        if not route.exact and not options.baked:
+            notes = (f"route {route.name} is fitted: the folder comes close to this hook; --baked shows the folder",)
         steering = Steering(
             vectors={layer: held.stored for layer, held in stored.items()},
-            coefficients={str(edit["name"]): _coefficient(edit) for edit in manifest["edits"]},
+            coefficients={edit.name: edit.coefficient or 1.0 for edit in manifest.edits},
             origin="baked",
             block_count=architecture.block_count,
             move=lambda layer: _carried({place: held.stored for place, held in stored.items()}, layer),
@@ -150,10 +152,6 @@ def _fixed() -> InputError:
         remedy="leave --baked out: a hook on the base then adds the vector, at any coefficient",
         code="baked",
     )
-
-
-def _coefficient(edit: dict[str, Any]) -> float:
-    return float(edit.get("coefficient") or 1.0)
 
 
 def _carried(vectors: Vectors, layer: int) -> Vectors:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from patcher.checkpoint.safetensors_file import TensorInfo, read_header
+from patcher.disk.json_files import read_json_object
 from patcher.disk.links import require_inside
 from patcher.errors import InputError
 
@@ -156,36 +156,3 @@ class CheckpointFolder:
         for name in chosen:
             require_inside(self.path / name, self.path)
         return chosen
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        InputError: missing, unreadable, or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path.name} is missing", where=str(path.parent), remedy="give the folder of a transformers checkpoint"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"{path.name} cannot be read", where=str(path), found=error.strerror, remedy="check its permissions"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        remedy = "it is damaged: copy or download it again"
-        raise InputError(f"{path.name} is not JSON", where=str(path), found=error, remedy=remedy) from None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object.
-
-    Raises:
-        InputError: see :func:`read_json`; or it holds something else.
-    """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path.name} does not hold an object", where=str(path), found=type(value).__name__)
-    return value

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from patcher.checkpoint.steering_files import MANIFEST
 from patcher.disk.failures import disk_errors, remove_folder, require_writable
 from patcher.disk.whole_files import settle, sync_folder
 from patcher.errors import InputError
 
-MANIFEST = "steering.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _REPLACED = "-old"
 

@@ -30,14 +30,14 @@ def diff(base: str, folder: Path, every: bool, as_json: bool) -> None:
     from patcher.checkpoint.difference import compare
     from patcher.checkpoint.folder import CheckpointFolder
     from patcher.checkpoint.prepare import find_model
-    from patcher.checkpoint.staging import MANIFEST
+    from patcher.checkpoint.steering_files import MANIFEST
     from patcher.cli.progress import progress
-    from patcher.patched.stored import read_manifest
+    from patcher.patched.reading import read_manifest
 
     with progress() as say:
         say("comparing")
         second = CheckpointFolder(folder)
-        renamed = read_manifest(folder)["route"].get("renamed") if (folder / MANIFEST).is_file() else None
+        renamed = read_manifest(folder).route.renamed if (folder / MANIFEST).is_file() else None
         found = compare(
             CheckpointFolder(find_model(base, Path.cwd(), weights=True, where="BASE").folder), second, renamed
         )

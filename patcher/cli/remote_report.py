@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from patcher.build.remote_result import RemoteDryRun, RemoteResult
-from patcher.cli.report import console_for, edit_table, print_plan, print_verification
+from patcher.cli.report import console_for, print_patch, print_plan
+from patcher.patched.schema import Remote
 
 
 def print_remote_build(result: RemoteResult, *, to_stderr: bool) -> None:
     """The report of a finished remote build."""
     console = console_for(to_stderr=to_stderr)
-    manifest = result.manifest
-    route, remote = manifest["route"], manifest["remote"]
-    console.print(f"[bold]route[/] {route['name']} (exact, run-time cost: {route['cost']}) in {route['architecture']}")
-    console.print(edit_table(manifest["edits"], route["copy_layers"]))
-    print_verification(manifest["verification"], console)
-    for note in (*route["warnings"], *route["advice"], *manifest["notes"]):
-        console.print(f"note: {note}", markup=False)
+    print_patch(result.patch, console)
+    remote = result.patch.remote or Remote()
     console.print(
-        f"of the base, {len(remote['downloaded'])} of {remote['weight_files']} weight files were needed here: "
-        f"{_size(remote['bytes_downloaded'])} of {_size(remote['bytes_of_weights'])}",
+        f"of the base, {len(remote.downloaded)} of {remote.weight_files} weight files were needed here: "
+        f"{_size(remote.bytes_downloaded or 0)} of {_size(remote.bytes_of_weights or 0)}",
         markup=False,
     )
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.timings.items())

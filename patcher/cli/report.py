@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,6 +12,8 @@ from rich.table import Table
 from patcher.build.result import BuildResult, DryRun
 from patcher.build.texts import NOT_DRAWN
 from patcher.evaluate.guard import beyond_guard
+from patcher.patched.evaluation import Evaluation, Guard
+from patcher.patched.schema import Fit, Patch, Verification
 from patcher.report.pictures.extra import can_draw
 from patcher.routes.plan import Plan, TensorWrite
 
@@ -25,20 +26,7 @@ COLUMNS = ("max |Δ log-prob|", "tolerance", "effect", "residual error")
 def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -> None:
     """The report of a finished build."""
     console = console_for(to_stderr=to_stderr)
-    manifest = result.manifest
-    route = manifest["route"]
-    console.print(
-        f"[bold]route[/] {route['name']} ({'exact' if route['exact'] else 'fitted'}, "
-        f"run-time cost: {route['cost']}) in {route['architecture']}"
-    )
-    console.print(edit_table(manifest["edits"], route["copy_layers"]))
-    if route.get("fit"):
-        console.print(_fit(route["fit"]))
-    print_verification(manifest["verification"], console)
-    if manifest["evaluation"]:
-        _print_evaluation(manifest["evaluation"], console)
-    for note in (*route["warnings"], *route["advice"], *manifest["notes"]):
-        console.print(f"note: {note}", markup=False)
+    print_patch(result.patch, console)
     if linked:
         count = result.placed["files"].get("hard_link", {"count": 0})["count"]
         why = f" ({result.placed['not_linked']})" if result.placed["not_linked"] else ""
@@ -50,11 +38,28 @@ def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -
     console.print("load it:")
     console.print("  from transformers import AutoModelForCausalLM", markup=False)
     console.print(f'  model = AutoModelForCausalLM.from_pretrained("{result.output}")', markup=False, soft_wrap=True)
-    if result.manifest["evaluation"] and not can_draw():
+    if result.patch.evaluation and not can_draw():
         console.print(f"note: {NOT_DRAWN}", markup=False)
     if result.push:
         how = f"method {result.push['method']}, {result.push['bytes_uploaded']:,} bytes uploaded"
         console.print(f"published: [bold]{result.push['url']}[/] ({how})", soft_wrap=True)
+
+
+def print_patch(patch: Patch, console: Console) -> None:
+    """What was written, and how it compares: the route, the edits, the proof, the effect, notes."""
+    route = patch.route
+    console.print(
+        f"[bold]route[/] {route.name} ({'exact' if route.exact else 'fitted'}, "
+        f"run-time cost: {route.cost}) in {route.architecture}"
+    )
+    console.print(_edit_table(patch))
+    if route.fit:
+        console.print(_fit(route.fit))
+    print_verification(patch.verification, console)
+    if patch.evaluation:
+        _print_evaluation(patch.evaluation, console)
+    for note in (*route.warnings, *route.advice, *patch.notes):
+        console.print(f"note: {note}", markup=False)
 
 
 def print_plan(planned: DryRun) -> None:
@@ -125,7 +130,7 @@ def rest_example(rest: Sequence[TensorWrite]) -> str:
 
 
 def print_verification(
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[Verification],
     console: Console | None = None,
     *,
     to_stderr: bool = False,
@@ -134,40 +139,40 @@ def print_verification(
     """One line a stack, and all checks if asked."""
     console = console or console_for(to_stderr=to_stderr)
     # A fitted copy is held to its share of the KL divergence, not to the tolerance.
-    fitted = any(entry.get("kl_share") is not None for entry in entries)
+    fitted = any(entry.kl_share is not None for entry in entries)
     table = empty_table("verified in", "", *COLUMNS, *(["KL share (limit)"] if fitted else []))
     for entry in entries:
-        numbers = {key: _shown(entry[key]) for key in NUMBERS}
-        share = entry.get("kl_share")
+        numbers = {key: _shown(getattr(entry, key)) for key in NUMBERS}
+        share = entry.kl_share
         if share is not None:
             numbers["tolerance"] = "-"
         table.add_row(
-            f"{entry['stack']} {entry['version'] or ''}",
-            f"[{_COLOURS.get(entry['status'], 'red')}]{entry['status'].replace('_', ' ')}[/]",
+            f"{entry.stack} {entry.version or ''}",
+            f"[{_COLOURS.get(entry.status, 'red')}]{entry.status.replace('_', ' ')}[/]",
             *numbers.values(),
             *([f"{_shown(share)} ({_shown(_limit(entry, 'KL of the fit'))})"] if share is not None else []),
         )
     console.print(table)
     for entry in entries:
-        if entry.get("note"):
-            remedy = f" ({entry['remedy']})" if entry.get("remedy") else ""
-            console.print(f"{entry['stack']}: {entry['note']}{remedy}", markup=False, soft_wrap=True)
+        if entry.note:
+            remedy = f" ({entry.remedy})" if entry.remedy else ""
+            console.print(f"{entry.stack}: {entry.note}{remedy}", markup=False, soft_wrap=True)
     if not every_check:
-        unmade = [check for entry in entries for check in entry["checks"] if check["passed"] is None]
+        unmade = [check for entry in entries for check in entry.checks if check.passed is None]
         if unmade:
             console.print(
-                "not applicable: " + "; ".join(f"{check['name']} ({check['note']})" for check in unmade),
+                "not applicable: " + "; ".join(f"{check.name} ({check.note})" for check in unmade),
                 markup=False,
                 style="dim",
             )
         return
     words = {True: "[green]passed[/]", False: "[red]failed[/]", None: "not made"}
     for entry in entries:
-        checks = empty_table(f"check in {entry['stack']}", "result", "value", "limit", "")
-        for check in entry["checks"]:
-            value, limit = _shown(check["value"]), _shown(check["limit"])
-            checks.add_row(check["name"], words[check["passed"]], value, limit, escape(check["note"]))
-        if entry["checks"]:
+        checks = empty_table(f"check in {entry.stack}", "result", "value", "limit", "")
+        for check in entry.checks:
+            value, limit = _shown(check.value), _shown(check.limit)
+            checks.add_row(check.name, words[check.passed], value, limit, escape(check.note))
+        if entry.checks:
             console.print(checks)
 
 
@@ -186,95 +191,90 @@ def empty_table(*columns: str) -> Table:
     return table
 
 
-def _limit(entry: Mapping[str, Any], name: str) -> float | None:
-    return next((check["limit"] for check in entry["checks"] if check["name"] == name), None)
+def _limit(entry: Verification, name: str) -> float | None:
+    return next((check.limit for check in entry.checks if check.name == name), None)
 
 
-def _fit(fit: Mapping[str, Any]) -> Table:
+def _fit(fit: Fit) -> Table:
     """What the fit is off by on held-out calibration text."""
     table = empty_table("fit, layer", "mean error", "95 % below", "cosine", "tokens", "held out", "KL ratio")
-    for layer, found in fit["layers"].items():
+    for layer, found in fit.layers.items():
         table.add_row(
             layer,
-            f"{found['error_mean']:.1%}",
-            f"{found['error_p95']:.1%}",
-            _shown(found["cosine"]),
-            str(found["tokens"]),
-            str(found["held_out_tokens"]),
-            _shown(fit["ratio"]),
+            f"{found.error_mean:.1%}",
+            f"{found.error_p95:.1%}",
+            _shown(found.cosine),
+            str(found.tokens),
+            str(found.held_out_tokens),
+            _shown(fit.ratio),
         )
     return table
 
 
-def edit_table(edits: Sequence[Mapping[str, Any]], copy_layers: Mapping[str, int]) -> Table:
+def _edit_table(patch: Patch) -> Table:
     """One line an edit: where it is, and how large beside the residual stream."""
     table = empty_table("vector", "layer", "coefficient", "norm", "residual norm", "ratio", "stored error")
-    for edit in edits:
-        residual = edit["residual_norm"]
-        layer = edit["layer"]
-        place = copy_layers.get(str(layer), layer)
+    for edit in patch.edits:
+        layer, residual = edit.layer, edit.residual_norm
+        place = patch.route.in_copy(layer)
         table.add_row(
-            edit["name"],
+            edit.name,
             str(layer) if place == layer else f"{layer} ({place} in the copy)",
-            f"{edit['coefficient']:g}",
-            _shown(edit["norm"]),
+            f"{edit.coefficient:g}",
+            _shown(edit.norm),
             _shown(residual),
-            f"{edit['norm'] / residual:.0%}" if residual else "-",
-            _shown(edit["stored_rel_error"]),
+            f"{edit.norm / residual:.0%}" if residual and edit.norm else "-",
+            _shown(edit.stored_rel_error),
         )
     return table
 
 
-def _print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
+def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     table = empty_table("measured effect", "base", "steered", "negative", "random", "")
-    for result in evaluation["per_vector"]:
-        randoms = result["random"]
+    for result in evaluation.per_vector:
         table.add_row(
-            f"{result['vector']}: {result['measure'].replace('_', ' ')}, {result['pairs']} "
-            + ("held-out " if result["held_out"] else "in-sample ")
-            + ("pair" if result["pairs"] == 1 else "pairs"),
-            f"{result['base']:.3f}",
-            f"{result['steered']:.3f}",
-            f"{result['negative']:.3f}",
-            f"{min(randoms):.3f} to {max(randoms):.3f}",
-            "[green]beyond random[/]" if result["distinguishable"] else "[red]not beyond random[/]",
+            f"{result.vector}: {str(result.measure).replace('_', ' ')}, {result.pairs} "
+            + ("held-out " if result.held_out else "in-sample ")
+            + ("pair" if result.pairs == 1 else "pairs"),
+            f"{result.base:.3f}",
+            f"{result.steered:.3f}",
+            f"{result.negative:.3f}",
+            f"{min(result.controls):.3f} to {max(result.controls):.3f}",
+            "[green]beyond random[/]" if result.distinguishable else "[red]not beyond random[/]",
         )
-    if evaluation["per_vector"]:
+    if evaluation.per_vector:
         console.print(table)
-    for result in evaluation["per_vector"]:
-        for note in result["notes"]:
-            console.print(f"[yellow]warning[/] vector {result['vector']}: {note}")
-    for name, values in (evaluation.get("perplexity") or {}).items():
-        console.print(f"perplexity, {name.replace('_', '-')} text: {values['base']:.2f} -> {values['steered']:.2f}")
-    guard = evaluation.get("guard")
-    if guard:
-        _print_guard(guard, console)
-    for result in evaluation["per_vector"]:
-        if result.get("prompting"):
-            alone, both = result["prompting"]["alone"], result["prompting"]["steered"]
-            console.print(f"{result['vector']}, system prompt alone: {alone:.3f}, with steering: {both:.3f}")
-    if evaluation.get("lm_eval"):
+    for result in evaluation.per_vector:
+        for note in result.notes:
+            console.print(f"[yellow]warning[/] vector {result.vector}: {note}")
+    for name, values in (evaluation.perplexity or {}).items():
+        console.print(f"perplexity, {name.replace('_', '-')} text: {values.base:.2f} -> {values.steered:.2f}")
+    if evaluation.guard:
+        _print_guard(evaluation.guard, console)
+    for result in evaluation.per_vector:
+        if result.prompting:
+            alone, both = result.prompting.alone, result.prompting.steered
+            console.print(f"{result.vector}, system prompt alone: {alone:.3f}, with steering: {both:.3f}")
+    if evaluation.lm_eval:
         tasks = empty_table("lm-eval task", "metric", "base", "copy")
-        for row in evaluation["lm_eval"]:
-            tasks.add_row(row["task"], row["metric"], _shown(row["base"]), _shown(row["patched"]))
+        for row in evaluation.lm_eval:
+            tasks.add_row(row.task, row.metric, _shown(row.base), _shown(row.patched))
         console.print(tasks)
-    generations = evaluation.get("generations")
-    if generations:
+    if evaluation.generations:
         completions = empty_table("prompt", "base", "steered")
-        for entry in generations:
-            texts = {variant["name"]: " ".join(variant["text"].split()) for variant in entry["variants"]}
-            completions.add_row(*(escape(text) for text in (entry["prompt"], texts["base"], texts["steered"])))
+        for entry in evaluation.generations:
+            texts = {variant.name: " ".join(variant.text.split()) for variant in entry.variants}
+            completions.add_row(*(escape(text) for text in (entry.prompt, texts["base"], texts["steered"])))
         console.print(completions)
 
 
-def _print_guard(guard: Mapping[str, Any], console: Console) -> None:
-    limit = "" if guard["kl_limit"] is None else f" (guard {guard['kl_limit']:g})"
-    perplexity = guard["perplexity"]
+def _print_guard(guard: Guard, console: Console) -> None:
+    limit = "" if guard.kl_limit is None else f" (guard {guard.kl_limit:g})"
     console.print(
-        f"neutral text: KL {guard['kl']:.3g} nats a token{limit}, "
-        f"perplexity {perplexity['base']:.2f} -> {perplexity['steered']:.2f}"
+        f"neutral text: KL {guard.kl:.3g} nats a token{limit}, "
+        f"perplexity {guard.perplexity.base:.2f} -> {guard.perplexity.steered:.2f}"
     )
-    if not guard["within"]:
+    if not guard.within:
         console.print(f"[yellow]warning[/] {beyond_guard(guard)}")
 
 

@@ -48,6 +48,7 @@ def verify(
     """
     from patcher.cli.progress import progress
     from patcher.cli.report import print_verification
+    from patcher.patched.schema import Verification
     from patcher.stacks.environments import Environment, all_found
     from patcher.verify.later import verify_folder_in
 
@@ -66,7 +67,7 @@ def verify(
             trust_remote_code=trust_remote_code,
             progress=say,
         )
-    print_verification(entries, to_stderr=as_json, every_check=True)
+    print_verification([Verification.model_validate(entry) for entry in entries], to_stderr=as_json, every_check=True)
     if as_json:
         click.echo(json.dumps({"checks": entries}))
     if any(entry["status"] == "failed" for entry in entries):

@@ -11,6 +11,7 @@ import torch
 from patcher.capture.logits import LogitsSource
 from patcher.evaluate.damage import NeutralText
 from patcher.evaluate.statistics import bootstrap_interval
+from patcher.patched.evaluation import Guard
 from patcher.recipe.evaluate import GuardSpec
 from patcher.recipe.schema import Recipe
 
@@ -44,12 +45,12 @@ def guard_of(
     }
 
 
-def beyond_guard(guard: Mapping[str, Any]) -> str:
+def beyond_guard(guard: Guard) -> str:
     """A guard that does not hold, in words."""
     limits = []
-    if guard["kl_limit"] is not None:
-        limits.append(f"KL divergence {guard['kl']:.3g} nats a token (guard {guard['kl_limit']:g})")
-    if guard["perplexity_limit"] is not None:
-        times = guard["perplexity"]["steered"] / guard["perplexity"]["base"]
-        limits.append(f"perplexity {times:.3g} times the base's (guard {guard['perplexity_limit']:g})")
+    if guard.kl_limit is not None:
+        limits.append(f"KL divergence {guard.kl:.3g} nats a token (guard {guard.kl_limit:g})")
+    if guard.perplexity_limit is not None and guard.perplexity.base and guard.perplexity.steered:
+        times = guard.perplexity.steered / guard.perplexity.base
+        limits.append(f"perplexity {times:.3g} times the base's (guard {guard.perplexity_limit:g})")
     return "the damage on neutral text is beyond the guard: " + ", ".join(limits)

@@ -22,6 +22,7 @@ from patcher.evaluate.scoring import perplexities
 from patcher.evaluate.side_effects import Curve, neutral_ids
 from patcher.evaluate.texts import read_passages
 from patcher.pairs import ContrastPair, load_pairs, sample_pairs
+from patcher.patched.evaluation import Guard
 from patcher.recipe.schema import Recipe
 from patcher.vectors.finding import PreparedVector
 
@@ -119,7 +120,7 @@ def require_effect(evaluation: Mapping[str, Any] | None, where: str) -> None:
                 wrong.append(f"vector `{result['vector']}`: " + "; ".join(result["notes"]))
     guard = (evaluation or {}).get("guard")
     if guard is not None and not guard["within"]:
-        wrong.append(beyond_guard(guard))
+        wrong.append(beyond_guard(Guard.model_validate(guard)))
     if wrong:
         raise CheckFailed(
             "the effect is not what --strict asks for",

@@ -15,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.prepare import read_config
+from patcher.checkpoint.steering_files import VECTORS
 from patcher.errors import InputError
-from patcher.patched.stored import VECTORS, read_manifest
+from patcher.patched.reading import read_manifest
+from patcher.patched.schema import Route
 
 
 @dataclass(frozen=True)
@@ -73,20 +75,20 @@ def read_edits(folder: Path, *, trust_remote_code: bool = False) -> Edits:
     Raises:
         InputError: it is not one, or its files contradict each other.
     """
-    manifest = read_manifest(folder)
-    base = manifest["base"]
+    patch = read_manifest(folder)
+    base = patch.base
     sums: dict[int, torch.Tensor] = {}
     names: dict[int, list[str]] = {}
     path = folder / VECTORS
     try:
         with safe_open(path, framework="pt") as file:
-            for edit in manifest["edits"]:
-                layer, vector = int(edit["layer"]), file.get_tensor(edit["tensor"])
+            for edit in patch.edits:
+                layer, vector = edit.layer, file.get_tensor(edit.tensor)
                 alike = vector.ndim == 1 and len(vector) and vector.shape == sums.get(layer, vector).shape
                 if not alike or not bool(torch.isfinite(vector.double()).all()):
-                    raise ValueError(f"{edit['tensor']} is not a vector of finite numbers")
+                    raise ValueError(f"{edit.tensor} is not a vector of finite numbers")
                 sums[layer] = sums.get(layer, torch.zeros(())) + vector.double()
-                names.setdefault(layer, []).append(str(edit["name"]))
+                names.setdefault(layer, []).append(edit.name)
     except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             "the folder's vectors cannot be read", where=str(path), found=error, remedy="build the folder again"
@@ -94,24 +96,24 @@ def read_edits(folder: Path, *, trust_remote_code: bool = False) -> Edits:
     if not sums:
         raise InputError("the manifest lists no edit", where=str(folder), remedy="build the folder again")
     notes = []
-    if base.get("adapter"):
+    if base.adapter:
         notes.append("an adapter was merged into the base before it was steered; the export holds the steering alone")
     return Edits(
         vectors={layer: sums[layer].float().contiguous() for layer in sorted(sums)},
         names={layer: names[layer] for layer in sorted(names)},
-        base=str(base.get("model", "")),
-        revision=base.get("revision"),
-        place=str(base.get("path") or base.get("model", "")),
-        on_hub=bool(base.get("hub")),
-        base_config=_base_config(read_json_object(folder / "config.json"), manifest["route"]),
+        base=base.model,
+        revision=base.revision,
+        place=base.path or base.model,
+        on_hub=bool(base.hub),
+        base_config=_base_config(read_json_object(folder / "config.json"), patch.route),
         trust_remote_code=trust_remote_code,
         notes=tuple(notes),
     )
 
 
-def _base_config(copied: Mapping[str, Any], route: Mapping[str, Any]) -> dict[str, Any]:
+def _base_config(copied: Mapping[str, Any], route: Route) -> dict[str, Any]:
     """The config.json that the route started from: the copy's, with what the route changed put back."""
-    before, changes = route.get("config_before") or {}, route.get("config_changes") or {}
-    if before.keys() - changes.keys():
+    before = route.config_before
+    if route.has_new_config:
         return dict(before)  # the route wrote a whole config, so all of the base's was kept
     return {key: value for key, value in {**copied, **before}.items() if key not in before or value is not None}

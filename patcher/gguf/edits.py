@@ -12,12 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from patcher.architectures.config_keys import stated_block_count
-from patcher.checkpoint.folder import read_json_object
-from patcher.checkpoint.staging import MANIFEST
+from patcher.checkpoint.steering_files import VECTORS
+from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
+from patcher.patched.reading import read_manifest
+from patcher.patched.schema import Route
 from patcher.vectors.files import load_vector_file
-
-_VECTORS = "steering.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,42 +59,32 @@ def edits_of_folder(folder: Path, hidden: int, blocks: int) -> list[GgufEdit]:
     Raises:
         InputError: it is no patched folder, is damaged, or is one of a model of another size.
     """
-    if not (folder / MANIFEST).is_file():
-        raise InputError(
-            f"this is not a patched folder: it has no {MANIFEST}",
-            where=str(folder),
-            remedy="give the folder that patch-model wrote, or --vector FILE --layer K",
-        )
-    manifest = read_json_object(folder / MANIFEST)
-    _check_blocks(folder, manifest, blocks)
-    path = folder / _VECTORS
+    patch = read_manifest(folder)
+    _check_blocks(folder, patch.route, blocks)
+    path = folder / VECTORS
     try:
         with safe_open(path, framework="pt") as file:
             originals = {
-                int(tensor["layer"]): file.get_tensor(tensor["original"]).float()
-                for tensor in manifest["route"]["tensors"]
-                if tensor.get("original") and not tensor.get("outer") and not tensor.get("transposed")
+                tensor.layer: file.get_tensor(tensor.original).float()
+                for tensor in patch.route.tensors
+                if tensor.original and not tensor.outer and not tensor.transposed
             }
             return [
                 _checked(
                     GgufEdit(
-                        name=str(edit["name"]),
-                        layer=int(edit["layer"]),
-                        vector=file.get_tensor(edit["tensor"]).float(),
-                        coefficient=float(edit["coefficient"]),
-                        original=originals.get(int(edit["layer"])),
+                        name=edit.name,
+                        layer=edit.layer,
+                        vector=file.get_tensor(edit.tensor).float(),
+                        coefficient=edit.coefficient or 1.0,
+                        original=originals.get(edit.layer),
                     ),
                     hidden,
-                    f"{path}: {edit['tensor']}",
+                    f"{path}: {edit.tensor}",
                 )
-                for edit in manifest["edits"]
+                for edit in patch.edits
             ]
     except (OSError, SafetensorError) as error:
         raise InputError("the vectors cannot be read", where=str(path), found=error, remedy="build it again") from None
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
-        raise InputError(
-            "the manifest is incomplete", where=str(folder / MANIFEST), remedy="build the folder again"
-        ) from None
 
 
 def edit_of_file(path: Path, *, layer: int, hidden: int, coefficient: float, tensor: str | None = None) -> GgufEdit:
@@ -123,18 +113,16 @@ def summed(edits: list[GgufEdit]) -> Mapping[int, torch.Tensor]:
     return sums
 
 
-def _check_blocks(folder: Path, manifest: Mapping[str, Any], blocks: int) -> None:
+def _check_blocks(folder: Path, route: Route, blocks: int) -> None:
     """Refuse another model's GGUF file, as far as its depth tells."""
     if not (folder / "config.json").is_file():
         return
     config = read_json_object(folder / "config.json")
     found = stated_block_count(config)
-    route = manifest.get("route")
-    if found is None or not isinstance(route, Mapping):
+    if found is None:
         return
-    added = route.get("copy_layers")
-    if route.get("name") == "carrier" and isinstance(added, Mapping):
-        found -= len(added)
+    if route.name == "carrier":
+        found -= len(route.copy_layers)
     if found != blocks:
         raise InputError(
             "this is the GGUF file of another model: it has not as many blocks as the base of the patched folder",

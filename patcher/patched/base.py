@@ -2,73 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.hashes import require_same
 from patcher.checkpoint.prepare import find_adapter, find_model
 from patcher.checkpoint.source import Source, fetch
 from patcher.errors import InputError
+from patcher.patched.schema import Patch
 
 
-def recorded_base(manifest: Mapping[str, Any], given: str | None = None) -> Source:
+def recorded_base(patch: Patch, given: str | None = None) -> Source:
     """The base, its weights included.
 
     Args:
-        manifest: the content of ``steering.json``.
         given: a folder or a Hub id, if it is not where the manifest says.
 
     Raises:
         InputError, OutsideError: it is not there; see also :mod:`patcher.checkpoint.source`.
     """
-    record = manifest["base"]
+    record = patch.base
     if given is not None:
         return find_model(given, Path.cwd(), weights=True, where="--base")
-    if record.get("hub"):
-        return fetch(str(record["model"]), record.get("revision"), weights=True)
-    path = record.get("path")
+    if record.hub:
+        return fetch(record.model, record.revision, weights=True)
+    path = record.path
     if not path or not Path(path).is_dir():
         raise InputError(
-            f"the base `{record['model']}` is not where it was",
+            f"the base `{record.model}` is not where it was",
             where="steering.json: base",
             found=path or "no path",
             remedy="say where it is: --base PATH",
         )
-    return Source(str(record["model"]), False, None, Path(path))
+    return Source(record.model, False, None, Path(path))
 
 
-def recorded_adapter(manifest: Mapping[str, Any], given: str | None = None) -> Path | None:
+def recorded_adapter(patch: Patch, given: str | None = None) -> Path | None:
     """The folder of the adapter that was merged, if there was one.
 
     Raises:
         InputError: it is not there, or has another content.
     """
-    record = manifest["base"].get("adapter")
-    if not record:
+    record = patch.base.adapter
+    if record is None:
         return None
     try:
-        found = find_adapter(given or str(record["given"]), Path.cwd())
+        found = find_adapter(given or record.given, Path.cwd())
     except InputError:
         raise InputError(
-            f"the adapter `{record['name']}` that was merged is not where it was",
+            f"the adapter `{record.name}` that was merged is not where it was",
             where="steering.json: base.adapter",
-            found=given or record["given"],
+            found=given or record.given,
             remedy="say where it is: --adapter PATH",
         ) from None
     weights = found / "adapter_model.safetensors"
-    if not weights.is_file() or sha256_of(weights) != record["sha256"]:
+    if not weights.is_file() or sha256_of(weights) != record.sha256:
         raise InputError(
             "this is not the adapter that was merged: its content differs", where=str(weights), remedy="--adapter PATH"
         )
     return found
 
 
-def require_recorded(folder: Path, manifest: Mapping[str, Any]) -> None:
+def require_recorded(folder: Path, patch: Patch) -> None:
     """Refuse a base that is not the one that the manifest was written for.
 
     Raises:
         InputError: with the first file that differs.
     """
-    require_same(folder, manifest["base"].get("files") or [])
+    require_same(folder, [file.as_json() for file in patch.base.files or []])

@@ -59,6 +59,12 @@ class Effect(Record):
     prompting: Prompting | None = None
     notes: list[str] = []
 
+    @property
+    def controls(self) -> list[float]:
+        """The measure under random vectors of equal norm."""
+        found = self.random
+        return found if isinstance(found, list) else [] if found is None else [found]
+
 
 class Variant(Record):
     """What was written under one of several vectors."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patcher.checkpoint.folder import read_json
-from patcher.checkpoint.staging import MANIFEST
+from patcher.checkpoint.steering_files import MANIFEST
+from patcher.disk.json_files import read_json
 from patcher.errors import InputError
 from patcher.patched.schema import Manifest, checked_manifest
 

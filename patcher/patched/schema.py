@@ -8,7 +8,7 @@ that older folders are read in the same way everywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -199,9 +199,9 @@ class Check(Record):
 class Verification(Record):
     """How one stack compared with the hook reference."""
 
-    stack: str | None = None
+    stack: str = ""
     version: str | None = None
-    status: str | None = None
+    status: str = "not_checked"
     passed: bool | None = None
     reference: str | None = None
     dtype: str | None = None
@@ -211,6 +211,7 @@ class Verification(Record):
     steering_effect: Number | None = None
     vector_rel_error: Number | None = None
     tolerance: Number | None = None
+    kl_share: Number | None = None
     checks: list[Check] = []
     detail: str | None = None
     note: str | None = None
@@ -284,6 +285,15 @@ class Manifest(Patch):
     """The whole of ``steering.json``: the latest patch, and in ``history`` those before it, the earliest first."""
 
     history: list[Patch] = []
+
+    @classmethod
+    def of(cls, patch: Patch, history: Sequence[Patch]) -> Manifest:
+        """The manifest of ``patch``, after the patches in ``history``, the earliest first."""
+        return cls.model_validate({**patch.as_json(), "history": [earlier.as_json() for earlier in history]})
+
+    def with_parts(self, **parts: Any) -> Manifest:
+        """The same with other ``verification``, ``evaluation`` ..."""
+        return type(self).model_validate({**self.as_json(), **parts})
 
     @property
     def patches(self) -> list[Patch]:

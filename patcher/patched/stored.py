@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,11 +12,10 @@ from safetensors.torch import load_file
 
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import read_tensor
+from patcher.checkpoint.steering_files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX, VECTORS
 from patcher.errors import InputError
-from patcher.patched import reading
-from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
+from patcher.patched.schema import Patch, Tensor
 
-VECTORS = "steering.safetensors"
 _ROWS = 8192
 
 
@@ -65,11 +63,7 @@ class StoredLayer:
     copy_layer: int
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    return reading.read_manifest(folder).as_json()
-
-
-def read_stored(folder: Path, manifest: Mapping[str, Any], *, partial: bool = False) -> dict[int, StoredLayer]:
+def read_stored(folder: Path, patch: Patch, *, partial: bool = False) -> dict[int, StoredLayer]:
     """What the folder's files hold, layer by layer; of a ``partial`` one, those that are here have to hold it all.
 
     Raises:
@@ -81,24 +75,24 @@ def read_stored(folder: Path, manifest: Mapping[str, Any], *, partial: bool = Fa
     except (OSError, SafetensorError) as error:
         raise InputError("the vectors cannot be read", where=str(path), found=error, remedy="build it again") from None
     checkpoint = CheckpointFolder(folder, partial=partial)
-    route = manifest["route"]
+    route = patch.route
     wanted: dict[int, torch.Tensor] = {}
     try:
-        for edit in manifest["edits"]:
-            layer, vector = int(edit["layer"]), vectors[edit["tensor"]]
+        for edit in patch.edits:
+            layer, vector = edit.layer, vectors[edit.tensor]
             fits = vector.ndim == 1 and len(vector) and vector.is_floating_point()
-            _require(fits and vector.shape == wanted.get(layer, vector).shape, f"{path}: {edit['tensor']}", vector)
+            _require(fits and vector.shape == wanted.get(layer, vector).shape, f"{path}: {edit.tensor}", vector)
             wanted[layer] = wanted.get(layer, torch.zeros(())) + vector.double()
         if not wanted:
             raise KeyError("an edit")
-        carriers: dict[int, list[Mapping[str, Any]]] = {layer: [] for layer in wanted}
-        for tensor in route["tensors"]:
-            carriers[int(tensor["layer"])].append(tensor)
+        carriers: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
+        for tensor in route.tensors:
+            carriers[tensor.layer].append(tensor)
         result = {}
         for layer, vector in wanted.items():
             if not carriers[layer]:
                 raise KeyError(f"a tensor for layer {layer}")
-            if route.get("residual") == "centred":
+            if route.centred:
                 vector = vector - vector.mean()
             slots = [_slot(vector, tensor, checkpoint, vectors) for tensor in carriers[layer]]
             result[layer] = StoredLayer(
@@ -106,7 +100,7 @@ def read_stored(folder: Path, manifest: Mapping[str, Any], *, partial: bool = Fa
                 stored=torch.stack([slot.delta.double() * slot.gain for slot in slots]).mean(dim=0).float(),
                 rel_error=max(slot.rel_error for slot in slots),
                 slots=tuple(slots),
-                copy_layer=int(route.get("copy_layers", {}).get(str(layer), layer)),
+                copy_layer=route.in_copy(layer),
             )
         return result
     except KeyError as error:
@@ -119,21 +113,21 @@ def read_stored(folder: Path, manifest: Mapping[str, Any], *, partial: bool = Fa
 
 
 def _slot(
-    wanted: torch.Tensor, tensor: Mapping[str, Any], checkpoint: CheckpointFolder, vectors: Mapping[str, torch.Tensor]
+    wanted: torch.Tensor, tensor: Tensor, checkpoint: CheckpointFolder, vectors: Mapping[str, torch.Tensor]
 ) -> StoredSlot:
-    name, factor = str(tensor["name"]), float(tensor["factor"])
+    name = tensor.name
     now = read_tensor(checkpoint.tensors[name])
-    added = tensor["kind"] == "added"
-    before = vectors[ORIGINAL_PREFIX + name] if added else torch.tensor(float(tensor.get("offset", 0.0)))
+    added = tensor.kind == "added"
+    before = vectors[ORIGINAL_PREFIX + name] if added else torch.tensor(tensor.offset or 0.0)
     where = f"{checkpoint.path}: {name}"
-    gain = torch.tensor(factor, dtype=torch.float64)
-    if tensor.get("spread"):
+    gain = torch.tensor(tensor.factor, dtype=torch.float64)
+    if tensor.spread:
         spread = vectors[SPREAD_PREFIX + name]
         _require(spread.shape in ((), wanted.shape), where, spread)
         gain = gain / spread.double()
     wanted = wanted / gain
-    right, transposed = None, bool(tensor.get("transposed"))
-    if tensor.get("outer"):
+    right, transposed = None, tensor.transposed
+    if tensor.outer:
         right = vectors[RIGHT_PREFIX + name].double()
         shape = (*right.shape, *wanted.shape) if transposed else (*wanted.shape, *right.shape)
         _require(right.ndim == 1 and now.numel() and now.shape[-2:] == shape, where, now)
@@ -151,13 +145,13 @@ def _slot(
         _require(before.shape in ((), wanted.shape, now.shape), where, before)
         delta, error = _rows(now.reshape(-1, now.shape[-1]), before, wanted)
     return StoredSlot(
-        parameter=str(tensor["parameter"]),
+        parameter=tensor.parameter or name,
         delta=delta.float(),
         gain=gain,
         rel_error=float(error.nan_to_num(float("inf"))),
         right=None if right is None else right.float(),
         transposed=transposed,
-        index=tensor.get("index"),
+        index=tensor.index,
         original=before if added and right is not None else None,
     )
 

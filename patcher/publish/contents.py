@@ -7,22 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
+from patcher.checkpoint.steering_files import CARD, GENERATIONS, MANIFEST, PICTURES, VECTORS, numbered
 from patcher.disk.links import require_inside
 from patcher.errors import InputError, OutsideError
 from patcher.errors.hub import holds_token
-from patcher.patched import reading
+from patcher.patched.schema import Manifest, Verification
 from patcher.publish.privacy import sanitised_config, sanitised_manifest, sanitised_text
-
-MANIFEST, VECTORS, CARD = "steering.json", "steering.safetensors", "README.md"
-GENERATIONS = "steering_generations.jsonl"
-PICTURES = "steering_*.png"
 
 _LEGAL = ("LICEN[CS]E*", "Licen[cs]e*", "COPYING*", "NOTICE*", "USE_POLICY*")
 _BELONGS = (
-    *("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.bpe", "*.txt", "*.py", "README.md"),
-    *("additional_chat_templates/*.jinja", GENERATIONS, "steering_generations.*.jsonl", PICTURES, *_LEGAL),
+    *("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.bpe", "*.txt", "*.py", CARD),
+    *("additional_chat_templates/*.jinja", GENERATIONS, numbered(GENERATIONS, "*"), PICTURES, *_LEGAL),
 )
 # Weights in other formats would be preferred by some stacks, and run unsteered.
 _NEVER = ("consolidated*", "*.bin.index.json", "*.partial*")
@@ -78,11 +74,7 @@ class PublishedFile:
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    return reading.read_manifest(folder).as_json()
-
-
-def check_verified(manifest: Mapping[str, Any], folder: Path, *, remote: bool = False) -> None:
+def check_verified(manifest: Manifest, folder: Path, *, remote: bool = False) -> None:
     """Refuse a folder whose steering was not shown to work.
 
     Args:
@@ -91,12 +83,11 @@ def check_verified(manifest: Mapping[str, Any], folder: Path, *, remote: bool = 
     Raises:
         InputError: a stack failed, or stock transformers was not checked in full.
     """
-    entries = [entry for entry in manifest.get("verification") or [] if isinstance(entry, Mapping)]
     enough = ("passed", "truncated", "structural") if remote else ("passed",)
-    bad = [entry for entry in entries if _stands_in_the_way(entry, enough)]
-    if not bad and any(entry.get("stack") == "transformers" for entry in entries):
+    bad = [entry for entry in manifest.verification if _stands_in_the_way(entry, enough)]
+    if not bad and any(entry.stack == "transformers" for entry in manifest.verification):
         return
-    found = ", ".join(f"{entry.get('stack')}: {entry.get('status')}" for entry in bad) or "no check in transformers"
+    found = ", ".join(f"{entry.stack}: {entry.status}" for entry in bad) or "no check in transformers"
     raise InputError(
         "the steering of this folder was not verified, so it is not published",
         where=f"{folder / MANIFEST}: verification",
@@ -106,9 +97,7 @@ def check_verified(manifest: Mapping[str, Any], folder: Path, *, remote: bool = 
     )
 
 
-def published_files(
-    folder: Path, manifest: dict[str, Any], on_hub: Mapping[str, OnHub] | None = None
-) -> list[PublishedFile]:
+def published_files(folder: Path, manifest: Manifest, on_hub: Mapping[str, OnHub] | None = None) -> list[PublishedFile]:
     """The files to publish, sorted by name; local paths and tokens are taken out of copies in memory.
 
     Args:
@@ -144,12 +133,11 @@ def left_over(in_repository: list[str], published: list[str]) -> list[str]:
     return sorted(name for name in set(in_repository) - set(published) if _matches(name, _READ_BY_LOADERS))
 
 
-def _stands_in_the_way(entry: Mapping[str, Any], enough: Sequence[str]) -> bool:
-    status = entry.get("status")
-    if entry.get("stack") == "transformers":
-        return status not in enough or entry.get("passed") is False
+def _stands_in_the_way(entry: Verification, enough: Sequence[str]) -> bool:
+    if entry.stack == "transformers":
+        return entry.status not in enough or entry.passed is False
     # The other stacks may stay unchecked.
-    return status == "failed" or (status == "passed" and entry.get("passed") is False)
+    return entry.status == "failed" or (entry.status == "passed" and entry.passed is False)
 
 
 def _belongs(name: str) -> bool:
@@ -181,14 +169,14 @@ def _check_complete(folder: Path, names: set[str]) -> None:
         )
 
 
-def _cleaned(file: PublishedFile, manifest: dict[str, Any]) -> PublishedFile:
+def _cleaned(file: PublishedFile, manifest: Manifest) -> PublishedFile:
     if not file.name.endswith(_TEXT) and not _matches(file.name, _LEGAL):
         return file
     raw = file.read()
     text = raw.decode("utf-8", errors="replace")
     cleaned = text
     if file.name == MANIFEST:
-        cleaned = json.dumps(sanitised_manifest(manifest), indent=2, ensure_ascii=False) + "\n"
+        cleaned = sanitised_manifest(manifest).text()
     elif file.name == GENERATIONS:
         # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
         cleaned = "\n".join(_cleaned_record(line) for line in text.split("\n"))

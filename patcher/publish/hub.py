@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from patcher.errors import InputError, OutsideError
 from patcher.errors.hub import hub_errors
+from patcher.patched.reading import read_manifest
+from patcher.patched.schema import Manifest
 from patcher.publish.commit import CopyRefusedError, Target, can_copy, commit
-from patcher.publish.contents import OnHub, PublishedFile, check_verified, left_over, published_files, read_manifest
+from patcher.publish.contents import OnHub, PublishedFile, check_verified, left_over, published_files
 from patcher.publish.duplicate import DuplicateRefusedError, duplicate_and_commit, require_here, worth_duplicating
 from patcher.publish.meter import Meter
 from patcher.publish.privacy import sanitised_manifest, sanitised_text
@@ -101,7 +103,7 @@ def push_folder(
         owner = str(api.whoami()["name"])
     if "/" not in repo:
         repo = f"{owner}/{repo}"
-    base = base_on_hub(api, manifest, say)
+    base = base_on_hub(api, manifest.base, say)
     if not private and not public:
         check_base_is_public(api, base, repo)
     with hub_errors(f"creating {repo}", repo):
@@ -264,10 +266,7 @@ def _branch(target: Target) -> Iterator[ModelInfo]:
         raise
 
 
-def _title(manifest: dict[str, Any]) -> str:
-    base = manifest.get("base")
-    model = base.get("model") if isinstance(base, dict) else None
-    edits = [edit for edit in manifest["edits"] if isinstance(edit, dict)]
-    what = ", ".join(f"{edit.get('name', 'steering')} at layer {edit.get('layer')}" for edit in edits)
-    title = f"Steered copy of {model or 'a model'}" + (f": {what}" if what else "")
+def _title(manifest: Manifest) -> str:
+    what = ", ".join(f"{edit.name} at layer {edit.layer}" for edit in manifest.edits)
+    title = f"Steered copy of {manifest.base.model or 'a model'}" + (f": {what}" if what else "")
     return title if len(title) <= 120 else title[:117] + "..."

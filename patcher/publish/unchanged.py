@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from patcher.checkpoint.copying import sha256_of
 from patcher.errors.hub import hub_errors
+from patcher.patched.schema import Base
 from patcher.publish.contents import OnHub, PublishedFile
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def _sha256(content: Path | bytes | OnHub) -> str:
     return sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
 
 
-def base_on_hub(api: HfApi, manifest: Mapping[str, Any], say: Callable[[str], None]) -> HubBase | None:
-    """What the Hub shows of the base that ``steering.json`` names; None if that was a local folder.
+def base_on_hub(api: HfApi, record: Base, say: Callable[[str], None]) -> HubBase | None:
+    """What the Hub shows of the base that a patch names; None if that was a local folder.
 
     A base that is gone, private or gated is no error: its files are then sent from here.
 
@@ -105,10 +106,9 @@ def base_on_hub(api: HfApi, manifest: Mapping[str, Any], say: Callable[[str], No
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    record = manifest.get("base")
-    if not isinstance(record, Mapping) or record.get("hub") is not True or not isinstance(record.get("model"), str):
+    if not record.hub:
         return None
-    name, revision = record["model"], record.get("revision")
+    name, revision = record.model, record.revision
     with hub_errors("looking at the base", name):
         try:
             info = api.model_info(name)
@@ -119,7 +119,7 @@ def base_on_hub(api: HfApi, manifest: Mapping[str, Any], say: Callable[[str], No
             return HubBase(name, revision, None, None, False, {})
         repo, gated = info.id or name, bool(info.gated)
         try:
-            files = _large_files(api, repo, revision, record.get("files") or [])
+            files = _large_files(api, repo, revision, [file.name for file in record.files or []])
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             why = "access to it must be asked for" if isinstance(error, GatedRepoError) else f"it has no {revision}"
             say(f"the files of the base {repo} cannot be copied: {why}")
@@ -127,8 +127,7 @@ def base_on_hub(api: HfApi, manifest: Mapping[str, Any], say: Callable[[str], No
     return HubBase(repo, revision, info.sha, bool(info.private), gated, files)
 
 
-def _large_files(api: HfApi, repo: str, revision: str | None, records: Sequence[Any]) -> dict[str, BaseFile]:
-    names = [str(record["name"]) for record in records if isinstance(record, Mapping) and "name" in record]
+def _large_files(api: HfApi, repo: str, revision: str | None, names: list[str]) -> dict[str, BaseFile]:
     found = {}
     for start in range(0, len(names), _NAMES_AT_ONCE):
         for file in api.get_paths_info(repo, names[start : start + _NAMES_AT_ONCE], revision=revision):

@@ -10,19 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 OLDEST = Path(__file__).with_name("oldest.json")
 _OF_THE_SLOT = ("native", "flag", "relabel", "parallel")
 
 
-def oldest_versions(route: Mapping[str, Any]) -> dict[str, str]:
-    """Stack -> version, of the stacks that read the route and were run with such a copy; from the manifest's ``route``.
+def oldest_versions(route: str, architecture: str, stacks: Mapping[str, str]) -> dict[str, str]:
+    """Stack -> version, of those in ``stacks`` (name -> native, backend or no) that were run with such a copy.
 
     A class that was measured with its bias also loads without it, so that version holds for other routes as well.
     """
-    measured = json.loads(OLDEST.read_text(encoding="utf-8")).get(route["architecture"], {})
+    measured = json.loads(OLDEST.read_text(encoding="utf-8")).get(architecture, {})
     known = measured.get("slot", {})
-    if route["name"] not in _OF_THE_SLOT:
+    if route not in _OF_THE_SLOT:
         known = measured.get("loads", known)
-    return {stack: version for stack, version in known.items() if route["stacks"].get(stack, "no") != "no"}
+    return {stack: version for stack, version in known.items() if stacks.get(stack, "no") != "no"}

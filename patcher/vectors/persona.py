@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from patcher.checkpoint.steering_files import GENERATIONS
 from patcher.errors import InputError
 from patcher.pairs import ContrastPair, TokenisedPair, TokenisedSide, sample_pairs, split_held_out
 from patcher.pairs.encoding import TextEncoder
@@ -24,7 +25,6 @@ from patcher.pairs.questions import load_questions
 from patcher.recipe.schema import VectorSpec
 from patcher.vectors.responses import generate_responses
 
-GENERATIONS = "steering_generations.jsonl"
 """The file beside the vector that holds the responses."""
 
 Side = Literal["positive", "negative"]

@@ -12,6 +12,7 @@ from typing import Any
 from patcher.capture.model import has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder, read_json_object
 from patcher.errors import OutsideError
+from patcher.patched.schema import Patch
 from patcher.patched.stored import read_stored
 from patcher.stacks.environments import Environment, Missing, find
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
@@ -49,7 +50,7 @@ def verify_in_stacks(
     stacks: Sequence[str],
     folder: Path,
     base: Path,
-    manifest: Mapping[str, Any],
+    patch: Patch,
     options: Options,
     *,
     transformers_options: Mapping[str, Any],
@@ -63,7 +64,7 @@ def verify_in_stacks(
         stacks: names; what is not installed gets an entry ``not_checked``.
         folder: the finished folder.
         base: the base checkpoint, adapter merged.
-        manifest: ``edits`` and ``route`` of ``steering.json``.
+        patch: its ``edits`` and ``route`` say what is where.
         transformers_options: keywords for :func:`verify_in_transformers` that other stacks have no use for.
         scratch: where intermediate files may lie.
         after_transformers: called with the entry of transformers before any other stack is run.
@@ -79,13 +80,13 @@ def verify_in_stacks(
     found = {stack: find(stack, options.where(stack)) for stack in stacks}
     kept: list[Run] = []
     entries: dict[str, dict[str, Any]] = {}
-    exact = bool(manifest["route"]["exact"])
+    exact = patch.route.exact
     others = [where for stack, where in found.items() if stack != TRANSFORMERS and isinstance(where, Environment)]
     if TRANSFORMERS in found or (others and not exact):
         entry = verify_in_transformers(
             folder,
             base,
-            manifest,
+            patch,
             tolerance=options.tolerance,
             probes=options.probes,
             trust_remote_code=options.trust_remote_code,
@@ -102,7 +103,7 @@ def verify_in_stacks(
             run_reference(
                 folder,
                 base,
-                manifest,
+                patch,
                 probes=options.probes,
                 trust_remote_code=options.trust_remote_code,
                 scratch=scratch,
@@ -119,7 +120,7 @@ def verify_in_stacks(
             )
         else:
             say(f"verifying: {stack}")
-            entries[stack] = _in_stack(where, folder, base, manifest, kept, options, scratch, say)
+            entries[stack] = _in_stack(where, folder, base, patch, kept, options, scratch, say)
     return [entries[stack] for stack in stacks]
 
 
@@ -127,13 +128,13 @@ def _in_stack(
     where: Environment,
     folder: Path,
     base: Path,
-    manifest: Mapping[str, Any],
+    patch: Patch,
     kept: Sequence[Run],
     options: Options,
     scratch: Path | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    exact = bool(manifest["route"]["exact"])
+    exact = patch.route.exact
     texts = list(options.probes or PROBES) if has_tokenizer(base) else []
     ids, expected = _expected(kept, exact=exact, from_texts=bool(texts))
     positions = _positions(base)
@@ -160,7 +161,7 @@ def _in_stack(
     if run.error is not None and of_base.error is not None:
         note = f"it runs neither the folder nor the base: {_without_paths(run.error, hidden)}"
         return not_checked(where.stack, run.version, note, detail=run.detail)
-    off = max(layer.rel_error for layer in read_stored(folder, manifest).values())
+    off = max(layer.rel_error for layer in read_stored(folder, patch).values())
     result = compare_in_stack(run, of_base, expected, tolerance=options.tolerance, stored_error=off)
     entry = _entry(where, run, result, exact=exact)
     for check in entry["checks"]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from patcher.patched.schema import Fit
 from patcher.patched.stored import StoredLayer
 from patcher.routes.plan import STORED_LIMIT
 
@@ -56,9 +58,10 @@ class FitLimits:
     kl: float = FIT_KL
 
     @classmethod
-    def of(cls, fit: Mapping[str, Any], error: float, kl: float) -> FitLimits:
+    def of(cls, fit: Fit | None, error: float, kl: float) -> FitLimits:
         """From the manifest's ``route.fit``; a fit that was never measured is infinitely wrong."""
-        return cls(float(fit.get("error_mean", "inf")), error, kl)
+        measured = None if fit is None else fit.error_mean
+        return cls(math.inf if measured is None else measured, error, kl)
 
 
 @dataclass

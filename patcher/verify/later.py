@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from patcher.checkpoint.prepare import temporary_base
-from patcher.checkpoint.staging import MANIFEST
+from patcher.checkpoint.steering_files import MANIFEST
 from patcher.errors import InputError
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
-from patcher.patched.stored import read_manifest
+from patcher.patched.reading import read_manifest
+from patcher.patched.schema import Patch
 from patcher.recipe.schema import VerifySpec
 from patcher.stacks.environments import find
 from patcher.verify.all_stacks import Options, verify_in_stacks
@@ -48,15 +49,15 @@ def verify_folder_in(
         OutsideError: the base could not be downloaded, or stock software could not run.
     """
     say = progress or (lambda _text: None)
-    manifest = read_manifest(folder)
+    patch = read_manifest(folder)
     for stack in stacks:
         find(stack, (places or {}).get(stack))
-    source = recorded_base(manifest, base)
+    source = recorded_base(patch, base)
     say("checking that the base is the one the folder was made from")
-    require_recorded(source.folder, manifest)
-    merged = recorded_adapter(manifest, adapter)
+    require_recorded(source.folder, patch)
+    merged = recorded_adapter(patch, adapter)
     with temporary_base(source, merged, trust_remote_code=trust_remote_code) as reference:
-        asked = _asked(manifest, folder)
+        asked = _asked(patch, folder)
         options = Options(
             tolerance=asked.tolerance,
             probes=asked.probes,
@@ -72,21 +73,20 @@ def verify_folder_in(
             stacks,
             folder,
             reference,
-            manifest,
+            patch,
             options,
             transformers_options=only_transformers,
             progress=progress,
         )
 
 
-def _asked(manifest: Mapping[str, Any], folder: Path) -> VerifySpec:
+def _asked(patch: Patch, folder: Path) -> VerifySpec:
     """How the recipe wants the folder verified, within the limits of a recipe.
 
     Raises:
         InputError: the manifest says what no recipe can.
     """
-    resolved = (manifest.get("recipe") or {}).get("resolved") or {}
-    stated = resolved.get("verify")
+    stated = patch.resolved.get("verify")
     said = stated if isinstance(stated, dict) else {}
     try:
         return VerifySpec.model_validate({key: said[key] for key in _ASKED if key in said})

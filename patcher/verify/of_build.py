@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patcher.errors import CheckFailed, OutsideError
+from patcher.patched.schema import Patch
 from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.all_stacks import Options, require_installed, verify_in_stacks
@@ -36,7 +37,7 @@ def verify_build(
     recipe: Recipe,
     folder: Path,
     base: Path,
-    manifest: Mapping[str, Any],
+    patch: Patch,
     *,
     scratch: Path,
     progress: Callable[[str], None],
@@ -58,7 +59,7 @@ def verify_build(
         stacks_of(recipe),
         folder,
         base,
-        manifest,
+        patch,
         Options(options.tolerance, options.probes, recipe.trust_remote_code),
         transformers_options={
             "long_prompt_limit": options.long_prompt_limit,

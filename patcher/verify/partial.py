@@ -15,6 +15,7 @@ from patcher.checkpoint.block_names import BlockNames
 from patcher.checkpoint.folder import INDEX, CheckpointFolder, read_json_object
 from patcher.checkpoint.hub_folder import HubCheckpoint
 from patcher.errors import InputError, OutsideError
+from patcher.patched.schema import Patch
 from patcher.patched.stored import StoredLayer, read_stored
 from patcher.routes.plan import STORED_LIMIT
 from patcher.stacks.names import TRANSFORMERS
@@ -40,7 +41,7 @@ class PartialCopy:
         folder: the new files, with the index of all.
         absent: name in the copy -> in the base, of the weight files that are not in the folder.
         base: the base.
-        manifest: of the copy.
+        patch: its ``edits`` and ``route``.
         architecture: of the base.
         names: how the base's tensors are told apart.
     """
@@ -48,7 +49,7 @@ class PartialCopy:
     folder: Path
     absent: Mapping[str, str]
     base: HubCheckpoint
-    manifest: Mapping[str, Any]
+    patch: Patch
     architecture: Architecture
     names: BlockNames
 
@@ -75,7 +76,7 @@ def verify_partially(
         OutsideError: a process died, or stock transformers cannot load the base.
     """
     progress("verifying: names and shapes in stock transformers")
-    stored = read_stored(copy.folder, copy.manifest, partial=True)
+    stored = read_stored(copy.folder, copy.patch, partial=True)
     checks, version = _structure(copy, stored, scratch / "whole")
     passed = all(check.passed is not False for check in checks)
     entry = _structural(checks, version, passed)
@@ -98,7 +99,7 @@ def verify_partially(
         ran = verify_in_transformers(
             folder,
             base,
-            copy.manifest,
+            copy.patch,
             tolerance=tolerance,
             probes=probes,
             long_prompt_limit=long_prompt_limit,
@@ -138,7 +139,7 @@ def _structure(copy: PartialCopy, stored: Mapping[int, StoredLayer], place: Path
             remedy="check that the base loads in this transformers",
             code="stack",
         )
-    checks.append(_loading(found["base"], found["copy"], copy.manifest["route"]))
+    checks.append(_loading(found["base"], found["copy"], copy.patch.route.architecture))
     return checks, str(result["version"])
 
 
@@ -165,7 +166,7 @@ def _index(folder: Path) -> Check:
     return Check("index", not wrong, note=note)
 
 
-def _loading(base: Mapping[str, Any], copy: Mapping[str, Any], route: Mapping[str, Any]) -> Check:
+def _loading(base: Mapping[str, Any], copy: Mapping[str, Any], architecture: str) -> Check:
     if "error" in copy:
         return Check("names and shapes", False, note=f"stock transformers cannot load the copy: {copy['error']}")
     problems = []
@@ -173,8 +174,8 @@ def _loading(base: Mapping[str, Any], copy: Mapping[str, Any], route: Mapping[st
         new = sorted(set(copy["loading"].get(kind, [])) - set(base["loading"].get(kind, [])))
         if new:
             problems.append(f"{kind.replace('_', ' ')}: {', '.join(new[:3])}{' ...' if len(new) > 3 else ''}")
-    if copy["class"] != route["architecture"]:
-        problems.append(f"loaded as {copy['class']}, not as {route['architecture']}")
+    if copy["class"] != architecture:
+        problems.append(f"loaded as {copy['class']}, not as {architecture}")
     note = "; ".join(problems) or "no missing, no unexpected key beyond the base's"
     return Check("names and shapes", not problems, note=note)
 

@@ -21,6 +21,7 @@ from patcher.capture.memory import address_space_left, available_memory
 from patcher.capture.model import has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import OutsideError
+from patcher.patched.schema import Patch
 from patcher.patched.stored import StoredLayer, read_stored
 from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.comparison import FIT_ERROR, FIT_KL, Check, Comparison, FitLimits, Run, compare
@@ -36,7 +37,7 @@ RUNNER = Path(__file__).with_name("programs") / "stock_run.py"
 def verify_in_transformers(
     folder: Path,
     base: Path,
-    manifest: Mapping[str, Any],
+    patch: Patch,
     *,
     tolerance: float = 1e-4,
     probes: Sequence[str] | None = None,
@@ -56,7 +57,7 @@ def verify_in_transformers(
     Args:
         folder: the patched folder (or its staging folder), with ``steering.safetensors`` in it.
         base: the base checkpoint, adapter merged.
-        manifest: ``edits`` and ``route`` of ``steering.json``.
+        patch: its ``edits`` and ``route`` say what is where.
         fit_error, fit_kl: limits of a fitted route, see :class:`patcher.verify.comparison.FitLimits`.
         scratch: where intermediate files may lie; a build gives a place that the next one cleans if this one dies.
         keep: called with the reference and the candidate, for whoever compares another stack with them.
@@ -69,10 +70,10 @@ def verify_in_transformers(
             transformers could not run the base.
     """
     say = progress or (lambda _text: None)
-    stored = read_stored(folder, manifest)
+    stored = read_stored(folder, patch)
     with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=scratch) as name:
         place = Path(name)
-        job, long_note = _job(folder, base, manifest, stored, place, probes, long_prompt_limit, trust_remote_code)
+        job, long_note = _job(folder, base, patch, stored, place, probes, long_prompt_limit, trust_remote_code)
         say("verifying: the base under a hook")
         reference = _run({**job, "role": "reference", "folder": job["base"]}, place / "reference")
         say("verifying: the patched folder in stock transformers")
@@ -90,19 +91,19 @@ def verify_in_transformers(
             return _entry(Comparison([failed]), reference)
         if keep is not None:
             keep(reference, candidate)
-        route, quantisation = manifest["route"], quantisation_of(CheckpointFolder(base).config)
-        written = [str(tensor["parameter"]) for tensor in route["tensors"]]
-        written += [str(name) for name in (*route.get("zeros", {}).get("names", []), *route.get("derived", {}))]
+        route, quantisation = patch.route, quantisation_of(CheckpointFolder(base).config)
+        written = [tensor.parameter or tensor.name for tensor in route.tensors]
+        written += [*(route.zeros.names if route.zeros else ()), *route.derived]
         result = compare(
             reference,
             candidate,
             stored,
-            architecture=str(route["architecture"]),
-            centred=route.get("residual") == "centred",
+            architecture=route.architecture,
+            centred=route.centred,
             tolerance=tolerance,
             written=written,
             long_note=long_note,
-            fit=None if route["exact"] else FitLimits.of(route.get("fit") or {}, fit_error, fit_kl),
+            fit=None if route.exact else FitLimits.of(route.fit, fit_error, fit_kl),
             quantised=None if quantisation is None else quantisation.method,
         )
         return _entry(result, reference)
@@ -111,7 +112,7 @@ def verify_in_transformers(
 def run_reference(
     folder: Path,
     base: Path,
-    manifest: Mapping[str, Any],
+    patch: Patch,
     *,
     probes: Sequence[str] | None = None,
     trust_remote_code: bool = False,
@@ -123,8 +124,8 @@ def run_reference(
         OutsideError: the process died, or stock transformers could not run the base.
     """
     with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=scratch) as name:
-        place, stored = Path(name), read_stored(folder, manifest)
-        job, _ = _job(folder, base, manifest, stored, place, probes, 0, trust_remote_code)
+        place, stored = Path(name), read_stored(folder, patch)
+        job, _ = _job(folder, base, patch, stored, place, probes, 0, trust_remote_code)
         return _run({**job, "own_dtype": False, "role": "reference", "folder": job["base"]}, place / "reference")
 
 
@@ -158,7 +159,7 @@ def _number(value: float | None) -> float | None:
 def _job(
     folder: Path,
     base: Path,
-    manifest: Mapping[str, Any],
+    patch: Patch,
     stored: Mapping[int, StoredLayer],
     scratch: Path,
     probes: Sequence[str] | None,
@@ -208,7 +209,7 @@ def _job(
         "layers": {
             f"layer.{layer}": {"reference": layer, "candidate": held.copy_layer} for layer, held in stored.items()
         },
-        "blocks": manifest["route"]["blocks"],
+        "blocks": patch.route.blocks,
         "amplify": 1.0,
         "offload": None if offload is None else {"folder": str(offload.folder), "bytes": offload.memory},
         "trust_remote_code": trust_remote_code,

@@ -14,6 +14,7 @@ from patcher.build.local import build
 from patcher.cli import main
 from patcher.demo.write import write_demo
 from patcher.errors import CheckFailed
+from patcher.patched.reading import read_manifest
 from patcher.publish.contents import published_files
 from patcher.recipe.file import load_recipe
 from patcher.sweep.auto import fill_in
@@ -65,8 +66,7 @@ def test_the_card_shows_them_and_is_published_with_its_pictures(built: Path) -> 
         assert (built / name).read_bytes().startswith(b"\x89PNG")
     assert "KL divergence from the base; the guard is 0.5" in card and "## Completions" in card
     assert "system prompt alone" in card and "Warning" not in card
-    manifest = json.loads((built / "steering.json").read_text())
-    names = {file.name for file in published_files(built, manifest)}
+    names = {file.name for file in published_files(built, read_manifest(built))}
     assert {"steering_by_coefficient.png", "steering_shifted_tokens.png"} <= names
     assert not [path for path in built.iterdir() if path.name.startswith(".")]
 

@@ -16,7 +16,7 @@ from support.verified import verify_folder
 from patcher.build.local import build
 from patcher.build.result import BuildResult
 from patcher.build.unpatch import unpatch
-from patcher.patched.stored import read_manifest
+from patcher.patched.reading import read_manifest
 from patcher.recipe.file import load_recipe
 
 LLAMA, GPT2 = "meta-llama--Llama-3.2-1B", "openai-community--gpt2"
@@ -68,7 +68,9 @@ def test_a_patched_folder_is_patched_and_verified_again(tmp_path: Path, model: s
     run(tmp_path, "base", "first", layer, "one")
     manifest = run(tmp_path, "first", "second", layer, "two").manifest
     assert manifest["verification"][0]["passed"] and len(manifest["history"]) == 1
-    assert json.loads((tmp_path / "second" / "steering.json").read_text()) == read_manifest(tmp_path / "second")
+    assert (
+        json.loads((tmp_path / "second" / "steering.json").read_text()) == read_manifest(tmp_path / "second").as_json()
+    )
     one, two = (load_file(tmp_path / name / "steering.safetensors") for name in ("first", "second"))
     name = manifest["route"]["tensors"][0]["name"]
     before = stored(tmp_path / "base").get(name, torch.zeros(64))

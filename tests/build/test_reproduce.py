@@ -16,9 +16,8 @@ from support.tiny_models import tiny_checkpoint, write_recipe
 
 from patcher.build.local import build
 from patcher.build.reproduce import Reproduced, reproduce
-from patcher.checkpoint.staging import MANIFEST
+from patcher.checkpoint.steering_files import MANIFEST, VECTORS
 from patcher.errors import InputError
-from patcher.patched.stored import VECTORS
 from patcher.recipe.file import load_recipe
 
 LLAMA = "meta-llama--Llama-3.2-1B"

@@ -16,8 +16,7 @@ from support.tiny_models import tiny_checkpoint
 
 from patcher.checkpoint import restoring
 from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
-from patcher.checkpoint.staging import MANIFEST
-from patcher.patched.stored import VECTORS
+from patcher.checkpoint.steering_files import MANIFEST, VECTORS
 from patcher.publish.privacy import sanitised_manifest
 
 LLAMA, GPT2, QWEN2, QWEN3 = (

@@ -13,9 +13,8 @@ from support.patched_folders import back, edit_manifest, odd_header, patched, re
 from support.tiny_models import default_checkpoint, tiny_checkpoint
 
 from patcher.checkpoint.folder import SINGLE
-from patcher.checkpoint.staging import MANIFEST
+from patcher.checkpoint.steering_files import MANIFEST, VECTORS
 from patcher.errors import CheckFailed, InputError, PatchModelError
-from patcher.patched.stored import VECTORS
 
 LLAMA, GPT2, QWEN2, QWEN3 = (
     "meta-llama--Llama-3.2-1B", "openai-community--gpt2", "Qwen--Qwen2.5-0.5B", "Qwen--Qwen3-8B"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import yaml
 from support.publishing import manifest
 
-from patcher.card.card import render_card
+from patcher.card.card import render_card as render
+from patcher.patched.schema import Manifest
+
+
+def render_card(content: dict[str, Any], base_card: str | None, licences: Sequence[str] = ()) -> str:
+    return render(Manifest.model_validate(content), base_card, licences)
+
 
 BASE_CARD = """---
 language:

@@ -12,11 +12,12 @@ from support.old_transformers import skip_if_too_old
 from support.tiny_models import default_checkpoint, tiny_checkpoint
 
 from patcher.architectures.analysis import Architecture
+from patcher.build.manifest import build_manifest
 from patcher.card.card import render_card
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import Source
-from patcher.patched.writing import build_manifest
+from patcher.patched.schema import Manifest
 from patcher.recipe.schema import Recipe
 from patcher.routes.plan import Plan
 from patcher.routes.planner import choose_route
@@ -45,7 +46,7 @@ def planned(folder: Path, name: str, layers: list[int] | None, **options: Any) -
     return replace(plan, tensors=fitted, fit=FIT), checkpoint
 
 
-def manifest_of(plan: Plan, checkpoint: CheckpointFolder) -> dict[str, Any]:
+def manifest_of(plan: Plan, checkpoint: CheckpointFolder) -> Manifest:
     """What a build would write, without its measurements."""
     vectors = [SteeringVector(f"v{layer}", layer, layer, 2.0, torch.ones(64), 40.0) for layer in plan.sites]
     spec = {"name": "v", "pairs": [{"positive": "a", "negative": "b"}], "layer": 1, "coefficient": 2.0}
@@ -53,6 +54,7 @@ def manifest_of(plan: Plan, checkpoint: CheckpointFolder) -> dict[str, Any]:
         {"model": "me/base", "vectors": [{**spec, "name": vector.name} for vector in vectors], "output": "out"}
     )
     return build_manifest(
+        None,
         source=Source("me/base", True, "0" * 40, checkpoint.path),
         adapter=None,
         files=[],
@@ -60,8 +62,7 @@ def manifest_of(plan: Plan, checkpoint: CheckpointFolder) -> dict[str, Any]:
         recipe_text="",
         plan=plan,
         vectors=vectors,
-        originals={write.name: torch.zeros(()) for write in plan.carriers if write.kind == "added"},
-        stored_rel_errors=dict.fromkeys(plan.sites, 0.0),
+        originals={write.name for write in plan.carriers if write.kind == "added"},
         config_before=checkpoint.config,
         evaluation=None,
         notes=[],
@@ -69,7 +70,7 @@ def manifest_of(plan: Plan, checkpoint: CheckpointFolder) -> dict[str, Any]:
 
 
 def card_of(plan: Plan, checkpoint: CheckpointFolder, **changes: Any) -> str:
-    return render_card({**manifest_of(plan, checkpoint), **changes}, None)
+    return render_card(manifest_of(plan, checkpoint).with_parts(**changes), None)
 
 
 # (model, layers, what the recipe says, what the card says, what it does not say)
@@ -242,7 +243,7 @@ def test_advice_to_the_builder_is_reported_but_not_in_the_card(tmp_path: Path) -
     plan, checkpoint = planned(tmp_path / "base", "Qwen--Qwen3-8B", None, route="carrier")
     plan = replace(plan, advice=("`prefer: free` takes the `relabel` route at no run-time cost",))
     written = manifest_of(plan, checkpoint)
-    assert written["route"]["advice"] == list(plan.advice)
+    assert written.route.advice == list(plan.advice)
     assert "prefer: free" not in render_card(written, None)
 
 

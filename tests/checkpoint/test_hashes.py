@@ -23,6 +23,7 @@ from patcher.checkpoint.writer import write_copy
 from patcher.disk.cache_folder import cache_folder
 from patcher.errors import InputError, OutsideError
 from patcher.patched.base import require_recorded
+from patcher.patched.schema import Patch
 
 LARGE = 2 << 20
 
@@ -246,8 +247,9 @@ def test_an_unreadable_file(base: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_differs_from_a_record(base: Path) -> None:
     records = file_records(base)
+    recorded = Patch.model_validate({"base": {"model": "base", "files": records}})
     assert differing(base, records) == []
-    require_recorded(base, {"base": {"files": records}})
+    require_recorded(base, recorded)
     raw = bytearray((base / "model-00001-of-00002.safetensors").read_bytes())
     raw[-1] ^= 1
     (base / "model-00001-of-00002.safetensors").write_bytes(raw)
@@ -256,7 +258,7 @@ def test_what_differs_from_a_record(base: Path) -> None:
     wrong = ["LICENSE", "config.json", "model-00001-of-00002.safetensors"]
     assert differing(base, records) == wrong
     with pytest.raises(InputError, match="not the base that the folder was made from"):
-        require_recorded(base, {"base": {"files": records}})
+        require_recorded(base, recorded)
     # Without a hash there is only the size.
     unhashed = [{**record, "sha256": None} for record in records]
     assert differing(base, unhashed) == ["LICENSE", "config.json"]

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from support.checkpoints import fill, hashes, names, ours, whole
 
 from patcher.checkpoint import staging
-from patcher.checkpoint.staging import MANIFEST, check_output, scratch_folder, staged_folder
+from patcher.checkpoint.staging import check_output, scratch_folder, staged_folder
+from patcher.checkpoint.steering_files import MANIFEST
 from patcher.errors import InputError, OutsideError
 
 Checkpoint = Callable[..., Path]

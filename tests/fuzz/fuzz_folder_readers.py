@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,9 +20,11 @@ from patcher.build.unpatch import unpatch
 from patcher.card.card import render_card
 from patcher.export import export_folder
 from patcher.gguf.edits import edits_of_folder
-from patcher.patched.stored import read_manifest, read_stored
+from patcher.patched.reading import read_manifest
+from patcher.patched.schema import Patch
+from patcher.patched.stored import read_stored
 from patcher.publish.contents import check_verified, published_files
-from patcher.publish.contents import read_manifest as read_published_manifest
+from patcher.verify.comparison import FitLimits
 
 
 def _patched() -> list[Case]:
@@ -36,13 +37,13 @@ def _stored(folder: Path, _out: Path) -> Any:
     return read_stored(folder, manifest), _consumed(manifest)
 
 
-def _consumed(manifest: Mapping[str, Any]) -> list[Any]:
+def _consumed(patch: Patch) -> list[Any]:
     """What the runs of stock software take from a manifest."""
-    route = manifest["route"]
-    written = [str(tensor["parameter"]) for tensor in route["tensors"]]
-    written += [str(name) for name in (*route.get("zeros", {}).get("names", []), *route.get("derived", {}))]
-    fit = None if route["exact"] else float((route.get("fit") or {}).get("error_mean", "inf"))
-    return [written, str(route["architecture"]), str(route["blocks"]), route.get("residual"), fit]
+    route = patch.route
+    written = [tensor.parameter for tensor in route.tensors]
+    written += [*(route.zeros.names if route.zeros else ()), *route.derived]
+    fit = None if route.exact else FitLimits.of(route.fit, 0.3, 0.15)
+    return [written, route.architecture, route.blocks, route.centred, fit]
 
 
 @reader("steering.json: verify", _patched)
@@ -59,7 +60,7 @@ def _verify(folder: Path, _out: Path) -> Any:
 
 @reader("steering.json: publish", _patched)
 def _publish(folder: Path, _out: Path) -> Any:
-    manifest = read_published_manifest(folder)
+    manifest = read_manifest(folder)
     check_verified(manifest, folder)
     return [file.read() for file in published_files(folder, manifest)]
 

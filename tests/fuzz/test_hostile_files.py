@@ -25,6 +25,7 @@ from patcher.checkpoint.safetensors_file import read_header
 from patcher.errors import InputError, OutsideError
 from patcher.gguf.slots import Slot, relabelling
 from patcher.pairs import load_pairs
+from patcher.patched.schema import Manifest
 from patcher.recipe.file import load_recipe
 from patcher.recipe.yaml_lines import parse_yaml
 from patcher.routes.rank_one.calibration import load_calibration
@@ -249,7 +250,7 @@ BOMB = "a: &a {k0: 1}\n" + "".join(
 
 @pytest.mark.parametrize("front", [BOMB, "license: 2024-13-45", "license: " + "[" * 5000, "license: !!int ''", "a: *b"])
 def test_a_base_whose_card_is_a_trap_hands_on_nothing(front: str) -> None:
-    manifest = json.loads(seeds.patched_folders()[0]["steering.json"])
+    manifest = Manifest.model_validate_json(seeds.patched_folders()[0]["steering.json"])
     card = render_card(manifest, f"---\n{front}\n---\n# Base\n")
     assert "license:" not in card and "# " in card
     assert "license: mit" in render_card(manifest, "---\nlicense: mit\n---\n# Base\n")

@@ -15,9 +15,10 @@ from patcher.checkpoint.bin_files import convert_bin
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError
-from patcher.patched.writing import carry_history, give_back_history
+from patcher.patched.history import carry_history, give_back_history
+from patcher.patched.reading import read_manifest
+from patcher.patched.schema import Patch
 from patcher.publish.contents import published_files
-from patcher.publish.contents import read_manifest as read_published_manifest
 
 SECRET = "-----BEGIN PRIVATE KEY-----"
 
@@ -165,14 +166,14 @@ def test_a_link_to_elsewhere_is_not_published(name: str, secret: Path, tmp_path:
     folder = patched(tmp_path / "steered")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(secret)
-    assert_refused(lambda: published_files(folder, read_published_manifest(folder)), folder / name)
+    assert_refused(lambda: published_files(folder, read_manifest(folder)), folder / name)
 
 
 def test_files_that_are_never_published_may_be_links(secret: Path, tmp_path: Path) -> None:
     folder = patched(tmp_path / "steered")
     (folder / ".key").symlink_to(secret)
     (folder / "key.pem").symlink_to(secret)
-    names = {file.name for file in published_files(folder, read_published_manifest(folder))}
+    names = {file.name for file in published_files(folder, read_manifest(folder))}
     assert "steering.json" in names and not names & {".key", "key.pem"}
 
 
@@ -185,4 +186,4 @@ def test_the_history_of_a_folder_carries_no_link_along(secret: Path, tmp_path: P
     earlier = folder / "steering_generations.1.jsonl"
     generations.rename(earlier)
     (tmp_path / "earlier").mkdir()
-    assert_refused(lambda: give_back_history(folder, tmp_path / "earlier", [{"format": 1}]), earlier)
+    assert_refused(lambda: give_back_history(folder, tmp_path / "earlier", [Patch()]), earlier)

@@ -21,7 +21,15 @@ def patched_folder(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     save_file({"love.layer.1": vector(), "love.layer.2": vector(1)}, folder / "steering.safetensors")
     edits = [{"name": "love", "layer": layer, "coefficient": 1.5, "tensor": f"love.layer.{layer}"} for layer in (1, 2)]
-    manifest = {"format": 1, "edits": edits, "route": {"tensors": [{"layer": 1, "original": None}]}, **changes}
+    route = {
+        "name": "native",
+        "exact": True,
+        "architecture": "LlamaForCausalLM",
+        "blocks": "model.layers",
+        "tensors": [],
+    }
+    base = {"model": "base"}
+    manifest = {"format": 1, "base": base, "edits": edits, "route": route, "verification": [], **changes}
     (folder / "steering.json").write_text(json.dumps(manifest))
     return folder
 

@@ -14,10 +14,11 @@ from support.checkpoints import hashes, hooked, load, stored
 from support.patched_folders import back, patch, patched, refused, vector_of, width
 from support.tiny_models import VOCABULARY, tiny_checkpoint
 
-from patcher.checkpoint.staging import MANIFEST
+from patcher.checkpoint.steering_files import MANIFEST, VECTORS, numbered
 from patcher.errors import InputError
-from patcher.patched.stored import VECTORS, read_manifest, read_stored
-from patcher.patched.writing import history_of, numbered
+from patcher.patched.history import history_of
+from patcher.patched.reading import read_manifest
+from patcher.patched.stored import read_stored
 
 LLAMA, GPT2, QWEN2 = "meta-llama--Llama-3.2-1B", "openai-community--gpt2", "Qwen--Qwen2.5-0.5B"
 QWEN3 = "Qwen--Qwen3-8B"
@@ -43,8 +44,8 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("model", [LLAMA, GPT2, QWEN2])
 def test_vectors_add_up_where_they_share_the_slot(tmp_path: Path, model: str) -> None:
     layer, one, two = patched_twice(tmp_path, model)
-    name = read_manifest(tmp_path / "second")["route"]["tensors"][0]["name"]
-    assert name == read_manifest(tmp_path / "first")["route"]["tensors"][0]["name"]
+    name = read_manifest(tmp_path / "second").route.tensors[0].name
+    assert name == read_manifest(tmp_path / "first").route.tensors[0].name
     before = stored(tmp_path / "base").get(name, torch.zeros_like(one))
     # The very sum of fp32, bit for bit.
     assert torch.equal(stored(tmp_path / "second")[name], (before + one) + two)
@@ -58,7 +59,7 @@ def test_vectors_add_up_where_they_share_the_slot(tmp_path: Path, model: str) ->
 
 def test_half_precision_rounds_each_time_and_says_by_how_much(tmp_path: Path) -> None:
     layer, one, two = patched_twice(tmp_path, GPT2, dtype=torch.bfloat16)
-    name = read_manifest(tmp_path / "second")["route"]["tensors"][0]["name"]
+    name = read_manifest(tmp_path / "second").route.tensors[0].name
     before = stored(tmp_path / "base")[name].float()
     now = stored(tmp_path / "second")[name]
     assert torch.equal(now, ((before + one).bfloat16().float() + two).bfloat16())
@@ -93,7 +94,7 @@ def test_what_the_first_patch_left_is_under_a_number(tmp_path: Path) -> None:
         f"two.layer.{layer}", f"original/model.layers.{layer}.mlp.down_proj.bias"
     }  # fmt: skip
     assert (second / "steering.1.safetensors").read_bytes() == (tmp_path / "first" / VECTORS).read_bytes()
-    manifest, first = read_manifest(second), read_manifest(tmp_path / "first")
+    manifest, first = read_manifest(second).as_json(), read_manifest(tmp_path / "first").as_json()
     assert [edit["name"] for edit in manifest["edits"]] == ["two"]
     assert manifest["history"] == [{key: value for key, value in first.items() if key != "history"}]
     for entry in manifest["history"]:

@@ -10,7 +10,9 @@ import pytest
 from support.publishing import FILES, TOKEN, manifest
 
 from patcher.card.card import render_card
-from patcher.publish.contents import GENERATIONS, left_over, published_files
+from patcher.checkpoint.steering_files import GENERATIONS
+from patcher.patched.schema import Manifest
+from patcher.publish.contents import left_over, published_files
 from patcher.vectors import persona
 
 RECORD = {"vector": "warm", "side": "positive", "question": "How?", "response": "a/b, </s> or 1/2\u2028né", "tokens": 9}
@@ -25,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 def published(folder: Path, content: str) -> str:
     (folder / GENERATIONS).write_text(content, encoding="utf-8")
-    files = {file.name: file for file in published_files(folder, manifest())}
+    files = {file.name: file for file in published_files(folder, Manifest.model_validate(manifest()))}
     assert set(files) == {*FILES, GENERATIONS}
     return files[GENERATIONS].read().decode()
 
@@ -68,6 +70,6 @@ def test_another_vectors_responses_go(folder: Path) -> None:
 def test_the_card_says_what_the_vector_is() -> None:
     edit = {**manifest()["edits"][0], "method": "persona"}
     recipe = {"text": "", "resolved": {"vectors": [{"name": "love", "method": "persona", "questions": "q.txt"}]}}
-    card = render_card(manifest(edits=[edit], recipe=recipe), None)
+    card = render_card(Manifest.model_validate(manifest(edits=[edit], recipe=recipe)), None)
     assert "mean difference of the model's own responses under opposite personas" in card
     assert "2507.21509" in card and "2312.06681" not in card

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from patcher.architectures.model_class import quiet_transformers
-from patcher.checkpoint.staging import MANIFEST
+from patcher.checkpoint.steering_files import MANIFEST
 
 HIDDEN, VOCABULARY, LAYERS = 32, 64, 2
 

@@ -12,6 +12,7 @@ import torch
 from support.checkpoints import hashes
 
 from patcher.architectures.analysis import Architecture
+from patcher.build.manifest import build_manifest
 from patcher.build.unpatch import Unpatched, unpatch
 from patcher.card.card import render_card
 from patcher.checkpoint.bin_files import convert_bin
@@ -19,16 +20,23 @@ from patcher.checkpoint.folder import SINGLE, CheckpointFolder
 from patcher.checkpoint.hashes import hashing
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import Source
-from patcher.checkpoint.staging import MANIFEST, staged_folder
+from patcher.checkpoint.staging import staged_folder
+from patcher.checkpoint.steering_files import (
+    MANIFEST,
+    ORIGINAL_PREFIX,
+    RIGHT_PREFIX,
+    SPREAD_PREFIX,
+    VECTORS,
+    tensor_key,
+)
 from patcher.checkpoint.writer import Written, write_copy
 from patcher.errors import PatchModelError
-from patcher.patched.stored import VECTORS, read_stored
-from patcher.patched.writing import build_manifest, carry_history, history_of, manifest_text, tensor_key
+from patcher.patched.history import carry_history, history_of
+from patcher.patched.writing import write_manifest
 from patcher.recipe.schema import Recipe
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.planner import choose_route
 from patcher.vectors import SteeringVector, save_vectors
-from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
 
 TEXT = "model: base\n"
 
@@ -81,13 +89,14 @@ def patch(
             tokenizer_changes=plan.tokenizer_changes,
             link=link,
         )
-        held = {tensor_key(vector): vector.values for vector in found}
+        held = {tensor_key(vector.name, vector.layer): vector.values for vector in found}
         originals = {ORIGINAL_PREFIX + key: tensor for key, tensor in written.originals.items()}
         rights = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
         spreads = {SPREAD_PREFIX + write.name: write.spread for write in plan.carriers if write.spread is not None}
         save_vectors(stage / VECTORS, {**held, **originals, **rights, **spreads}, {"format": "pt"})
         carry_history(base, stage, len(history))
         manifest = build_manifest(
+            stage,
             source=source,
             adapter=adapter,
             files=hashes.records(),
@@ -96,17 +105,16 @@ def patch(
             plan=plan,
             vectors=found,
             originals=written.originals,
-            stored_rel_errors=dict.fromkeys(vectors, 0.0),
             config_before=checkpoint.config,
             evaluation=None,
             notes=[],
             undo=written.undo,
             history=history,
         )
-        assert all(layer.rel_error < 0.02 for layer in read_stored(stage, manifest).values())
-        (stage / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+        assert all((edit.stored_rel_error or 0.0) < 0.02 for edit in manifest.edits)
+        write_manifest(stage, manifest)
         (stage / "README.md").write_text(render_card(manifest, None), encoding="utf-8")
-    return manifest, written
+    return manifest.as_json(), written
 
 
 def width(base: Path) -> int:

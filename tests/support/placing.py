@@ -10,7 +10,8 @@ import torch
 from support.checkpoints import hashes
 
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.staging import MANIFEST, staged_folder
+from patcher.checkpoint.staging import staged_folder
+from patcher.checkpoint.steering_files import MANIFEST
 from patcher.checkpoint.writer import Written, write_copy
 
 BIAS = "transformer.h.1.mlp.c_proj.bias"

@@ -22,11 +22,11 @@ def patch(base: Path, folder: Path, layer: int, *, share: float = 0.5) -> dict[s
     from patcher.checkpoint.bin_files import convert_bin
     from patcher.checkpoint.folder import CheckpointFolder
     from patcher.checkpoint.prepare import read_config
+    from patcher.checkpoint.steering_files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
     from patcher.checkpoint.writer import write_copy
     from patcher.routes.apply import tensors_to_write
     from patcher.routes.planner import choose_route
     from patcher.vectors import save_vectors
-    from patcher.vectors.files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
 
     checkpoint = CheckpointFolder(base)
     if checkpoint.is_bin:
@@ -64,6 +64,7 @@ def main(base: str, folder: str, more: str, mode: str) -> None:
 
     from patcher.capture.memory import status_bytes
     from patcher.errors import OutsideError
+    from patcher.patched.schema import Patch
     from patcher.verify import transformers_stack
 
     spread = []
@@ -76,11 +77,11 @@ def main(base: str, folder: str, more: str, mode: str) -> None:
     transformers_stack._run = watched
     if mode == "whole":
         transformers_stack.plan_offload = lambda *_, **__: None
-    manifest = json.loads((Path(folder) / "manifest.json").read_text())
+    made = Patch.model_validate_json((Path(folder) / "manifest.json").read_text())
     size = status_bytes(Path("/proc/self/status").read_text())["VmSize"]
     resource.setrlimit(resource.RLIMIT_AS, (size + int(more), resource.getrlimit(resource.RLIMIT_AS)[1]))
     try:
-        entry = transformers_stack.verify_in_transformers(Path(folder), Path(base), manifest, probes=PROBES)
+        entry = transformers_stack.verify_in_transformers(Path(folder), Path(base), made, probes=PROBES)
         result = {"entry": entry}
     except OutsideError as error:
         result = {"error": error.code, "text": str(error)}

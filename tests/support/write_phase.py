@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 from patcher.checkpoint.prepare import prepared_base
 from patcher.checkpoint.source import Source
-from patcher.checkpoint.staging import MANIFEST, staged_folder
+from patcher.checkpoint.staging import staged_folder
+from patcher.checkpoint.steering_files import MANIFEST
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import PatchModelError
 

@@ -18,7 +18,8 @@ import patcher.demo
 from patcher.build.local import build, dry_run
 from patcher.capture.reader import reader_in_memory
 from patcher.cli import main
-from patcher.publish.contents import published_files, read_manifest
+from patcher.patched.reading import read_manifest
+from patcher.publish.contents import published_files
 from patcher.recipe.file import load_recipe
 from patcher.vectors.finding import answer_questions, find_vectors
 

@@ -21,6 +21,7 @@ from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.sizes import fp32_bytes
 from patcher.errors import OutsideError
+from patcher.patched.schema import Patch
 from patcher.verify import offload, transformers_stack
 from patcher.verify.comparison import Run
 from patcher.verify.offload import RUNNER_BYTES, disk_is_full, memory_is_full, plan_offload
@@ -92,6 +93,9 @@ def failed(entry: dict[str, Any]) -> set[str]:
     return {check["name"] for check in entry["checks"] if check["passed"] is False}
 
 
+of = Patch.model_validate
+
+
 def move(folder: Path, manifest: dict[str, Any], layer: int) -> dict[str, Any]:
     """Put the vector after the next block, in the weights and in the manifest: only the computation can tell."""
     file = folder / "model-00002-of-00002.safetensors"
@@ -107,7 +111,7 @@ def test_a_right_copy_passes_and_a_wrong_one_fails(
 ) -> None:
     base, layer = bases("dense")
     manifest = patch(base, tmp_path / "out", layer)
-    entry = verify_in_transformers(tmp_path / "out", base, manifest, probes=PROBES)
+    entry = verify_in_transformers(tmp_path / "out", base, of(manifest), probes=PROBES)
     assert entry["passed"], entry["checks"]
     assert entry["steering_effect"] > 1000 * entry["max_abs_logprob_diff"]
     made = {check["name"] for check in entry["checks"] if check["passed"] is True}
@@ -116,7 +120,7 @@ def test_a_right_copy_passes_and_a_wrong_one_fails(
     assert [(job["offload"] is not None, size) for job, size in spread] == [(True, 0)] * 2
 
     moved = move(tmp_path / "out", manifest, layer)
-    entry = verify_in_transformers(tmp_path / "out", base, moved, probes=PROBES)
+    entry = verify_in_transformers(tmp_path / "out", base, of(moved), probes=PROBES)
     assert entry["status"] == "failed" and len(spread) == 4
     assert {"log-probabilities", "residual stream"} <= failed(entry)
     assert entry["max_abs_logprob_diff"] > 100 * entry["tolerance"]
@@ -129,7 +133,7 @@ def test_what_must_be_written_is_written_and_removed(
     base, layer = bases(kind)
     manifest = patch(base, tmp_path / "out", layer)
     (tmp_path / "scratch").mkdir()
-    entry = verify_in_transformers(tmp_path / "out", base, manifest, probes=PROBES, scratch=tmp_path / "scratch")
+    entry = verify_in_transformers(tmp_path / "out", base, of(manifest), probes=PROBES, scratch=tmp_path / "scratch")
     assert entry["passed"], entry["checks"]
     assert entry["steering_effect"] > 1000 * entry["max_abs_logprob_diff"]
     (reference, _), (_, size) = spread
@@ -189,7 +193,7 @@ def test_a_disk_without_room_is_said_before_anything_runs(
     monkeypatch.setattr(transformers_stack, "available_memory", lambda: 200_000)
     monkeypatch.setattr(transformers_stack, "_run", lambda *_: pytest.fail("it ran"))
     with pytest.raises(OutsideError, match="the disk has no room") as caught:
-        verify_in_transformers(tmp_path / "out", base, manifest)
+        verify_in_transformers(tmp_path / "out", base, of(manifest))
     assert caught.value.code == "disk" and "0.0 GB free" in str(caught.value)
 
 
@@ -241,5 +245,5 @@ def test_a_candidate_that_dies_of_the_machine_is_not_a_failed_check(
     monkeypatch.setattr(transformers_stack, "_run", run)
     monkeypatch.setattr(transformers_stack, "run_watched", lambda *_: dead)
     with pytest.raises(OutsideError) as caught:
-        verify_in_transformers(tmp_path / "out", base, manifest, probes=PROBES)
+        verify_in_transformers(tmp_path / "out", base, of(manifest), probes=PROBES)
     assert caught.value.code == code

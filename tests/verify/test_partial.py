@@ -24,6 +24,7 @@ from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.checkpoint.source import Source
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError
+from patcher.patched.schema import Patch
 from patcher.patched.stored import read_stored
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.planner import choose_route
@@ -61,8 +62,8 @@ def stage(base: HubCheckpoint, place: Path) -> PartialCopy:
         base, place, created=created, replaced=replaced, config_changes=changes, absent=base.weight_files
     )
     save_file({"v": VECTOR}, place / "steering.safetensors")
-    manifest = {"edits": [{"layer": LAYER, "tensor": "v", "name": "v"}], "route": plan.as_json()}
-    return PartialCopy(place, written.absent, base, manifest, architecture, block_names(architecture))
+    made = {"edits": [{"layer": LAYER, "tensor": "v", "name": "v"}], "route": plan.as_json()}
+    return PartialCopy(place, written.absent, base, Patch.model_validate(made), architecture, block_names(architecture))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_the_stock_loader_finds_what_is_wrong_with_names_and_shapes(copy: Partia
     job = {"folders": {name: str(folder) for name, folder in folders.items()}, "trust_remote_code": False}
     found = partial._run(job, tmp_path)["folders"]
     for name, (_, words) in STRUCTURES.items():
-        check = partial._loading(found["base"], found[name], copy.manifest["route"])
+        check = partial._loading(found["base"], found[name], copy.patch["route"])
         assert check.passed is (name == "sound") and words in check.note, (name, check)
 
 
@@ -160,9 +161,9 @@ def test_an_index_that_is_wrong(copy: PartialCopy, tmp_path: Path, wrong: str) -
 )
 def test_a_vector_that_the_new_file_does_not_hold(copy: PartialCopy, tmp_path: Path, change: Any) -> None:
     shutil.copytree(copy.folder, tmp_path / "changed")
-    assert read_stored(copy.folder, copy.manifest, partial=True)[LAYER].rel_error < 1e-6
+    assert read_stored(copy.folder, copy.patch, partial=True)[LAYER].rel_error < 1e-6
     change_new(tmp_path / "changed", change)
-    assert read_stored(tmp_path / "changed", copy.manifest, partial=True)[LAYER].rel_error > 0.4
+    assert read_stored(tmp_path / "changed", copy.patch, partial=True)[LAYER].rel_error > 0.4
 
 
 def first_blocks(copy: PartialCopy, place: Path) -> tuple[Path, Path]:
@@ -192,17 +193,17 @@ def with_wrong_manifest(copy: PartialCopy, place: Path, change: Any, **route: An
     """The manifest is wrong in the same way as the file, so that only the computation can tell."""
     shutil.copytree(copy.folder, place / "changed")
     change_new(place / "changed", change)
-    changed = json.loads(json.dumps(copy.manifest["route"]))
+    changed = json.loads(json.dumps(copy.patch["route"]))
     changed["tensors"][0] |= route
-    wrong = replace(copy, folder=place / "changed", manifest={**copy.manifest, "route": changed})
-    assert read_stored(wrong.folder, wrong.manifest, partial=True)[LAYER].rel_error < 1e-6
+    wrong = replace(copy, folder=place / "changed", manifest={**copy.patch, "route": changed})
+    assert read_stored(wrong.folder, wrong.patch, partial=True)[LAYER].rel_error < 1e-6
     return wrong
 
 
 def test_running_the_first_blocks_finds_what_the_files_hide(copy: PartialCopy, tmp_path: Path) -> None:
     wrong = with_wrong_manifest(copy, tmp_path, lambda new: {**new, CARRIER: new[CARRIER] / 2}, factor=2.0)
     base, folder = first_blocks(wrong, tmp_path)
-    entry = verify_in_transformers(folder, base, wrong.manifest, scratch=tmp_path)
+    entry = verify_in_transformers(folder, base, wrong.patch, scratch=tmp_path)
     failed = {check["name"] for check in entry["checks"] if check["passed"] is False}
     assert {"residual stream", "log-probabilities"} <= failed and not entry["passed"], entry["checks"]
 
@@ -216,7 +217,7 @@ def test_a_vector_in_a_block_that_is_not_run(copy: PartialCopy, tmp_path: Path) 
         parameter=OTHER,
     )
     with pytest.raises(InputError):
-        read_stored(first_blocks(wrong, tmp_path)[1], wrong.manifest)
+        read_stored(first_blocks(wrong, tmp_path)[1], wrong.patch)
 
 
 def test_a_class_whose_first_blocks_are_no_model(tmp_path: Path) -> None:

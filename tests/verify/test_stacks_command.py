@@ -14,6 +14,7 @@ from patcher.build.local import build
 from patcher.build.result import BuildResult
 from patcher.cli import main
 from patcher.errors import InputError, OutsideError
+from patcher.patched.schema import Manifest
 from patcher.publish.contents import check_verified
 from patcher.recipe.file import load_recipe
 from patcher.stacks.environments import Environment
@@ -105,7 +106,7 @@ def test_installed_records_what_was_not_checked(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| 4.41.0 |" in card and "vllm: not installed where the copy was made" in card
     assert re.search(r"\| vllm \| yes \|.*\*\*not checked\*\*", card)
-    check_verified(manifest, tmp_path / "out")
+    check_verified(Manifest.model_validate(manifest), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

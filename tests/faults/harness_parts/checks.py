@@ -20,7 +20,8 @@ from support.tiny_models import tiny_tokenizer, write_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from patcher.architectures.model_class import quiet_transformers
-from patcher.checkpoint.staging import MANIFEST, scratch_folder
+from patcher.checkpoint.staging import scratch_folder
+from patcher.checkpoint.steering_files import MANIFEST
 
 STAGING = re.compile(r"\.out\.partial-\d+-[0-9a-f]{8}(-old)?")
 LAYER, LAYERS = 1, 4
