@@ -82,7 +82,7 @@ def build_manifest(
         },
         "notes": list(notes),
         "undo": dict(undo) if undo is not None else None,
-        "remote": remote,
+        **({} if remote is None else {"remote": remote}),
     }
     return Manifest.of(Patch.model_validate(content), history)
 

@@ -35,7 +35,7 @@ def render_card(
     Returns:
         Markdown with a metadata block, without local paths and tokens.
     """
-    clean = sanitised_manifest(manifest).as_json()
+    clean = sanitised_manifest(manifest.as_json())
     inherited = _front_matter(base_card or "")
     parts = [
         f"---\n{_metadata(clean, inherited, base_license_files)}\n---",

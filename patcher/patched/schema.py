@@ -267,8 +267,11 @@ class Patch(Record):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, data: Any) -> Any:
-        """A part that is null is one that is not there."""
-        return {key: part for key, part in data.items() if part is not None} if isinstance(data, Mapping) else data
+        """A part that is null where it cannot be is one that is not there."""
+        if not isinstance(data, Mapping):
+            return data
+        never = {name for name, field in cls.model_fields.items() if field.default is not None}
+        return {key: part for key, part in data.items() if part is not None or key not in never}
 
     @property
     def resolved(self) -> Mapping[str, Any]:

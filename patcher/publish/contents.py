@@ -176,7 +176,7 @@ def _cleaned(file: PublishedFile, manifest: Manifest) -> PublishedFile:
     text = raw.decode("utf-8", errors="replace")
     cleaned = text
     if file.name == MANIFEST:
-        cleaned = sanitised_manifest(manifest).text()
+        cleaned = json.dumps(sanitised_manifest(manifest.as_json()), indent=2, ensure_ascii=False) + "\n"
     elif file.name == GENERATIONS:
         # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
         cleaned = "\n".join(_cleaned_record(line) for line in text.split("\n"))
