@@ -6,8 +6,8 @@ from pathlib import Path
 
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.processes.launch import Processes
-from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.source import Source, locate
+from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
 from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS

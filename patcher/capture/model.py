@@ -13,7 +13,7 @@ from torch import nn
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.memory import FOR_WEIGHTS, available_memory
-from patcher.checkpoint.folder import read_json_object
+from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError, first_line
 
 

@@ -80,7 +80,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     from patcher.architectures.model_class import quiet_transformers
-    from patcher.checkpoint.folder import read_json_object
+    from patcher.disk.json_files import read_json_object
 
     stated, where = read_json_object(folder / "config.json"), str(folder / "config.json")
     require_plausible(stated, where)

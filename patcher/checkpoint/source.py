@@ -8,16 +8,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from patcher.checkpoint.folder import (
-    BIN_INDEX,
-    BIN_SINGLE,
-    INDEX,
-    SIDE_FILES,
-    SIDE_FOLDERS,
-    SINGLE,
-    CheckpointFolder,
-    read_json_object,
-)
+from patcher.checkpoint.folder import BIN_INDEX, BIN_SINGLE, INDEX, SIDE_FILES, SIDE_FOLDERS, SINGLE, CheckpointFolder
+from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")

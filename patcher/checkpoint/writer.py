@@ -17,10 +17,11 @@ import torch
 
 from patcher.checkpoint.assembling import Piece, assemble, in_file_order, metadata_of, raw_header
 from patcher.checkpoint.copying import Placed, place_file
-from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder, read_json_object
+from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, read_tensor, tensor_bytes
 from patcher.checkpoint.safetensors_writer import LazyTensor, split_into_shards, write_tensors
 from patcher.checkpoint.undo import undo_record
+from patcher.disk.json_files import read_json_object
 
 _NUMBERED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 UNNUMBERED_SHARD = "model-steering.safetensors"

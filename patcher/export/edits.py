@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from patcher.architectures.analysis import Architecture
-from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.steering_files import VECTORS
+from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
 from patcher.patched.reading import read_manifest
 from patcher.patched.schema import Route

@@ -91,7 +91,8 @@ def push_folder(
     manifest = read_manifest(folder)
     check_verified(manifest, folder, remote=on_hub is not None)
     files = published_files(folder, manifest, on_hub)
-    title = sanitised_text((commit_message or "").strip()) or _title(Manifest.model_validate(sanitised_manifest(manifest.as_json())))
+    shown = Manifest.model_validate(sanitised_manifest(manifest.as_json()))
+    title = sanitised_text((commit_message or "").strip()) or _title(shown)
 
     with hub_errors("loading the Hub client", repo):
         from huggingface_hub import HfApi

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from patcher.capture.model import has_tokenizer
-from patcher.checkpoint.folder import CheckpointFolder, read_json_object
+from patcher.checkpoint.folder import CheckpointFolder
+from patcher.disk.json_files import read_json_object
 from patcher.errors import OutsideError
 from patcher.patched.schema import Patch
 from patcher.patched.stored import read_stored

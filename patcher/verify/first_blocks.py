@@ -17,12 +17,13 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.config_keys import BLOCK_COUNTS, block_count
 from patcher.architectures.model_class import on_meta, parameter_shapes
 from patcher.checkpoint.block_names import BlockNames
-from patcher.checkpoint.folder import INDEX, CheckpointFolder, read_json_object
+from patcher.checkpoint.folder import INDEX, CheckpointFolder
 from patcher.checkpoint.hub_folder import HubCheckpoint
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.safetensors_file import DTYPES, FLOATS, TensorInfo
 from patcher.checkpoint.safetensors_writer import AnyTensor, LazyTensor, write_tensors
 from patcher.checkpoint.writer import copy_tensors
+from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
 
 STAND_INS = "stand-ins.safetensors"

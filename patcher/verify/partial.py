@@ -12,8 +12,9 @@ from typing import Any
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.block_names import BlockNames
-from patcher.checkpoint.folder import INDEX, CheckpointFolder, read_json_object
+from patcher.checkpoint.folder import INDEX, CheckpointFolder
 from patcher.checkpoint.hub_folder import HubCheckpoint
+from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError
 from patcher.patched.schema import Patch
 from patcher.patched.stored import StoredLayer, read_stored

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from patcher.capture.batches import Readable
-from patcher.checkpoint.folder import CheckpointFolder, read_json_object
+from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.source import Source
+from patcher.disk.json_files import read_json_object
 
 CAPTURE_VERSION = 1
 """Raise it when what a capture computes changes in a place other than this package, whose sources are in the key."""

@@ -23,8 +23,8 @@ from patcher.architectures.quantised import quantisation_of
 from patcher.capture.forward import Enough, run_blocks
 from patcher.capture.model import load_causal_lm
 from patcher.capture.processes.launch import Processes, World, is_lost
-from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.source import fetch
+from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError, first_line
 
 Mode = Literal["fsdp", "tp", "replicate"]

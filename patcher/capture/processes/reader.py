@@ -20,8 +20,8 @@ from patcher.capture.processes.model import MODES, Mode, Share, otherwise, own_d
 from patcher.capture.processes.proof import Proof
 from patcher.capture.processes.runner import Distributed, try_together
 from patcher.capture.reader import ResidualReader
-from patcher.checkpoint.folder import read_json_object
 from patcher.checkpoint.source import Source
+from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
 
 
