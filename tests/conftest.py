@@ -1,15 +1,21 @@
-"""No test reads or writes what is kept between a user's runs."""
+"""One thread a process, as in CI; no test reads or writes what is kept between a user's runs."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Generator, Iterator
 
 import pytest
 from support.stock_processes import StockProcesses
+
+# Nothing has imported torch yet, which looks at the first when it is loaded: tests run beside one another, and what
+# they compare is computed in the same order everywhere. Who sets other values gets them, in all processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+STOCK_PROCESSES = pytest.StashKey[StockProcesses]()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell without job control starts what runs in the background, and every process that a test starts and
@@ -29,22 +35,27 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["PATCH_MODEL_CACHE"] = before
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STOCK_PROCESSES] = StockProcesses(os.environ)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[STOCK_PROCESSES].close()
+
+
 @pytest.fixture(scope="session")
-def stock_processes() -> Iterator[StockProcesses]:
+def stock_processes(pytestconfig: pytest.Config) -> StockProcesses:
     """Forks in the place of new interpreters, see there."""
-    found = StockProcesses()
-    yield found
-    found.close()
+    return pytestconfig.stash[STOCK_PROCESSES]
 
 
-@pytest.fixture(autouse=True)
-def forked_stock_runs(request: pytest.FixtureRequest, stock_processes: StockProcesses) -> Iterator[None]:
-    """Everywhere but where the processes themselves are tested."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """Tests, and the fixtures of sessions and modules that they are the first to ask for, run forks."""
     # Where nothing has imported it, nothing is run by it; importing it here would cost every test run torch.
     stack = sys.modules.get("patcher.verify.transformers_stack")
-    if stack is None or {"verify", "faults"} & set(request.path.relative_to(Path(__file__).parent).parts):
-        yield
-        return
+    if stack is None:
+        return (yield)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stack, "run_watched", stock_processes)
-        yield
+        patch.setattr(stack, "run_watched", item.config.stash[STOCK_PROCESSES])
+        return (yield)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("capture benchmark")
-
 BENCHMARKS = Path(__file__).parent
 OURS, CAA = "patch-model", "the way of nrimsky/CAA"
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("write benchmark")
-
 BENCHMARK = Path(__file__).with_name("write.py")
 MB = 10**6
 

@@ -19,8 +19,6 @@ from patcher.publish.contents import published_files
 from patcher.recipe.file import load_recipe
 from patcher.sweep.auto import fill_in
 
-pytestmark = pytest.mark.xdist_group("build evaluation")
-
 LLAMA = "meta-llama--Llama-3.2-1B"
 
 

@@ -23,8 +23,6 @@ from patcher.recipe.file import load_recipe
 from patcher.vectors.finding import find_vectors
 from patcher.verify.probes import PROBES
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 ROOT = Path(__file__).parents[2]
 CASES: dict[str, dict[str, Any]] = {
     "llama fsdp": {"type": "llama", "mode": "fsdp", "batch_size": 2},

@@ -28,8 +28,6 @@ from patcher.cli import main
 from patcher.demo.write import write_demo
 from patcher.errors import InputError
 
-pytestmark = pytest.mark.xdist_group("chat")
-
 Run = Callable[..., tuple[int, str, str]]
 LIMIT = 120.0
 HERE = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm"}

@@ -22,8 +22,6 @@ from patcher.sweep.cells import Bench
 from patcher.sweep.record import CELLS
 from patcher.sweep.results import RANDOM_SEEDS
 
-pytestmark = pytest.mark.xdist_group("sweep command")
-
 Run = Callable[..., tuple[int, str, str]]
 GRID = {"layers": [0, 1, 2], "coefficients": [-0.5, 0.5, 1.0]}
 

@@ -20,7 +20,7 @@ MUTATED = ("llama", "qwen3")
 # GELU by a table of half precision: the stack's own error.
 TABLE = {"gpt2": 2e-3, "gpt_neox": 2e-3, "starcoder2": 2e-3, "phi": 2e-3, "gemma": 2e-3}
 
-pytestmark = [pytest.mark.slow, pytest.mark.stacks, pytest.mark.xdist_group("llama.cpp")]
+pytestmark = [pytest.mark.slow, pytest.mark.stacks]
 
 
 def with_tiny_tokenizers(found: Environment, place: Path) -> Environment:

@@ -19,7 +19,7 @@ from patcher.verify.later import verify_folder_in
 
 STACKS = ["transformers", "vllm", "llama.cpp"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.stacks, pytest.mark.xdist_group("stacks")]
+pytestmark = [pytest.mark.slow, pytest.mark.stacks]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from support.stack_runs import MUTATIONS, Ran, assert_caught, assert_steered, pr
 NAMES = [name for name in CASES if name not in ("phi", "nemotron")]
 MUTATED = ("llama", "qwen3")
 
-pytestmark = [pytest.mark.slow, pytest.mark.stacks, pytest.mark.xdist_group("vllm")]
+pytestmark = [pytest.mark.slow, pytest.mark.stacks]
 
 
 @pytest.fixture(scope="module")

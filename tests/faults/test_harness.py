@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("fault harness")
-
 HARNESS = Path(__file__).with_name("harness.py")
 KILLS = 6
 

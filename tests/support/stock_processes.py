@@ -21,49 +21,50 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-_READ_BY_IMPORTS = ("CUDA", "HF_", "KMP_", "LD_", "MALLOC", "MKL_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
+_READ_BY_IMPORTS = ("CUDA", "HF_", "KMP_", "LD_", "MALLOC", "MKL_", "OMP_", "PYTHON", "TORCH_", "TRANSFORMERS_")
 """Beginnings of the variables that count when something is imported, or earlier."""
 
 
 class StockProcesses:
-    """Runs what :func:`patcher.verify.watched.run_watched` runs; the process to fork is started when first needed."""
+    """Runs what :func:`patcher.verify.watched.run_watched` runs; the process to fork is started when first needed.
 
-    def __init__(self) -> None:
+    Args:
+        environment: runs that differ from it in what counts at an import get a new interpreter.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self.forks = 0
+        self._environment = dict(environment)
         self._server: subprocess.Popen[str] | None = None
-        self._variables: dict[str, str] = {}
 
     def __call__(
         self, command: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        variables = {key: value for key, value in environment.items() if key.startswith(_READ_BY_IMPORTS)}
-        if self._server is None and variables.get("OMP_NUM_THREADS") == "1":
-            self._start(environment)
-            self._variables = variables
-        if self._server is None or variables != self._variables:
+        if _read_by_imports(environment) != _read_by_imports(self._environment):
             from patcher.verify.watched import run_watched
 
             return run_watched(command, environment, cwd)
+        server = self._server = self._server or self._start()
         self.forks += 1
         program = command[4:]
         with tempfile.TemporaryDirectory() as folder:
             outputs = [str(Path(folder, name)) for name in ("stdout", "stderr")]
             job = {"program": program, "environment": dict(environment), "cwd": cwd and str(cwd), "outputs": outputs}
-            assert self._server.stdin is not None and self._server.stdout is not None
-            self._server.stdin.write(json.dumps(job) + "\n")
-            self._server.stdin.flush()
-            answer = self._server.stdout.readline()
+            assert server.stdin is not None and server.stdout is not None
+            server.stdin.write(json.dumps(job) + "\n")
+            server.stdin.flush()
+            answer = server.stdout.readline()
             assert answer, "the process that is forked has ended"
             texts = [Path(output).read_text(encoding="utf-8", errors="replace") for output in outputs]
         return subprocess.CompletedProcess(list(command), int(answer), *texts)
 
-    def _start(self, environment: Mapping[str, str]) -> None:
-        self._server = subprocess.Popen(
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-I", "-B", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=dict(environment),
+            env=self._environment,
             cwd=tempfile.gettempdir(),
         )
 
@@ -76,16 +77,19 @@ class StockProcesses:
             self._server.stdout.close()
 
 
+def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if key.startswith(_READ_BY_IMPORTS)}
+
+
 def serve() -> None:
     """Fork for every line of stdin; a line of stdout is an exit status."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import safetensors.torch  # noqa: F401
-    import torch
+    import torch  # noqa: F401
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
 
-    torch.set_num_threads(1)
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

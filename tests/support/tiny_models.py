@@ -59,6 +59,8 @@ def tiny_config(name: str, scratch: Path, **changes: Any) -> tuple[dict[str, Any
             for key, value in raw["rope_scaling"].items()
         }
     small["vocab_size"] = VOCABULARY
+    if "n_embed" in raw:  # BLOOM's old word for the hidden size, which its class takes and does not keep
+        small["n_embed"] = tiny.hidden_size
     small.update(changes)
     return small, parsed_config(small, scratch), layer
 

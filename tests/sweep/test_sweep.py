@@ -32,8 +32,6 @@ from patcher.recipe.schema import VectorSpec
 from patcher.sweep.files import write_results
 from patcher.sweep.on_base import Swept
 
-pytestmark = pytest.mark.xdist_group("sweep")
-
 TOLERANCE = 1e-4
 OTHER = {"name": "other", "pairs": PAIRS[:3], "layer": 0, "scale": "residual", "coefficient": 0.3}
 

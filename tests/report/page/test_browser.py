@@ -14,8 +14,6 @@ from support.sweep_example import sweep
 from patcher.report.page import write_report
 from patcher.report.pictures import draw_all, style
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 REQUIRED = os.environ.get("PATCH_MODEL_REQUIRE_BROWSER") == "1"
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
