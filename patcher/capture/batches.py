@@ -162,12 +162,12 @@ def shared_rows(prompts: Sequence[Readable], *, linear_tokens: float, longest: i
 def side_by_side(rows: Sequence[Row], *, linear_tokens: float, longest: int) -> list[Row]:
     """Short rows put together into long ones, so that little of a batch is filled up.
 
-    Each row takes the fullest place that still has room for it (best fit, the longest first), at that one of a few
-    widths which makes the whole cheapest: wide rows waste less, but attention grows with the width.
+    Each row takes the fullest place that still has room for it (best fit, the longest first). Of a few widths, the one
+    is taken that makes the whole cheapest: wide rows waste less, but attention grows with the width.
 
     Args:
         linear_tokens: see :func:`shared_rows`.
-        longest: no row becomes longer by this.
+        longest: no row is made longer than this.
     """
     widest = max(len(row.ids) for row in rows)
     best, least = list(rows), float("inf")

@@ -227,8 +227,8 @@ def capture_residuals(
     """Read the residual stream after each block of ``layers``, in one pass over the prompts.
 
     Nothing after the last of the layers is computed. Tokens that prompts begin with alike are computed once, where
-    ``exactness`` says that this is exact for the architecture; one prompt is then also run alone, and if the two
-    disagree, all are run again without sharing. Batches hold rows of like length.
+    ``exactness`` says that this is exact for the architecture. One prompt is then also run alone; if the two disagree,
+    all are run again without sharing. Batches hold rows of like length.
 
     Args:
         runner: the model.

@@ -1,8 +1,8 @@
 """May prompts share a row, or a batch? Decided per architecture, by computing it on a tiny stand-in.
 
-A tree of tokens in one row is exact where a token sees others only through attention with the mask that it is given,
-and knows its place only by the position that it is given. State-space layers, ALiBi, or positions taken from the
-index in the row break this. No list of names says which class does what; the stand-in does.
+A tree of tokens in one row is exact under two conditions. A token sees others only through attention, with the mask
+that is given. And it knows its place only by the position that is given. State-space layers, ALiBi, or positions taken
+from the index in the row break this. No list of names says which class does what; the stand-in does.
 """
 
 from __future__ import annotations

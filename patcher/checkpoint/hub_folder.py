@@ -1,8 +1,8 @@
 """A checkpoint on the Hub of which only some weight files are here; of the others, their headers are enough.
 
-A safetensors file begins with the names, shapes and dtypes of its tensors. They are read by range requests, and each
-header gets a file of the true size around it, whose data is a hole: it takes no room, and whatever reads headers
-alone, stock loaders included, takes it for the file itself.
+A safetensors file begins with the names, shapes and dtypes of its tensors. They are read by range requests.
+Each header is put into a file of the true size, whose data is a hole and takes no room. Whatever reads headers alone,
+stock loaders included, takes it for the file itself.
 """
 
 from __future__ import annotations

@@ -61,9 +61,9 @@ class _Commands(click.Group):
 def cli() -> None:
     """Make a steered language model a file.
 
-    A recipe names a causal LM and contrast prompts. patch-model computes a steering vector without training, bakes
-    it into a copy of the checkpoint as an MLP output bias that stock software reads, and proves that the copy is
-    steered exactly as a hook would steer the base.
+    A recipe names a causal LM and contrast prompts. patch-model computes a steering vector without training, and bakes
+    it into a copy of the checkpoint, in tensors that stock software reads. It proves that the copy is steered exactly
+    as a hook would steer the base.
 
     \b
     patch-model demo                 writes a quickstart that runs offline

@@ -41,10 +41,10 @@ def sentence_perplexities(
 ) -> SentencePerplexities:
     """Score every sentence on its own, with nothing before it but the token that begins a text.
 
-    So does the ActAdd post (Turner et al. 2023, quantitative part): its essays are cut into sentences, each is run
-    alone after GPT-2's `<|endoftext|>`, and its ratio of perplexities is exp of minus the change of the mean
-    log-probability over all tokens of all sentences: ``overall()[steered] / overall()[base]``. No sentence and no
-    token is left out. (The post leaves out the first tokens, on which its vectors lie; here they lie on all.)
+    So does the ActAdd post (Turner et al. 2023, quantitative part). Its essays are cut into sentences, and each is run
+    alone after GPT-2's `<|endoftext|>`. Its ratio of perplexities is exp of minus the change of the mean
+    log-probability over all tokens of all sentences: ``overall()[steered] / overall()[base]``. No sentence and no token
+    is left out. (The post leaves out the first tokens, on which its vectors lie; here they lie on all.)
 
     Args:
         source: the base model.

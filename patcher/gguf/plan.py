@@ -56,8 +56,8 @@ class GgufPlan:
 def plan_gguf(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool = False) -> GgufPlan:
     """Decide what is written where.
 
-    A tensor that is not there yet goes to the end of the first file, whose metadata change anyhow; so every other
-    file of a split model stays as it is, unless it holds a bias that is added to, or the model is relabelled.
+    A tensor that is not there yet goes to the end of the first file, whose metadata change anyhow. So every other file
+    of a split model stays as it is, unless it holds a bias that is added to, or the model is relabelled.
 
     Args:
         model: the source.

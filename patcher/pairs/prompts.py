@@ -57,8 +57,8 @@ def render(prompt: str | None, continuation: str, tokenizer: PreTrainedTokenizer
 
     As plain text they are concatenated as given, with a blank line after the system prompt and one space between
     prompt and continuation where neither brings whitespace. Through a chat template the continuation opens the
-    assistant's turn, which stays open, so that the last token is the continuation's own and never an end-of-turn
-    token; a whole text becomes the user's turn, and the generation prompt ends it.
+    assistant's turn, and the turn stays open: the last token is the continuation's own and never an end-of-turn token.
+    A whole text becomes the user's turn, and the generation prompt ends it.
 
     Raises:
         InputError: if the template is missing though demanded, fails, or does not take the system prompt.

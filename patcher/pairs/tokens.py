@@ -29,10 +29,14 @@ def tokenise_pairs(
 ) -> tuple[list[TokenisedPair], list[str]]:
     """Render and tokenize both sides of every pair, and find the tokens to read.
 
-    Where the residual is read follows ``spec.position``: ``answer`` is the token that ends the first run of letters
-    and digits of the answer (the "A" of " (A)", as in CAA, Rimsky et al. 2024), ``last`` the last token (repeng),
-    ``mean`` all tokens of the continuation (of a whole text: all but the special tokens at the front), and an integer
-    counts from the start, or from the end if negative. ``auto`` is ``answer`` for ``ab`` pairs, else ``last``.
+    Where the residual is read follows ``spec.position``:
+
+    - ``answer``: the token that ends the first run of letters and digits of the answer (the "A" of " (A)", as in CAA,
+      Rimsky et al. 2024);
+    - ``last``: the last token (repeng);
+    - ``mean``: all tokens of the continuation; of a whole text, all but the special tokens at the front;
+    - an integer: counted from the start, or from the end if negative;
+    - ``auto``: ``answer`` for ``ab`` pairs, else ``last``.
 
     With ``spec.align: spaces`` the shorter side is right-padded with space tokens (ActAdd, Turner et al. 2023), and
     positions count over the padded ids; ``auto`` does so for a single pair of whole plain texts, and wherever one

@@ -20,7 +20,8 @@ def refined(
     """Add at most two coefficients, each at every layer, so that the grid stays whole.
 
     As long as the best cell is only held back by the guard, the geometric mean of its coefficient and the next larger
-    one is tried; where the next larger one is worse within the guard as well, the effect has its peak, and nothing is.
+    one is tried. Where the next larger one is within the guard and worse, the effect has its peak, and nothing is
+    tried.
 
     Args:
         measure: measures every layer at some coefficients.

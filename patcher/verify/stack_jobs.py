@@ -1,9 +1,13 @@
 """Folders to run in a stack, and what came out: files to and from a process that imports nothing of this package.
 
 ``request.json``: ``jobs`` (:class:`Job`, plus ``trust_remote_code``), ``results`` (a folder) and what a stack adds.
-In ``results``, as soon as each is known: ``process.json`` {version, detail}; ``running`` (the name of the job at work);
-and of every job ``NAME.json`` {error or null, class, greedy, tokenised, seconds} and ``NAME.safetensors``:
-``tokens/N`` int32 and ``logprobs/N`` fp32, both [positions, likeliest tokens], for each prompt N; token -1: none.
+In ``results``, as soon as each is known:
+
+- ``process.json`` {version, detail};
+- ``running``: the name of the job at work;
+- of every job ``NAME.json`` {error or null, class, greedy, tokenised, seconds};
+- of every job ``NAME.safetensors``: ``tokens/N`` int32 and ``logprobs/N`` fp32 for each prompt N, both [positions,
+  likeliest tokens]; token -1: none.
 """
 
 from __future__ import annotations

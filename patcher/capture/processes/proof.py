@@ -1,8 +1,8 @@
 """May this architecture be shared out in this way? Decided by doing it to a tiny stand-in, in all processes.
 
-Sharing out is transformers' and torch's work, and not every class survives it: some have no plan, some keep every block
-whole, and some are left with buffers that nothing has filled, and compute other numbers without a word. No list of
-names says which; the stand-in does.
+Sharing out is transformers' and torch's work, and not every class survives it. Some have no plan; some keep every block
+whole; some are left with buffers that nothing has filled, and compute other numbers without a word. No list of names
+says which; the stand-in does.
 """
 
 from __future__ import annotations

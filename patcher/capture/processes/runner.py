@@ -1,6 +1,6 @@
 """Capture over several processes: process 0 sends batches, all compute, the rows that are read come back in fp64.
 
-``fsdp``: every process keeps a part of each block and gathers the whole block only while it computes it; the processes
+``fsdp``: every process keeps a part of each block and gathers the whole block only while it computes it. The processes
 run different batches, so N of them read N batches in little more than the time of one. ``tp``: every process computes
 its part of each block of the same batch, and no block is ever whole anywhere. ``replicate``: every process keeps the
 whole model and runs batches of its own.

@@ -1,6 +1,6 @@
 """One pass over the weights for all batches.
 
-The stock forward of each batch is run once with blocks that only write down what they are called with; then block
+The stock forward of each batch is run once, with blocks that only write down what they are called with. Then block
 after block is read from the disk, run over all batches with those arguments, and given up. So no class's forward is
 written a second time, and nothing but the embedding's rows and the blocks that are needed is ever read.
 """

@@ -1,7 +1,7 @@
 """One GGUF file, read by its header: metadata, tensors and byte ranges, without loading a tensor.
 
-The header is held to the rules of llama.cpp's own reader, and to limits that no real file comes near, so that one
-that lies about lengths, counts or offsets costs neither memory nor time.
+The header is held to the rules of llama.cpp's own reader, and to limits that no real file comes near. So a header that
+lies about lengths, counts or offsets costs neither memory nor time.
 """
 
 from __future__ import annotations

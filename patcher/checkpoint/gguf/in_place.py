@@ -1,7 +1,7 @@
 """A GGUF file patched where it lies: pages are inserted in front of the data, which does not move on the disk.
 
-Everything that is to be written is in a journal beside the file before the file is touched, so that an interrupted
-patch is finished by the next one; until then the file begins with zeros, which nothing loads.
+Everything that is to be written is in a journal beside the file before the file is touched. So an interrupted patch is
+finished by the next one. Until then the file begins with zeros, which nothing loads.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the tensors of an inserted block hold, stated so that it can be made in any size.
 
 The block must add the vector to whatever it gets, so its output projection has to see a constant. Where the block has
-no bias to take one from, it is made of the norm: n = norm(h) has a sum of squares of H, and a gate f with
-f(x) - f(-x) = x (SiLU, GELU) gives f(x) x - f(-x) x = x^2 in two neurons a coordinate.
+no bias to take one from, it is made of the norm. The sum of squares of n = norm(h) is H, the width. A gate f with
+f(x) - f(-x) = x (SiLU, GELU) gives f(x) x - f(-x) x = x^2, in two neurons a coordinate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An inserted block must change no other one: every block of the two classes is compared, module by module.
 
-What a class computes from a block's index shows here as an attribute that moved with the index instead of the block:
-a sliding window in every sixth block, keys and values that are shared, a factor that depends on the depth.
+What a class computes from a block's index shows here as an attribute that moved with the index instead of the block.
+Such are a sliding window in every sixth block, keys and values that are shared, and a factor that depends on the depth.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _SIGNS = 16
 class NormResponse:
     """The norm of one block, and one vector that its output is to gain.
 
-    In front of a norm that multiplies by w, the direction v / w is the one that comes out as v; how much of it there
+    In front of a norm that multiplies by w, the direction v / w is the one that comes out as v. How much of it there
     must be depends on the token, since the norm divides by the size of what it is given.
 
     Args:

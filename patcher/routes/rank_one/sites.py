@@ -1,8 +1,8 @@
 """Where a block's MLP is projected into the residual stream: found by its shape, proven by a probe.
 
-Nothing here goes by an architecture's name. On the tiny stand-in every weight of a block whose output is as wide as the
-residual stream gets an outer product added, and what the residual after the block then gains is compared with what
-the weight's input says it should.
+Nothing here goes by an architecture's name. On the tiny stand-in, an outer product is added to every weight of a block
+whose output is as wide as the residual stream. What the residual after the block then gains is compared with what it
+should gain, by the weight's input.
 """
 
 from __future__ import annotations
