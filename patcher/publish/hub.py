@@ -64,8 +64,8 @@ def push_folder(
     Files that are the base's to the last byte are copied on the server, if the base is on the Hub and its storage
     allows that; only the others are sent. Only files of a patched folder are published, without local paths and tokens
     (see :mod:`patcher.publish.privacy`); the folder itself is not changed. Files of the repository that a loader could
-    read in their place are removed by the same commit. If anything fails, no part of the folder is to be seen; a
-    repository that had to be created stays, empty, and what has arrived in its storage is not sent again by the next
+    read in their place are removed by the same commit. If anything fails, no part of the folder is to be seen. A
+    repository that had to be created stays, empty; what has arrived in its storage is not sent again by the next
     attempt. Should only the Hub's last answer get lost, running it again finds that there is nothing left to do.
 
     Args:

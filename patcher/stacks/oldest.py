@@ -1,8 +1,8 @@
 """The oldest version of each stack that a route was run in.
 
 ``oldest.json`` holds, for the class that reads a copy, the oldest version that was run with such a copy and computed
-what the hook computes (``slot``: the class's own bias; ``loads``: weights that any version of the class reads). Some
-older ones were tried as well: docs/stacks.md says what they do.
+what the hook computes. ``slot`` stands for the class's own bias, ``loads`` for weights that any version of the class
+reads. Some older versions were tried as well: docs/stacks.md says what they do.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Persona vectors: what the model writes under opposite system prompts, as contrast pairs.
 
 Chen et al. 2025, "Persona Vectors: Monitoring and Controlling Character Traits in Language Models" (arXiv 2507.21509,
-section 2): the same questions under a system prompt that brings a trait out and one that holds it back; activations
-are averaged over the tokens of each response, and the vector is the difference of the two means. The paper also has a
-judge model that sorts out responses without the trait; here every response counts, and all are kept to be read.
+section 2). The same questions are asked under a system prompt that brings a trait out, and under one that holds it
+back. Activations are averaged over the tokens of each response, and the vector is the difference of the two means. The
+paper also has a judge model that sorts out responses without the trait; here every response counts, and all are kept to
+be read.
 """
 
 from __future__ import annotations

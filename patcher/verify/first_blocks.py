@@ -1,6 +1,6 @@
 """Checkpoints of the first blocks of a model, base and copy alike: what a stock stack can run of a partial download.
 
-What comes after the blocks (the final norm, the LM head) is the same in both; where it was not downloaded, ones and
+What comes after the blocks (the final norm, the LM head) is the same in both. Where it was not downloaded, ones and
 seeded noise stand in for it, so that there are log-probabilities to compare.
 """
 

@@ -105,10 +105,10 @@ def model_identity(
 ) -> dict[str, Any] | None:
     """Which weights and which code a model is, without reading the weights; None where that cannot be told.
 
-    A Hub model is its name and commit. Of a local folder, and of the adapter, it is each file's resolved path, size,
-    inode and times; the time of the last change of its inode moves with every write and cannot be set back. Code that
-    lies in another repository is not pinned, and a file that was written within the last tick of its clock could be
-    written again within the same: neither can be told.
+    A Hub model is its name and commit. A local folder, or an adapter, is each file's resolved path, size, inode and
+    times. The time of the last change of an inode moves with every write and cannot be set back. Two things cannot be
+    told: code that lies in another repository is not pinned, and a file that was written within the last tick of its
+    clock could be written again within the same.
 
     Args:
         source: the base, as it was given.

@@ -1,10 +1,10 @@
 """A model shared out over several processes: loading one process's part of it.
 
 How a forward pass ends after the last block that is read: the reader's hook raises, and the exception is caught inside
-of the outermost module's ``forward``. FSDP2 opens and closes its state in hooks around that ``forward``; going past
-them, an exception would leave the root open, with its parameters gathered and the next pass taken for a part of this
-one. Blocks behind the last one that is read are replaced by empty ones before the weights are loaded, so nothing of
-them is read from the disk or kept. A class that looks into all of its blocks keeps them.
+of the outermost module's ``forward``. FSDP2 opens and closes its state in hooks around that ``forward``. An exception
+that went past them would leave the root open: its parameters would stay gathered, and the next pass would be taken for
+a part of this one. Blocks behind the last one that is read are replaced by empty ones before the weights are loaded, so
+nothing of them is read from the disk or kept. A class that looks into all of its blocks keeps them.
 """
 
 from __future__ import annotations
