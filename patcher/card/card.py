@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patcher.card import effects, measured, sections, texts
-from patcher.card import written as writing
-from patcher.card.values import hub_id, table
+from patcher.card.markdown import card_template, paragraphs
+from patcher.card.written import base_class, cited, is_broadcast, other_tensors
 from patcher.errors import InputError
-from patcher.patched.schema import Manifest
+from patcher.patched.evaluation import Evaluation
+from patcher.patched.schema import Patch
 from patcher.publish.privacy import sanitised_manifest
 from patcher.recipe.yaml_lines import parse_yaml
 
@@ -18,16 +18,16 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)"
 
 
 def render_card(
-    manifest: Manifest,
+    manifest: Patch,
     base_card: str | None,
     base_license_files: Sequence[str] = (),
     *,
     pictures: Sequence[str] = (),
 ) -> str:
-    """The ``README.md`` of a patched folder.
+    """The ``README.md`` of a patched folder; its words are in ``card.md.jinja``.
 
     Args:
-        manifest: the content of ``steering.json``; fields that are not there are left out of the card.
+        manifest: the folder's, or the part of it that is of one patch; what is not there is left out of the card.
         base_card: the base's own ``README.md``; only its licence and languages are taken over.
         base_license_files: names of the licence files that were copied from the base.
         pictures: files beside the card that show the effect.
@@ -35,42 +35,41 @@ def render_card(
     Returns:
         Markdown with a metadata block, without local paths and tokens.
     """
-    clean = sanitised_manifest(manifest.as_json())
+    patch = _publishable(manifest)
     inherited = _front_matter(base_card or "")
-    parts = [
-        f"---\n{_metadata(clean, inherited, base_license_files)}\n---",
-        sections.introduction(clean),
-        sections.edits(clean),
-        measured.fit(clean),
-        writing.written(clean),
-        sections.loading(clean),
-        measured.verification(clean),
-        measured.remote(clean),
-        sections.evaluation(clean),
-        effects.side_effects(clean),
-        effects.tasks(clean),
-        effects.shown(pictures),
-        effects.completions(clean),
-        effects.choice(clean),
-        sections.stacks(clean),
-        writing.taking_out(clean),
-        texts.LIMITS,
-        sections.licence(inherited, base_license_files),
-        sections.notes(clean),
-        sections.citations(clean),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    push = patch.resolved.get("push")
+    body = card_template().render(
+        {name: getattr(patch, name) for name in Patch.model_fields},
+        evaluation=patch.evaluation or Evaluation(),
+        remote_code=patch.remote_code,
+        repository=(push.get("repo") if isinstance(push, Mapping) else None) or "OWNER/THIS-REPOSITORY",
+        base_class=base_class(patch.route),
+        others=other_tensors(patch.route),
+        broadcast=is_broadcast(patch),
+        cited=cited(patch),
+        pictures=pictures,
+        licence=inherited.get("license_name") or inherited.get("license"),
+        licence_files=base_license_files,
+    )
+    return f"---\n{_metadata(patch, inherited, base_license_files)}\n---\n\n{paragraphs(body)}\n"
 
 
-def _metadata(manifest: Mapping[str, Any], inherited: Mapping[str, Any], license_files: Sequence[str]) -> str:
+def _publishable(manifest: Patch) -> Patch:
+    """The latest patch of a manifest, without what must not leave the machine."""
+    content = sanitised_manifest(manifest.as_json())
+    # A name that was cut need not be one that a file can have; the card names none of them.
+    content.get("base", {}).pop("files", None)
+    return Patch.model_validate(content)
+
+
+def _metadata(patch: Patch, inherited: Mapping[str, Any], license_files: Sequence[str]) -> str:
     from huggingface_hub import ModelCardData
 
-    base, route = table(manifest, "base"), table(manifest, "route")
-    model = hub_id(base)
+    model = patch.base.hub_id
     tags = ["steering-vector", "activation-steering", "patch-model"]
-    if route.get("name"):
+    if patch.route.name:
         # On its own, "embedding" would list the copy among embedding models.
-        tags.append(f"patch-model-{str(route['name']).replace('_', '-')}")
+        tags.append(f"patch-model-{patch.route.name.replace('_', '-')}")
     data = ModelCardData(
         base_model=model,
         library_name="transformers",

@@ -69,7 +69,8 @@ def look(
         neutral: token ids of neutral passages.
 
     Returns:
-        ``kl_tokens``, ``shifted``, ``text_changes``, ``generations``, and ``scores`` where the recipe names a scorer.
+        ``kl_tokens``, ``shifted``, ``text_changes``, ``generations``, the ``generation_temperature`` that they were
+        sampled at, and ``scores``; None where nothing was written, or the recipe names no scorer.
     """
     say("looking at tokens and texts")
     prompts = list(recipe.evaluate.prompts) or list(PROMPTS)
@@ -80,6 +81,7 @@ def look(
         "shifted": _shifted(looked, prompts, encoded, base, steered, batch_size),
         "text_changes": _text_changes(looked, texts, base, steered, batch_size),
         "generations": generations,
+        "generation_temperature": TEMPERATURE if generations else None,
         "scores": _scores(recipe, generations),
     }
 

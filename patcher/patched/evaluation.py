@@ -79,6 +79,11 @@ class Completions(Record):
     prompt: str
     variants: list[Variant] = []
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """Name of a variant -> what was written."""
+        return {variant.name: variant.text for variant in self.variants}
+
 
 class Scores(Record):
     """Means of the user's own scorer."""
@@ -133,6 +138,7 @@ class Evaluation(Effect):
     kl_tokens: list[dict[str, Any]] | None = None
     shifted: list[dict[str, Any]] | None = None
     generations: list[Completions] = []
+    generation_temperature: Number | None = None
     scores: Scores | None = None
     lm_eval: list[Task] = []
     sweep: SweepChoice | None = None

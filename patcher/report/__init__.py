@@ -1,1 +1,1 @@
-"""What a person looks at: pictures, and the page of a sweep."""
+"""What a person looks at: pictures, and the page of a sweep; and how templates are read."""

@@ -216,7 +216,14 @@ class SweepRun:
         measured: materials.Materials,
     ) -> dict[str, Any]:
         if chosen is None:
-            return {"kl_tokens": [], "shifted": [], "text_changes": [], "generations": [], "scores": None}
+            return {
+                "kl_tokens": [],
+                "shifted": [],
+                "text_changes": [],
+                "generations": [],
+                "generation_temperature": None,
+                "scores": None,
+            }
         steered = bench.with_others({chosen[0]: vector_at(*chosen)})
         looked = Looked(source, opened.model, self.planned.architecture.blocks, opened.tokenizer, opened.positions)
         return look(

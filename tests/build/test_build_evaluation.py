@@ -14,6 +14,7 @@ from patcher.build.local import build
 from patcher.cli import main
 from patcher.demo.write import write_demo
 from patcher.errors import CheckFailed
+from patcher.evaluate import details
 from patcher.patched.reading import read_manifest
 from patcher.publish.contents import published_files
 from patcher.recipe.file import load_recipe
@@ -67,6 +68,16 @@ def test_the_card_shows_them_and_is_published_with_its_pictures(built: Path) -> 
     names = {file.name for file in published_files(built, read_manifest(built))}
     assert {"steering_by_coefficient.png", "steering_shifted_tokens.png"} <= names
     assert not [path for path in built.iterdir() if path.name.startswith(".")]
+
+
+def test_the_card_names_the_temperature_that_the_completions_were_sampled_at(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(details, "TEMPERATURE", 0.25)
+    recipe, text = load_recipe(demo / "quickstart.yaml", ("evaluate.pictures=false", "evaluate.limit=4"))
+    build(recipe, text, demo / "quickstart.yaml", tmp_path / "out", say=quiet)
+    assert json.loads((tmp_path / "out" / "steering.json").read_text())["evaluation"]["generation_temperature"] == 0.25
+    assert "sampled at temperature 0.25; none was picked" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_strict_refuses_a_vector_that_means_nothing(tmp_path: Path) -> None:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import yaml
+from support.cards import render_card
 from support.publishing import manifest
-
-from patcher.card.card import render_card as render
-from patcher.patched.schema import Manifest
-
-
-def render_card(content: dict[str, Any], base_card: str | None, licences: Sequence[str] = ()) -> str:
-    return render(Manifest.model_validate(content), base_card, licences)
-
 
 BASE_CARD = """---
 language:
@@ -183,6 +175,24 @@ def test_an_effect_like_chance_is_said_plainly() -> None:
     card = render_card(manifest(evaluation={**EVALUATION, **changes}), None)
     assert "**Warning:** this effect cannot be told from that of random vectors" in card
     assert "On 24 pairs that the vector was made from:" in card and "| a random vector of equal norm | 0.8 |" in card
+
+
+def completions(*texts: str, **changes: Any) -> str:
+    variants = [
+        {"name": name, "text": text} for name, text in zip(("base", "steered", "negative"), texts, strict=False)
+    ]
+    return render_card(manifest(evaluation={"generations": [{"prompt": "I|", "variants": variants}], **changes}), None)
+
+
+def test_the_temperature_of_the_completions_is_the_one_that_was_recorded() -> None:
+    assert "seed in a row, sampled at temperature 1.3; none was picked." in completions("a", generation_temperature=1.3)
+    assert "seed in a row, sampled; none was picked." in completions("a")
+
+
+def test_what_a_model_writes_does_nothing_in_the_card() -> None:
+    card = completions("{{ 7 * 7 }} {% if %} a\n\n# b", "| c | <i>", generation_temperature=0.7)
+    row = r"| I\| | \{\{ 7 \* 7 \}\} \{% if %\} a \# b | \| c \| \<i\> |  |"
+    assert f"| prompt | base | steered | sign reversed |\n| --- | --- | --- | --- |\n{row}\n\n" in card
 
 
 def test_what_was_not_verified_is_said_plainly() -> None:

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from support.cards import render_card
 from support.publishing import manifest
-
-from patcher.card.card import render_card as render
-from patcher.patched.schema import Manifest
-
-
-def render_card(content: dict[str, Any], base_card: str | None, licences: Sequence[str] = ()) -> str:
-    return render(Manifest.model_validate(content), base_card, licences)
-
 
 LAYER = {"tokens": 9000, "held_out_tokens": 1000, "error_mean": 0.0712, "error_p95": 0.1498, "mean": 0.98}
 LAYER |= {"cosine": 0.9961, "ridge": 0.01}

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cards import render_card
 from support.publishing import FILES, TOKEN, manifest
 
-from patcher.card.card import render_card
 from patcher.checkpoint.steering_files import GENERATIONS
 from patcher.patched.schema import Manifest
 from patcher.publish.contents import left_over, published_files
@@ -70,6 +70,6 @@ def test_another_vectors_responses_go(folder: Path) -> None:
 def test_the_card_says_what_the_vector_is() -> None:
     edit = {**manifest()["edits"][0], "method": "persona"}
     recipe = {"text": "", "resolved": {"vectors": [{"name": "love", "method": "persona", "questions": "q.txt"}]}}
-    card = render_card(Manifest.model_validate(manifest(edits=[edit], recipe=recipe)), None)
+    card = render_card(manifest(edits=[edit], recipe=recipe), None)
     assert "mean difference of the model's own responses under opposite personas" in card
     assert "2507.21509" in card and "2312.06681" not in card

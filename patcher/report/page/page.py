@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from patcher.disk.whole_files import whole_file
@@ -22,6 +22,7 @@ from patcher.report.pictures import CAPTIONS, PICTURES, TITLES, alt_text, dark_o
 from patcher.report.pictures.changes import limit_of, step, texts_of, underlined
 from patcher.report.pictures.reading import measure_name, number, part_of, recommended_cell, report_row, rows_of
 from patcher.report.pictures.wording import cell_name, interval, shown, visible
+from patcher.report.templates import counted, environment
 
 MOST_TOKENS = 1500
 """Tokens of a text that are shown; the rest is only in sweep.json."""
@@ -76,7 +77,7 @@ def render(sweep: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
     cell = recommended_cell(sweep)
     return (
         _environment()
-        .get_template("page.html")
+        .get_template("page.html.jinja")
         .render(
             style=Markup(style),
             script=Markup(script),
@@ -111,17 +112,7 @@ def _finalize(value: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    from jinja2 import DictLoader
-
-    loader = DictLoader({"page.html": _part("page.html.jinja"), "parts.html": _part("parts.html.jinja")})
-    return Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return environment(__package__, autoescape=True, finalize=_finalize)
 
 
 def _part(name: str) -> str:
@@ -163,19 +154,15 @@ def _data_uri(content: bytes) -> str:
 def _swept(sweep: Mapping[str, Any]) -> str:
     """One sentence."""
     layers, coefficients = sweep.get("layers") or [], sweep.get("coefficients") or []
-    many = f"{_count(len(layers), 'layer')} and {_count(len(coefficients), 'coefficient')}"
+    many = f"{counted(len(layers), 'layer')} and {counted(len(coefficients), 'coefficient')}"
     ends = []
     if layers:
         ends.append(f"layers {min(layers)} to {max(layers)}" if len(layers) > 1 else f"layer {layers[0]}")
     if coefficients:
         low, high = shown(min(coefficients), digits=6), shown(max(coefficients), digits=6)
         ends.append(f"coefficients {low} to {high}" if low != high else f"coefficient {low}")
-    cells = _count(len(rows_of(sweep, "grid")), "cell")
+    cells = counted(len(rows_of(sweep, "grid")), "cell")
     return f"{many} ({', '.join(ends)}), {cells} measured" if ends else f"{cells} measured"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _tiles(sweep: Mapping[str, Any]) -> list[Tile]:
@@ -194,7 +181,7 @@ def _tiles(sweep: Mapping[str, Any]) -> list[Tile]:
     ]
     control = part_of(sweep, "random_control")
     if number(control.get("largest_effect")) is not None:
-        note = f"largest of {_count(int(number(control.get('seeds')) or 0), 'random vector')} of equal norm"
+        note = f"largest of {counted(int(number(control.get('seeds')) or 0), 'random vector')} of equal norm"
         tiles.append(Tile("random control", shown(control.get("largest_effect"), signed=True), note))
     negative = report_row(sweep, "negative")
     if negative is not None:
