@@ -11,15 +11,22 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture
-from patcher.build.remote_refusals import LOCAL
-from patcher.checkpoint.block_names import BlockNames, tensors_for_blocks
-from patcher.checkpoint.hub_folder import HubCheckpoint
+from patcher.build.job import Job
+from patcher.build.planning import BuildPlan, all_layers, route_for
+from patcher.build.remote_refusals import LOCAL, check_base, check_recipe
+from patcher.capture.model import load_tokenizer
+from patcher.checkpoint.block_names import BlockNames, block_names, tensors_for_blocks
+from patcher.checkpoint.hub_folder import HubCheckpoint, files_on_the_hub
+from patcher.checkpoint.prepare import read_config
+from patcher.checkpoint.source import fetch
+from patcher.disk.failures import disk_errors
 from patcher.errors import InputError
+from patcher.publish.hub import check_can_publish
 from patcher.recipe.schema import Recipe
 from patcher.routes.plan import Plan
-from patcher.routes.planner import ROUTES, choose_route, rank, survey
+from patcher.routes.planner import ROUTES, rank, survey
 from patcher.stacks.names import demanded_stacks
-from patcher.vectors.finding import PreparedVector
+from patcher.vectors.finding import PreparedVector, prepare_vectors
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,78 @@ class Needed:
         return sorted(self.blocks | self.changed | self.read)
 
 
-def plan_remotely(
-    recipe: Recipe, architecture: Architecture, layers: Sequence[int], checkpoint: HubCheckpoint, route: str
-) -> Plan:
+@dataclass(frozen=True)
+class RemoteBuildPlan:
+    """What a remote build does.
+
+    Attributes:
+        planned: as of a build with an output folder; its ``output`` is the repository.
+        checkpoint: the base, by its headers.
+        names: how its tensors are told apart.
+        needed: the weight files that are downloaded.
+    """
+
+    planned: BuildPlan
+    checkpoint: HubCheckpoint
+    names: BlockNames
+    needed: Needed
+
+    @property
+    def download(self) -> dict[str, Any]:
+        """{files, bytes, of_files, of_bytes}: of the weight files."""
+        every = self.checkpoint.weight_files
+        return {
+            "files": self.needed.files,
+            "bytes": self.checkpoint.bytes_of(self.needed.files),
+            "of_files": len(every),
+            "of_bytes": self.checkpoint.bytes_of(every),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.planned.as_json(), "output": None, "repo": str(self.planned.output), "download": self.download}
+
+
+def plan_remote_build(job: Job) -> RemoteBuildPlan:
+    """Everything that can be decided from the base's small files and the headers of its weights.
+
+    Args:
+        job: its output is a folder for files on the way, which is not there yet; the result refers to it.
+
+    Raises:
+        InputError: anything that would stop the build before its real work.
+        OutsideError: the Hub cannot be asked, or forbids it.
+    """
+    recipe, loaded, place = job.recipe, job.loaded, job.output
+    name, revision = check_recipe(loaded, job.processes)
+    assert recipe.push is not None
+    job.say("asking the Hub")
+    check_can_publish(recipe.push.repo, recipe.push.revision, recipe.push.pull_request, job.token)
+    source = fetch(name, revision, weights=False)
+    check_base(source, trust_remote_code=recipe.trust_remote_code)
+    architecture = Architecture(read_config(source.folder))
+    tokenizer = load_tokenizer(source.folder)
+    job.say("checking the contrast pairs")
+    layers = all_layers(loaded, architecture.block_count)
+    prepared = prepare_vectors(loaded, tokenizer, architecture.block_count)
+    job.say("reading the headers of the weight files, and choosing the route")
+    with disk_errors(place, "the headers of the weight files (a temporary folder, see TMPDIR)"):
+        (place / "hollow").mkdir(parents=True)
+        checkpoint = HubCheckpoint(source, files_on_the_hub(source), place / "hollow")
+    plan = plan_remotely(recipe, architecture, layers, checkpoint)
+    names = block_names(architecture)
+    notes = [note for entry in prepared for note in entry.notes]
+    planned = BuildPlan(source, architecture, plan, prepared, Path(recipe.push.repo), notes)
+    return RemoteBuildPlan(planned, checkpoint, names, needed_files(plan, prepared, checkpoint, names))
+
+
+def plan_remotely(recipe: Recipe, architecture: Architecture, layers: list[int], checkpoint: HubCheckpoint) -> Plan:
     """The route that a local build would take if it can be built remotely, else the best one that can.
 
     Raises:
         InputError: none can; with the reason of each.
     """
     try:
-        return _plan(recipe, architecture, layers, checkpoint, route)
+        return _plan(recipe, architecture, layers, checkpoint)
     except FileNotFoundError as error:
         raise InputError(
             "the checkpoint stores a tensor that the class does not read, and only its values tell what to do about it",
@@ -63,18 +132,14 @@ def plan_remotely(
         ) from None
 
 
-def _plan(
-    recipe: Recipe, architecture: Architecture, layers: Sequence[int], checkpoint: HubCheckpoint, route: str
-) -> Plan:
-    best = choose_route(
-        architecture, layers, checkpoint, targets=recipe.targets, route=route, exact=recipe.exact, prefer=recipe.prefer
-    )
+def _plan(recipe: Recipe, architecture: Architecture, layers: list[int], checkpoint: HubCheckpoint) -> Plan:
+    best = route_for(recipe, architecture, layers, checkpoint)
     refused = why_not(best, checkpoint)
     if refused is None:
         return best
     reasons = {best.route: refused}
     others: list[Plan] = []
-    if route == "auto":
+    if recipe.route == "auto":
         names = [name for name in ROUTES if name != best.route and ROUTES[name].exact]
         for finding in survey(architecture, layers, checkpoint, targets=demanded_stacks(recipe.targets), names=names):
             reason = finding.why_not if finding.plan is None else why_not(finding.plan, checkpoint)

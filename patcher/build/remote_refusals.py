@@ -9,6 +9,7 @@ from patcher.capture.processes.launch import Processes
 from patcher.checkpoint.source import Source, locate
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS
 
@@ -20,12 +21,13 @@ def is_remote(recipe: Recipe, output: Path | None) -> bool:
     return output is None and recipe.output is None and "output" in recipe.model_fields_set
 
 
-def check_recipe(recipe: Recipe, recipe_folder: Path, processes: Processes | None = None) -> tuple[str, str | None]:
+def check_recipe(loaded: LoadedRecipe, processes: Processes | None = None) -> tuple[str, str | None]:
     """The base's Hub id and revision.
 
     Raises:
         InputError: the recipe asks for what needs the whole model here, or for no place to publish it.
     """
+    recipe = loaded.recipe
     if recipe.push is None:
         raise InputError(
             "`output: null` writes no folder here, and the recipe does not say where to publish the copy",
@@ -33,7 +35,7 @@ def check_recipe(recipe: Recipe, recipe_folder: Path, processes: Processes | Non
             remedy="add push: {repo: owner/name}, or give `output` a folder",
             code="remote",
         )
-    found = locate(recipe.model, recipe_folder=recipe_folder)
+    found = locate(recipe.model, recipe_folder=loaded.folder)
     if isinstance(found, Path):
         raise _refused(
             "the base is a local folder, so the Hub has no files to copy", "model", "name the base on the Hub"

@@ -1,4 +1,4 @@
-"""What a remote build plans and gives."""
+"""What a remote build gives."""
 
 from __future__ import annotations
 
@@ -6,42 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from patcher.build.remote_planning import Needed
-from patcher.build.result import DryRun
-from patcher.checkpoint.block_names import BlockNames
-from patcher.checkpoint.hub_folder import HubCheckpoint
 from patcher.patched.schema import Manifest
-
-
-@dataclass(frozen=True)
-class RemoteDryRun:
-    """What a remote build would do.
-
-    Attributes:
-        planned: as of a build with an output folder; its ``output`` is the repository.
-        checkpoint: the base, by its headers.
-        names: how its tensors are told apart.
-        needed: the weight files that would be downloaded.
-    """
-
-    planned: DryRun
-    checkpoint: HubCheckpoint
-    names: BlockNames
-    needed: Needed
-
-    @property
-    def download(self) -> dict[str, Any]:
-        """{files, bytes, of_files, of_bytes}: of the weight files."""
-        every = self.checkpoint.weight_files
-        return {
-            "files": self.needed.files,
-            "bytes": self.checkpoint.bytes_of(self.needed.files),
-            "of_files": len(every),
-            "of_bytes": self.checkpoint.bytes_of(every),
-        }
-
-    def as_json(self) -> dict[str, Any]:
-        return {**self.planned.as_json(), "output": None, "repo": str(self.planned.output), "download": self.download}
 
 
 @dataclass(frozen=True)

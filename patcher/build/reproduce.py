@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import patcher
+from patcher.build.job import Job
 from patcher.build.local import build
 from patcher.build.texts import PICTURES
 from patcher.checkpoint.assembling import metadata_of, raw_header
@@ -19,6 +20,7 @@ from patcher.errors import InputError, first_line
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
 from patcher.patched.reading import read_manifest
 from patcher.patched.schema import Manifest, Patch
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS
 
@@ -103,7 +105,8 @@ def reproduce(
     with scratch_folder(folder) as scratch:
         again = scratch / folder.resolve().name
         # Nothing that was captured before: that the vector comes out again is part of the question.
-        build(recipe, text, _inputs(manifest, inputs) / "recipe.yaml", again, say=say, cache=False)
+        loaded = LoadedRecipe(recipe, text, _inputs(manifest, inputs) / "recipe.yaml")
+        build(Job(loaded, again, say, cache=False))
         say("comparing")
         return _compared(folder, manifest, again)
 

@@ -12,10 +12,8 @@ from typing import Any, TypeVar
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.quantised import quantisation_of
 from patcher.build.base_run import BaseRun
-from patcher.build.local import dry_run
-from patcher.build.result import Clock
-from patcher.capture.cache.key import model_identity
-from patcher.capture.cache.store import capture_cache
+from patcher.build.job import Job, Say
+from patcher.build.planning import plan_build, with_weights
 from patcher.capture.model import load_causal_lm, pick_device, pick_dtype
 from patcher.capture.opened import OpenedBase, choose_mode
 from patcher.capture.reader import ResidualReader
@@ -23,8 +21,6 @@ from patcher.chat.steering import Steering, named_layers
 from patcher.chat.writing import Writer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import PreparedBase, prepared_base, read_config, temporary_base
-from patcher.checkpoint.source import fetch
-from patcher.checkpoint.staging import scratch_folder
 from patcher.checkpoint.steering_files import MANIFEST
 from patcher.errors import InputError
 from patcher.evaluate.scoring import Vectors
@@ -33,11 +29,9 @@ from patcher.patched.reading import read_manifest
 from patcher.patched.stored import read_stored
 from patcher.recipe.file import load_recipe
 from patcher.sweep.files import RECIPE, RESULT
-from patcher.vectors.finding import PreparedVector, find_vectors, sum_by_layer
+from patcher.vectors.finding import PreparedVector, sum_by_layer
 from patcher.vectors.layers import resolve_read_layer
-from patcher.verify.probes import PROBES
 
-Say = Callable[[str], None]
 Result = TypeVar("Result")
 
 
@@ -49,6 +43,7 @@ class Options:
         base, adapter: where they are now, for a patched folder.
         overrides: ``key=value`` for a recipe.
         baked: load the patched folder itself beside the base, instead of a hook on the base.
+        cache: whether a recipe's activations that were captured before are taken again.
     """
 
     base: str | None = None
@@ -58,6 +53,7 @@ class Options:
     dtype: str | None = None
     trust_remote_code: bool = False
     baked: bool = False
+    cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,44 +193,37 @@ def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], 
     ):
         if given:
             raise InputError(f"{name} goes with a patched folder, and this is a recipe", where=str(path), remedy=remedy)
-    recipe, _text = load_recipe(path, options.overrides)
+    loaded = load_recipe(path, options.overrides)
     chosen: dict[str, object] = {
         key: value for key in ("device", "dtype") if (value := getattr(options, key)) is not None
     }
     if options.trust_remote_code:
         chosen["trust_remote_code"] = True
-    recipe = recipe.model_copy(update=chosen)
+    loaded = loaded.changed(**chosen)
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="patch-model-chat-"))) / "chat"
-        planned = dry_run(recipe, path, place, say=say, writes=False)
-        source = planned.source
-        if source.hub:
-            say(f"downloading {source.name}")
-            source = fetch(source.name, source.revision, weights=True)
-        base = stack.enter_context(prepared_base(source, recipe, path.parent, place, say))
-        scratch = stack.enter_context(scratch_folder(place))
-        identity = model_identity(source, base.adapter, trust_remote_code=recipe.trust_remote_code)
-        planned = replace(planned, source=source)
-        cache = capture_cache(enabled=True)
-        run = BaseRun(recipe, path, planned, base, scratch, Clock(), say, lambda _text: None, cache, identity)
+        job = Job(loaded, place, say, cache=options.cache)
+        planned = with_weights(job, plan_build(job, writes=False))
+        base = stack.enter_context(prepared_base(planned.source, loaded, place, say))
+        run = BaseRun.of(job, planned, base)
 
         def work(opened: OpenedBase, reader: ResidualReader) -> Result:
             prepared = run.answered(opened)
-            finder = _Finder(prepared, reader, opened.tokenizer, path, say)
+            finder = _Finder(run, prepared, reader, opened.tokenizer)
             steering = Steering(
                 vectors=finder.find(prepared),
-                coefficients={spec.name: spec.factor for spec in recipe.vectors},
+                coefficients={spec.name: spec.factor for spec in loaded.recipe.vectors},
                 origin="recipe",
                 block_count=planned.architecture.block_count,
                 move=finder.at_layer,
                 moved="the vector is the one that the recipe's pairs (or file) give there",
             )
-            swept = [spec.name for spec in recipe.vectors if spec.swept]
+            swept = [spec.name for spec in loaded.recipe.vectors if spec.swept]
             notes = [f"vector `{name}`: no sweep has chosen yet; this is a stand-in for `auto`" for name in swept]
             notes += [note for entry in prepared for note in entry.notes]
-            tokenizer = _require_tokenizer(opened.tokenizer, source.folder)
+            tokenizer = _require_tokenizer(opened.tokenizer, planned.source.folder)
             writer = Writer(opened.model, planned.architecture.blocks, tokenizer)
-            return use(Opened(source.name, writer, None, steering, tuple(notes)))
+            return use(Opened(planned.source.name, writer, None, steering, tuple(notes)))
 
         return run.run(work, whole="chat")
 
@@ -243,18 +232,13 @@ def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], 
 class _Finder:
     """Finds a recipe's vectors, at its layers or at another one."""
 
+    run: BaseRun
     prepared: list[PreparedVector]
     reader: ResidualReader
     tokenizer: Any
-    recipe_path: Path
-    say: Say
 
     def find(self, prepared: list[PreparedVector]) -> Vectors:
-        neutral = [self.tokenizer(text)["input_ids"] for text in PROBES] if self.tokenizer is not None else []
-        folder = self.recipe_path.parent
-        return sum_by_layer(
-            find_vectors(prepared, self.reader, recipe_folder=folder, neutral=neutral, progress=self.say)
-        )
+        return sum_by_layer(self.run.find_vectors(prepared, self.reader, self.tokenizer))
 
     def at_layer(self, layer: int) -> Vectors:
         """All of the recipe's vectors at one layer, each read where its ``read_layer`` says, else there."""

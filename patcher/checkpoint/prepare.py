@@ -26,7 +26,7 @@ from patcher.disk.failures import disk_errors
 from patcher.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from patcher.recipe.schema import Recipe
+    from patcher.recipe.loaded import LoadedRecipe
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 @contextmanager
 def prepared_base(
-    source: Source, recipe: Recipe, recipe_folder: Path, output: Path, say: Callable[[str], None]
+    source: Source, loaded: LoadedRecipe, output: Path, say: Callable[[str], None]
 ) -> Iterator[PreparedBase]:
     """Convert ``.bin`` weights and merge the adapter, in a scratch folder beside the output that is removed after.
 
@@ -117,7 +117,7 @@ def prepared_base(
         InputError: see :mod:`patcher.checkpoint.bin_files` and :mod:`patcher.checkpoint.adapter`; or the base is
             quantised, and there is an adapter.
     """
-    checkpoint = CheckpointFolder(source.folder)
+    checkpoint, recipe = CheckpointFolder(source.folder), loaded.recipe
     if not checkpoint.is_bin and recipe.adapter is None:
         yield PreparedBase(checkpoint, source.folder, None)
         return
@@ -136,7 +136,7 @@ def prepared_base(
             checkpoint = convert_bin(checkpoint, scratch / "converted")
         if recipe.adapter is not None:
             say("merging the adapter")
-            adapter = find_adapter(recipe.adapter, recipe_folder)
+            adapter = find_adapter(recipe.adapter, loaded.folder)
             checkpoint = merge_adapter(
                 checkpoint, adapter, scratch / "merged", trust_remote_code=recipe.trust_remote_code
             )
@@ -145,14 +145,14 @@ def prepared_base(
         yield PreparedBase(checkpoint, reference, adapter)
 
 
-def check_adapter(recipe: Recipe, recipe_folder: Path) -> None:
+def check_adapter(loaded: LoadedRecipe) -> None:
     """Look at a local adapter before any work; one on the Hub is looked at when it is there.
 
     Raises:
         InputError: it is not there, or not an adapter that can be merged.
     """
-    if recipe.adapter is not None:
-        found = locate(recipe.adapter, recipe_folder=recipe_folder, where="adapter")
+    if loaded.recipe.adapter is not None:
+        found = locate(loaded.recipe.adapter, recipe_folder=loaded.folder, where="adapter")
         if isinstance(found, Path):
             require_adapter(found, "adapter")
 
@@ -171,14 +171,15 @@ def find_adapter(adapter: str, recipe_folder: Path) -> Path:
         return Path(snapshot_download(found[0], revision=found[1], allow_patterns=patterns))
 
 
-def adapter_record(recipe: Recipe, recipe_folder: Path, base: PreparedBase) -> dict[str, Any] | None:
+def adapter_record(loaded: LoadedRecipe, base: PreparedBase) -> dict[str, Any] | None:
     """What the manifest says of the adapter: its name, where it was found (publishing drops a path), its hash."""
-    if recipe.adapter is None or base.adapter is None:
+    named = loaded.recipe.adapter
+    if named is None or base.adapter is None:
         return None
-    local = isinstance(locate(recipe.adapter, recipe_folder=recipe_folder, where="adapter"), Path)
-    given = str(base.adapter.resolve()) if local else recipe.adapter
+    local = isinstance(locate(named, recipe_folder=loaded.folder, where="adapter"), Path)
+    given = str(base.adapter.resolve()) if local else named
     return {
-        "name": Path(recipe.adapter).name,
+        "name": Path(named).name,
         "given": given,
         "sha256": sha256_of(base.adapter / "adapter_model.safetensors"),
     }

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from patcher.build.job import Job
+    from patcher.build.planning import BuildPlan
+    from patcher.build.remote_planning import RemoteBuildPlan
+    from patcher.build.remote_result import RemoteResult
+    from patcher.build.result import BuildResult
     from patcher.capture.processes.launch import Processes
-    from patcher.recipe.schema import Recipe
+
+    Done = BuildPlan | BuildResult | RemoteBuildPlan | RemoteResult
 
 
 @click.command("build", short_help="Build what a recipe describes.")
@@ -78,88 +85,69 @@ def _build(
     from patcher.cli.progress import progress
     from patcher.recipe.file import load_recipe
 
-    parsed, text = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
 
+    from patcher.build.job import Job
     from patcher.build.remote_refusals import is_remote
 
-    if is_remote(parsed, output):
+    remote = is_remote(loaded.recipe, output)
+    if remote:
         _refuse_options({"--force": force, "--link": link, "--no-hash": no_hash, "--strict": strict})
-        _build_remotely(
-            recipe, parsed, text, dry_run=dry_run, as_json=as_json, cache=not no_cache, verbose=verbose, team=processes
-        )
-        return
+    with ExitStack() as stack:
+        if remote:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="patch-model-remote-"))
+            folder = Path(place).resolve() / "build"
+        else:
+            folder = output or Path(loaded.recipe.output or f"{loaded.recipe.model_name}-steered")
+        with progress(verbose) as say:
+            job = Job(loaded, folder, say, say.note, force=force, cache=not no_cache, processes=processes)
+            done: Done = (
+                _remotely(job, dry_run=dry_run)
+                if remote
+                else _here(job, dry_run=dry_run, link=link, hash=not no_hash, strict=strict)
+            )
+        _report(done, as_json=as_json, linked=link)
 
-    from patcher.build import local as pipeline
+
+def _here(job: Job, *, dry_run: bool, link: bool, hash: bool, strict: bool) -> BuildPlan | BuildResult:
+    from patcher.build.local import build as run
+    from patcher.build.planning import plan_build
+
+    if dry_run:
+        return plan_build(job)
+    swept = None
+    if any(spec.swept for spec in job.recipe.vectors):
+        from patcher.sweep.auto import fill_in
+
+        require_alone(job.processes, job.loaded.path)
+        job, swept = fill_in(job)
+    return run(job, link=link, hash=hash, strict=strict, sweep=swept)
+
+
+def _remotely(job: Job, *, dry_run: bool) -> RemoteBuildPlan | RemoteResult:
+    from patcher.build.remote import remote_build
+    from patcher.build.remote_planning import plan_remote_build
+
+    return plan_remote_build(job) if dry_run else remote_build(job)
+
+
+def _report(done: Done, *, as_json: bool, linked: bool) -> None:
+    """One JSON object on stdout, or what people read; of a finished build both."""
+    from patcher.build.planning import BuildPlan
+    from patcher.build.remote_planning import RemoteBuildPlan
+    from patcher.build.result import BuildResult
+    from patcher.cli.remote_report import print_remote_build, print_remote_plan
     from patcher.cli.report import print_build, print_plan
 
-    if output is None:
-        name = parsed.model.partition("@")[0].rstrip("/").rpartition("/")[2] or "model"
-        output = Path(parsed.output) if parsed.output else Path(f"{name}-steered")
-    if dry_run:
-        with progress() as say:
-            planned = pipeline.dry_run(parsed, recipe, output, force=force, say=say)
-        if as_json:
-            click.echo(json.dumps(planned.as_json()))
-        else:
-            print_plan(planned)
-        return
-    with progress(verbose) as say:
-        swept = None
-        if any(spec.swept for spec in parsed.vectors):
-            from patcher.sweep.auto import fill_in
-
-            require_alone(processes, recipe)
-            parsed, swept = fill_in(
-                parsed, text, recipe, output, force=force, cache=not no_cache, say=say, note=say.note
-            )
-        result = pipeline.build(
-            parsed,
-            text,
-            recipe,
-            output,
-            force=force,
-            say=say,
-            note=say.note,
-            cache=not no_cache,
-            link=link,
-            hash=not no_hash,
-            strict=strict,
-            sweep=swept,
-            processes=processes,
-        )
-    print_build(result, to_stderr=as_json, linked=link)
+    if isinstance(done, BuildResult):
+        print_build(done, to_stderr=as_json, linked=linked)
+    elif isinstance(done, BuildPlan | RemoteBuildPlan):
+        if not as_json:
+            print_plan(done) if isinstance(done, BuildPlan) else print_remote_plan(done)
+    else:
+        print_remote_build(done, to_stderr=as_json)
     if as_json:
-        click.echo(json.dumps(result.as_json()))
-
-
-def _build_remotely(
-    path: Path,
-    recipe: Recipe,
-    text: str,
-    *,
-    dry_run: bool,
-    as_json: bool,
-    cache: bool,
-    verbose: bool,
-    team: Processes | None,
-) -> None:
-    from patcher.build.remote import remote_build, remote_dry_run
-    from patcher.cli.progress import progress
-    from patcher.cli.remote_report import print_remote_build, print_remote_plan
-
-    if dry_run:
-        with tempfile.TemporaryDirectory(prefix="patch-model-remote-") as place, progress() as say:
-            planned = remote_dry_run(recipe, path, Path(place), say=say)
-        if as_json:
-            click.echo(json.dumps(planned.as_json()))
-        else:
-            print_remote_plan(planned)
-        return
-    with progress(verbose) as say:
-        result = remote_build(recipe, text, path, say=say, note=say.note, cache=cache, processes=team)
-    print_remote_build(result, to_stderr=as_json)
-    if as_json:
-        click.echo(json.dumps(result.as_json()))
+        click.echo(json.dumps(done.as_json()))
 
 
 def _refuse_options(given: Mapping[str, bool]) -> None:

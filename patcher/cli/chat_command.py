@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Of the model in memory.")
 @click.option("--trust-remote-code", is_flag=True, help="Allow code that comes with the base model to run.")
+@click.option("--no-cache", is_flag=True, help="Read all activations of RECIPE anew, and keep none for the next run.")
 @click.option("--json", "as_json", is_flag=True, help="Print {model, answers: [...]} on stdout.")
 def chat(
     source: Path,
@@ -63,6 +64,7 @@ def chat(
     device: str | None,
     dtype: str | None,
     trust_remote_code: bool,
+    no_cache: bool,
     as_json: bool,
 ) -> None:
     """Let the base and the steered model answer the same prompts with the same seed.
@@ -92,7 +94,7 @@ def chat(
     if isinstance(sys.stdout, TextIOWrapper):
         # A model writes characters that not every terminal has.
         sys.stdout.reconfigure(errors="replace")
-    options = Options(base, adapter, overrides, device, dtype, trust_remote_code, baked)
+    options = Options(base, adapter, overrides, device, dtype, trust_remote_code, baked, cache=not no_cache)
     with ExitStack() as stack:
         say = stack.enter_context(progress())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from patcher.build.remote_result import RemoteDryRun, RemoteResult
+from patcher.build.remote_planning import RemoteBuildPlan
+from patcher.build.remote_result import RemoteResult
 from patcher.cli.report import console_for, print_patch, print_plan
 from patcher.patched.schema import Remote
 
@@ -23,7 +24,7 @@ def print_remote_build(result: RemoteResult, *, to_stderr: bool) -> None:
     console.print(f"published: [bold]{result.push['url']}[/] ({how}); no folder was written here", soft_wrap=True)
 
 
-def print_remote_plan(planned: RemoteDryRun) -> None:
+def print_remote_plan(planned: RemoteBuildPlan) -> None:
     """The report of ``--dry-run``."""
     print_plan(planned.planned)
     found = planned.download

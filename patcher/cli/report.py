@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patcher.build.result import BuildResult, DryRun
+from patcher.build.planning import BuildPlan
+from patcher.build.result import BuildResult
 from patcher.build.texts import NOT_DRAWN
 from patcher.evaluate.guard import beyond_guard
 from patcher.patched.evaluation import Evaluation, Guard
@@ -62,7 +63,7 @@ def print_patch(patch: Patch, console: Console) -> None:
         console.print(f"note: {note}", markup=False)
 
 
-def print_plan(planned: DryRun) -> None:
+def print_plan(planned: BuildPlan) -> None:
     """The report of ``--dry-run``."""
     console = console_for()
     plan = planned.plan

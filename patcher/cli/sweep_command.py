@@ -45,23 +45,23 @@ def sweep(
     from patcher.cli.progress import progress
     from patcher.recipe.file import load_recipe
 
-    parsed, text = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
     if not no_pictures:
         from patcher.report.pictures.extra import require_plots
 
         require_plots("--no-pictures for the numbers alone")
 
+    from patcher.build.job import Job
     from patcher.cli.sweep_report import print_sweep
     from patcher.sweep.files import write_results
     from patcher.sweep.pipeline import sweep as run
 
-    if output is None:
-        name = parsed.model.partition("@")[0].rstrip("/").rpartition("/")[2] or "model"
-        output = Path(f"{name}-sweep")
+    output = output or Path(f"{loaded.recipe.model_name}-sweep")
     with progress(verbose) as say:
-        found = run(parsed, recipe, output, force=force, cache=not no_cache, say=say, note=say.note)
+        job = Job(loaded, output, say, say.note, force=force, cache=not no_cache)
+        found = run(job)
         try:
-            write_results(found, output, parsed, text, recipe, pictures=not no_pictures, say=say)
+            write_results(found, job, pictures=not no_pictures)
         except KeyboardInterrupt:
             kept = f"interrupted; all cells are kept in {output}: the same command goes on from there"
             raise KeyboardInterrupt(kept) from None

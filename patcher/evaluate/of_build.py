@@ -23,6 +23,7 @@ from patcher.evaluate.side_effects import Curve, neutral_ids
 from patcher.evaluate.texts import read_passages
 from patcher.pairs import ContrastPair, load_pairs, sample_pairs
 from patcher.patched.evaluation import Guard
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.vectors.finding import PreparedVector
 
@@ -30,13 +31,11 @@ IN_SAMPLE = "measured on the pairs that the vector was made of: none were held o
 
 
 def evaluate_build(
-    recipe: Recipe,
+    loaded: LoadedRecipe,
     prepared: Sequence[PreparedVector],
     looked: Looked,
     vectors: Mapping[int, torch.Tensor],
-    *,
-    recipe_folder: Path,
-    progress: Callable[[str], None] | None = None,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Measure all edits together: on each vector's held-out pairs, on texts that they should leave alone, and by eye.
 
@@ -44,14 +43,14 @@ def evaluate_build(
         The ``evaluation`` of ``steering.json`` (that of the first vector with pairs on top, all of them in
         ``per_vector``), or None where there is nothing to measure on; and notes that say why.
     """
-    spec, source, tokenizer = recipe.evaluate, looked.source, looked.tokenizer
-    say = progress or (lambda _text: None)
+    recipe, source, tokenizer = loaded.recipe, looked.source, looked.tokenizer
+    spec = recipe.evaluate
     if not spec.enabled or tokenizer is None:
         return None, ["the effect was not evaluated" + ("" if spec.enabled else ": `evaluate.enabled` is false")]
     results, notes = [], []
     asked: list[tuple[PreparedVector, list[Question]]] = []
     for entry in prepared:
-        pairs, held_out = _pairs_for(recipe, entry, recipe_folder)
+        pairs, held_out = _pairs_for(loaded, entry)
         if not pairs:
             notes.append(f"vector `{entry.spec.name}` comes from a file: give `evaluate.pairs` to measure its effect")
             continue
@@ -65,7 +64,7 @@ def evaluate_build(
             seed=recipe.seed,
             expected_sign=math.copysign(1.0, entry.spec.factor),
             batch_size=batch_rows(recipe),
-            progress=progress,
+            progress=say,
         )
         result["held_out"] = held_out
         if not held_out:
@@ -74,9 +73,9 @@ def evaluate_build(
             prompted = questions_with_prompt(pairs, tokenizer, entry.spec, spec.system_prompt)
             result["prompting"] = _prompting(source, prompted, vectors, batch_rows(recipe))
         results.append({"vector": entry.spec.name, **result})
-    texts = _perplexities(recipe, source, tokenizer, vectors, looked.positions, recipe_folder, progress)
+    texts = _perplexities(loaded, looked, vectors, say)
     say("evaluating: what changes in neutral text")
-    neutral, name = neutral_ids(recipe, recipe_folder, tokenizer, looked.positions)
+    neutral, name = neutral_ids(loaded, tokenizer, looked.positions)
     guard = guard_of(recipe, source, neutral, name, vectors)
     head = {key: value for key, value in results[0].items() if key != "vector"} if results else {}
     found = {**head, "per_vector": results, "perplexity": texts, "guard": guard}
@@ -144,59 +143,60 @@ def batch_rows(recipe: Recipe) -> int:
     return 16 if recipe.capture.batch_size == "auto" else recipe.capture.batch_size
 
 
-def _pairs_for(recipe: Recipe, entry: PreparedVector, recipe_folder: Path) -> tuple[Sequence[ContrastPair], bool]:
+def _pairs_for(loaded: LoadedRecipe, entry: PreparedVector) -> tuple[Sequence[ContrastPair], bool]:
     """The pairs to measure on, and whether the vector has not seen them."""
-    spec = recipe.evaluate
-    if spec.pairs is not None:
-        pairs = load_pairs(spec.pairs, base_folder=recipe_folder, format="auto", where="evaluate.pairs")
-        return sample_pairs(pairs, spec.limit, recipe.seed), True
-    chosen = entry.held_out or entry.used
-    return sample_pairs(list(chosen), spec.limit, recipe.seed), bool(entry.held_out)
+    own, limit, seed = own_pairs(loaded), loaded.recipe.evaluate.limit, loaded.recipe.seed
+    chosen = own or list(entry.held_out or entry.used)
+    return sample_pairs(chosen, limit, seed), bool(own or entry.held_out)
 
 
-def check_evaluation_inputs(recipe: Recipe, recipe_folder: Path) -> None:
+def own_pairs(loaded: LoadedRecipe) -> list[ContrastPair]:
+    """The pairs of ``evaluate.pairs``; none where the recipe gives none.
+
+    Raises:
+        InputError: see :mod:`patcher.pairs`.
+    """
+    given = loaded.recipe.evaluate.pairs
+    if given is None:
+        return []
+    return list(load_pairs(given, base_folder=loaded.folder, format="auto", where="evaluate.pairs"))
+
+
+def check_evaluation_inputs(loaded: LoadedRecipe) -> None:
     """Read what the evaluation will need, so that a wrong path is known before the model runs.
 
     Raises:
         InputError: a file is missing, empty or not what it should be.
     """
-    spec = recipe.evaluate
+    spec = loaded.recipe.evaluate
     if not spec.enabled:
         return
-    if spec.pairs is not None:
-        load_pairs(spec.pairs, base_folder=recipe_folder, format="auto", where="evaluate.pairs")
+    own_pairs(loaded)
     for name, file in (("on_topic", spec.on_topic), ("off_topic", spec.off_topic), ("neutral", spec.neutral)):
         if file is not None:
-            read_passages(recipe_folder, file, f"evaluate.{name}")
+            read_passages(loaded.file(file), f"evaluate.{name}")
     if spec.scorer is not None:
         load_scorer(spec.scorer, where="evaluate.scorer")
     if spec.lm_eval:
-        check_tasks(spec.lm_eval, where="evaluate.lm_eval", task_folder=task_folder(recipe, recipe_folder))
+        check_tasks(spec.lm_eval, where="evaluate.lm_eval", task_folder=task_folder(loaded))
 
 
-def task_folder(recipe: Recipe, recipe_folder: Path) -> Path | None:
+def task_folder(loaded: LoadedRecipe) -> Path | None:
     """The folder of lm-eval tasks of the user's own, if there is one."""
-    folder = recipe.evaluate.lm_eval_folder
-    return None if folder is None else recipe_folder / Path(folder).expanduser()
+    folder = loaded.recipe.evaluate.lm_eval_folder
+    return None if folder is None else loaded.file(folder)
 
 
 def _perplexities(
-    recipe: Recipe,
-    source: LogitsSource,
-    tokenizer: Any,
-    vectors: Mapping[int, torch.Tensor],
-    positions: int | None,
-    recipe_folder: Path,
-    progress: Callable[[str], None] | None,
+    loaded: LoadedRecipe, looked: Looked, vectors: Mapping[int, torch.Tensor], say: Callable[[str], None]
 ) -> dict[str, dict[str, float]] | None:
-    result = {}
-    for name, file in (("on_topic", recipe.evaluate.on_topic), ("off_topic", recipe.evaluate.off_topic)):
+    result, spec = {}, loaded.recipe.evaluate
+    for name, file in (("on_topic", spec.on_topic), ("off_topic", spec.off_topic)):
         if file is None:
             continue
-        if progress is not None:
-            progress(f"evaluating: perplexity on the {name.replace('_', '-')} text")
-        lines = read_passages(recipe_folder, file, f"evaluate.{name}")
-        texts = [ids for ids in (tokenizer(line)["input_ids"][:positions] for line in lines) if len(ids) > 1]
-        base, steered = perplexities(source, texts, [{}, vectors], batch_rows(recipe))
+        say(f"evaluating: perplexity on the {name.replace('_', '-')} text")
+        rows = [looked.tokenizer(line)["input_ids"] for line in read_passages(loaded.file(file), f"evaluate.{name}")]
+        texts = [ids[: looked.positions] for ids in rows if len(ids[: looked.positions]) > 1]
+        base, steered = perplexities(looked.source, texts, [{}, vectors], batch_rows(loaded.recipe))
         result[name] = {"base": base, "steered": steered}
     return result or None

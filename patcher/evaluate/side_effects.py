@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from patcher.evaluate.held_out import Question, random_like
 from patcher.evaluate.neutral import neutral_texts
 from patcher.evaluate.statistics import bootstrap_interval
 from patcher.evaluate.texts import encode_texts, read_passages
-from patcher.recipe.schema import Recipe
+from patcher.recipe.loaded import LoadedRecipe
 
 FACTORS = (-1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
 """Multiples of what is baked in, for the curve."""
@@ -24,18 +23,17 @@ _CURVE_ITEMS = 12
 """Pairs and passages of the curve: it is for the eye; what is judged is measured on all of them."""
 
 
-def neutral_ids(
-    recipe: Recipe, recipe_folder: Path, tokenizer: Any, positions: int | None
-) -> tuple[list[Sequence[int]], str]:
+def neutral_ids(loaded: LoadedRecipe, tokenizer: Any, positions: int | None) -> tuple[list[Sequence[int]], str]:
     """The recipe's neutral passages as token ids, and what they are called.
 
     Raises:
         InputError: the file cannot be read.
     """
-    if recipe.evaluate.neutral is None:
+    named = loaded.recipe.evaluate.neutral
+    if named is None:
         passages, name = neutral_texts(), "bundled neutral passages"
     else:
-        passages, name = read_passages(recipe_folder, recipe.evaluate.neutral, "evaluate.neutral"), "neutral passages"
+        passages, name = read_passages(loaded.file(named), "evaluate.neutral"), "neutral passages"
     return [ids for ids in encode_texts(passages, tokenizer, positions) if len(ids) > 1], name
 
 

@@ -83,14 +83,12 @@ def _decode(ids: list[int], tokenizer: Any) -> str:
     return text
 
 
-def read_passages(recipe_folder: Path, file: str, where: str) -> list[str]:
+def read_passages(path: Path, where: str) -> list[str]:
     """The non-empty lines of a text file.
 
     Raises:
         InputError: the file is missing, not UTF-8 text, or empty.
     """
-    path = Path(file).expanduser()
-    path = path if path.is_absolute() else recipe_folder / path
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

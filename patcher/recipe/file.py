@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from patcher.errors import InputError, Problem
 from patcher.recipe.evaluate import EvaluateSpec, GuardSpec, InlinePair, SweepSpec
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.persona import GenerateSpec, Personas
 from patcher.recipe.schema import CaptureSpec, PushSpec, Recipe, VectorSpec, VerifySpec
 from patcher.recipe.yaml_lines import YamlDocument, parse_yaml
@@ -27,15 +28,12 @@ class RecipeError(InputError):
     default_code = "recipe"
 
 
-def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Recipe, str]:
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
     """Read, override and validate a recipe.
 
     Args:
         path: the YAML file.
         overrides: ``key=value`` strings; dotted keys reach inside (``vectors.0.coefficient=2``), values are YAML.
-
-    Returns:
-        The recipe and the file's text, verbatim.
 
     Raises:
         RecipeError: with every problem that was found.
@@ -60,7 +58,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Recipe, st
         )
     for override in overrides:
         _apply_override(document, override)
-    return validate_recipe(document), text
+    return LoadedRecipe(validate_recipe(document), text, path)
 
 
 def validate_recipe(document: YamlDocument) -> Recipe:

@@ -12,6 +12,7 @@ import yaml
 
 from patcher.errors import InputError
 from patcher.recipe.file import validate_recipe
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.recipe.yaml_lines import parse_yaml
 
@@ -38,19 +39,17 @@ def chosen_recipe(recipe: Recipe, vector: int, layer: int, coefficient: float) -
     return recipe.model_copy(update={"vectors": specs})
 
 
-def moved_text(text: str, before: Recipe, after: Recipe, *, folder: Path, to: Path) -> str:
-    """The text of ``after`` for a file in another folder, as like ``text`` as can be.
+def moved_text(before: LoadedRecipe, after: Recipe, to: Path) -> str:
+    """The text of ``after`` for a file in another folder, as like that of ``before`` as can be.
 
     Args:
-        text: of the file that ``before`` was read from.
         before: the recipe that was read, with what the command line changed.
         after: the same with a layer and a coefficient filled in.
-        folder: what the paths in ``text`` are relative to.
         to: the folder of the new file.
     """
-    wanted = _with_paths(after, folder, to)
+    wanted = _with_paths(after, before.folder, to)
     try:
-        edited = _edited(text, before, wanted)
+        edited = _edited(before.text, before.recipe, wanted)
         if validate_recipe(parse_yaml(edited, "recipe")) == wanted:
             return edited
     except (InputError, yaml.YAMLError, KeyError, IndexError, TypeError):

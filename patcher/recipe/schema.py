@@ -214,6 +214,11 @@ class Recipe(Strict):
     no folder here, the copy is made on the Hub, and of the base only what is needed is downloaded."""
     push: PushSpec | None = None
 
+    @property
+    def model_name(self) -> str:
+        """The model's name without its owner, folder or revision, as the names of outputs begin."""
+        return self.model.partition("@")[0].rstrip("/").rpartition("/")[2] or "model"
+
     @model_validator(mode="after")
     def _distinct_names(self) -> Recipe:
         names = [vector.name for vector in self.vectors]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from patcher.build.job import Job
 from patcher.disk.whole_files import whole_file
 from patcher.errors import OutsideError
 from patcher.recipe.rewriting import chosen_recipe, moved_text
-from patcher.recipe.schema import Recipe
 from patcher.report.pictures.drawing import PICTURES as DRAWINGS
 from patcher.report.pictures.drawing import dark_of, draw_all
 from patcher.sweep.on_base import Swept
@@ -37,21 +37,11 @@ def remove_results(folder: Path) -> None:
         raise OutsideError("older results cannot be removed", where=str(folder), found=error, code="disk") from None
 
 
-def write_results(
-    swept: Swept,
-    folder: Path,
-    recipe: Recipe,
-    recipe_text: str,
-    recipe_path: Path,
-    *,
-    pictures: bool,
-    say: Callable[[str], None],
-) -> dict[str, Path]:
+def write_results(swept: Swept, job: Job, *, pictures: bool) -> dict[str, Path]:
     """Write everything beside the finished cells.
 
     Args:
-        recipe: what was swept.
-        recipe_text: the recipe file's text.
+        job: of the sweep.
         pictures: whether pictures and the report are made, which needs the extra `plots`.
 
     Returns:
@@ -61,19 +51,19 @@ def write_results(
         MissingExtraError: pictures are wanted, and matplotlib is not there.
         OutsideError: something cannot be written.
     """
+    folder = job.output
     try:
         _replace(folder / TABLE, table(swept.data))
         if swept.chosen is not None:
-            chosen = chosen_recipe(recipe, swept.vector, *swept.chosen)
-            text = moved_text(recipe_text, recipe, chosen, folder=recipe_path.parent, to=folder)
-            _replace(folder / RECIPE, text)
+            chosen = chosen_recipe(job.recipe, swept.vector, *swept.chosen)
+            _replace(folder / RECIPE, moved_text(job.loaded, chosen, folder))
         else:
             (folder / RECIPE).unlink(missing_ok=True)
         drawn: dict[str, Path] = {}
         if pictures:
             from patcher.report.page import write_report
 
-            say("drawing")
+            job.say("drawing")
             drawn = draw_all(swept.data, folder / PICTURES)
             write_report(swept.data, drawn, folder / REPORT)
         # Last: where it is, everything is.

@@ -17,6 +17,7 @@ import torch
 import transformers
 
 import patcher
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.sweep.materials import Parts
 
@@ -36,13 +37,14 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def fingerprint(
-    recipe: Recipe, recipe_folder: Path, identity: Mapping[str, Any] | str | None, parts: Parts, index: int
+    loaded: LoadedRecipe, identity: Mapping[str, Any] | str | None, parts: Parts, index: int
 ) -> dict[str, Any]:
     """All that a cell's numbers depend on: the recipe, the files that it names, the model, the versions.
 
     Args:
         index: of the vector that is swept; its own layer and the size of its coefficient are not those of the cells.
     """
+    recipe = loaded.recipe
     data = settings(recipe)
     for part, keys in _OF_CELLS.items():
         data[part] = {key: data[part][key] for key in keys}
@@ -50,7 +52,7 @@ def fingerprint(
     swept["layer"], swept["coefficient"] = None, math.copysign(1.0, recipe.vectors[index].factor)
     evaluate = recipe.evaluate
     named = [evaluate.on_topic, evaluate.off_topic, evaluate.neutral, *(spec.file for spec in recipe.vectors)]
-    files = [None if name is None else _digest(recipe_folder / Path(name).expanduser()) for name in named]
+    files = [None if name is None else _digest(loaded.file(name)) for name in named]
     pairs = [[pair.prompt, pair.positive, pair.negative] for pair in (*parts.choose, *parts.report)]
     tokens = [[pair.positive.ids, pair.negative.ids] for entry in parts.prepared for pair in entry.pairs]
     content = json.dumps([identity, pairs, tokens, files], sort_keys=True, default=str)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,13 +14,14 @@ from patcher.capture.opened import OpenedBase
 from patcher.errors import InputError
 from patcher.evaluate.damage import NeutralText
 from patcher.evaluate.effect import Effect, PairsEffect, TextEffect
-from patcher.evaluate.neutral import neutral_texts
-from patcher.evaluate.of_build import IN_SAMPLE
+from patcher.evaluate.of_build import IN_SAMPLE, own_pairs
 from patcher.evaluate.prompting import questions_with_prompt
 from patcher.evaluate.questions import build_question
+from patcher.evaluate.side_effects import neutral_ids
 from patcher.evaluate.texts import encode_texts, read_passages, split_sentences
-from patcher.pairs import ContrastPair, load_pairs, sample_pairs, split_held_out, tokenise_pairs
-from patcher.recipe.schema import Recipe, VectorSpec
+from patcher.pairs import ContrastPair, sample_pairs, split_held_out, tokenise_pairs
+from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.schema import VectorSpec
 from patcher.sweep.cells import Bench
 from patcher.vectors.finding import Direction, PreparedVector, steering_vector
 
@@ -43,16 +43,13 @@ class Parts:
     notes: tuple[str, ...]
 
 
-def split(prepared: Sequence[PreparedVector], index: int, recipe: Recipe, recipe_folder: Path, tokenizer: Any) -> Parts:
+def split(prepared: Sequence[PreparedVector], index: int, loaded: LoadedRecipe, tokenizer: Any) -> Parts:
     """Split the swept vector's pairs by the recipe's seed: to make the vector, to choose the cell, to report it.
 
     The third part is the one that a build of the recipe holds out, so its evaluation too is of unseen pairs.
     """
     entry, notes = prepared[index], [note for one in prepared for note in one.notes]
-    evaluate = recipe.evaluate
-    own: list[ContrastPair] = []
-    if evaluate.pairs is not None:
-        own = list(load_pairs(evaluate.pairs, base_folder=recipe_folder, format="auto", where="evaluate.pairs"))
+    recipe, own = loaded.recipe, own_pairs(loaded)
     if entry.spec.method == "file":
         choose, report = split_held_out(own, 0.5, recipe.seed)
         choose = _without(choose, report)
@@ -77,7 +74,7 @@ def split(prepared: Sequence[PreparedVector], index: int, recipe: Recipe, recipe
     # Successive halving begins with the first few.
     random.Random(recipe.seed).shuffle(shuffled)
     whole = [*prepared[:index], entry, *prepared[index + 1 :]]
-    reported = sample_pairs(report, evaluate.limit, recipe.seed)
+    reported = sample_pairs(report, recipe.evaluate.limit, recipe.seed)
     return Parts(whole, tuple(shuffled), tuple(reported), tuple(dict.fromkeys(notes)))
 
 
@@ -181,7 +178,7 @@ class Materials:
         return texts
 
 
-def gather(recipe: Recipe, recipe_folder: Path, parts: Parts, opened: OpenedBase, index: int, rows: int) -> Materials:
+def gather(loaded: LoadedRecipe, parts: Parts, opened: OpenedBase, index: int, rows: int) -> Materials:
     """Encode everything that is measured on.
 
     Args:
@@ -190,14 +187,10 @@ def gather(recipe: Recipe, recipe_folder: Path, parts: Parts, opened: OpenedBase
     Raises:
         InputError: there is nothing to measure the effect on, or a text cannot be read.
     """
-    evaluate, tokenizer, spec = recipe.evaluate, opened.tokenizer, parts.prepared[index].spec
-    on_topic = _sentences(recipe_folder, evaluate.on_topic, "on_topic", opened)
-    off_topic = _sentences(recipe_folder, evaluate.off_topic, "off_topic", opened)
-    if evaluate.neutral is None:
-        passages, name = neutral_texts(), "bundled neutral passages"
-    else:
-        passages, name = read_passages(recipe_folder, evaluate.neutral, "evaluate.neutral"), "neutral passages"
-    neutral = [ids for ids in encode_texts(passages, tokenizer, opened.positions) if len(ids) > 1]
+    evaluate, tokenizer, spec = loaded.recipe.evaluate, opened.tokenizer, parts.prepared[index].spec
+    on_topic = _sentences(loaded, "on_topic", opened)
+    off_topic = _sentences(loaded, "off_topic", opened)
+    neutral, name = neutral_ids(loaded, tokenizer, opened.positions)
     if not neutral:
         raise InputError(
             "the neutral text has no passage of two tokens or more, and damage is measured on it",
@@ -253,9 +246,12 @@ def _halves(texts: Sequence[Sequence[int]], limit: int) -> tuple[Sequence[Sequen
     return texts[0::2][:limit], texts[1::2][:limit]
 
 
-def _sentences(recipe_folder: Path, file: str | None, name: str, opened: OpenedBase) -> Sequence[Sequence[int]] | None:
+def _sentences(
+    loaded: LoadedRecipe, name: Literal["on_topic", "off_topic"], opened: OpenedBase
+) -> Sequence[Sequence[int]] | None:
+    file: str | None = getattr(loaded.recipe.evaluate, name)
     if file is None:
         return None
-    passages = read_passages(recipe_folder, file, f"evaluate.{name}")
+    passages = read_passages(loaded.file(file), f"evaluate.{name}")
     sentences = [sentence for passage in passages for sentence in split_sentences(passage)]
     return [ids for ids in encode_texts(sentences, opened.tokenizer, opened.positions) if len(ids) > 1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import patcher
-from patcher.build.result import Clock, DryRun
+from patcher.build.base_run import neutral_tokens
+from patcher.build.job import Job
+from patcher.build.planning import BuildPlan
 from patcher.capture.budget import token_budget
 from patcher.capture.logits import LogitsSource
 from patcher.capture.memory import available_memory
@@ -22,7 +23,6 @@ from patcher.evaluate.details import Looked, look
 from patcher.evaluate.guard import within_guard
 from patcher.evaluate.numbers import finite_or_null
 from patcher.evaluate.of_build import batch_rows
-from patcher.recipe.schema import Recipe
 from patcher.sweep import choosing, materials
 from patcher.sweep.axes import grid_coefficients, shares_of
 from patcher.sweep.cells import Bench, Cell, Column
@@ -33,9 +33,7 @@ from patcher.sweep.reporting import measure_rows, random_control, rows_for
 from patcher.sweep.results import behaviours, cell_json, random_grid
 from patcher.sweep.search import is_halving, measure_grid
 from patcher.vectors.finding import Direction, find_directions, steering_vector
-from patcher.verify.probes import PROBES
 
-Say = Callable[[str], None]
 VectorAt = Callable[[int, float], torch.Tensor]
 """Layer and coefficient -> what is added, [hidden]."""
 FORMAT = 1
@@ -63,39 +61,29 @@ class SweepRun:
     """Everything that is decided before the base is opened.
 
     Attributes:
-        recipe: what is swept.
-        recipe_folder: inputs are relative to it.
-        planned: what the dry run found.
+        job: what is swept, and where to.
+        planned: what was decided without the weights, with the pairs of ``parts``.
         index: of the vector that is swept.
         layers: of the grid, ascending.
         defaults: the fixed defaults: (layer, coefficient) -> what it is called.
         parts: the pairs, in three parts.
         record: finished cells.
-        clock: takes the time.
-        say: called with a line about what is going on.
-        note: called with what ``-v`` shows.
     """
 
-    recipe: Recipe
-    recipe_folder: Path
-    planned: DryRun
+    job: Job
+    planned: BuildPlan
     index: int
     layers: list[int]
     defaults: dict[tuple[int, float], str]
     parts: materials.Parts
     record: CellRecord
-    clock: Clock
-    say: Say
-    note: Say
 
     def on(self, opened: OpenedBase, reader: ResidualReader) -> dict[str, Any]:
         """Everything of ``sweep.json`` but the timings."""
-        recipe, spec = self.recipe, self.recipe.vectors[self.index]
-        with self.clock.time("capture"):
-            neutral = [opened.tokenizer(text)["input_ids"] for text in PROBES]
-            found = find_directions(
-                self.parts.prepared, reader, recipe_folder=self.recipe_folder, neutral=neutral, progress=self.say
-            )
+        job, recipe, spec = self.job, self.job.recipe, self.job.recipe.vectors[self.index]
+        with job.clock.time("capture"):
+            neutral = neutral_tokens(opened.tokenizer)
+            found = find_directions(self.parts.prepared, reader, neutral=neutral, progress=job.say)
         directions = {direction.layer: direction for direction in found.pop(self.index)}
 
         def vector_at(layer: int, coefficient: float) -> torch.Tensor:
@@ -108,11 +96,11 @@ class SweepRun:
         others = materials.others(self.parts.prepared, self.index, found)
         source = self._source(opened)
         rows_each = batch_rows(recipe)
-        measured = materials.gather(recipe, self.recipe_folder, self.parts, opened, self.index, rows_each)
+        measured = materials.gather(job.loaded, self.parts, opened, self.index, rows_each)
         memory = int(_MEMORY * available_memory())
         choose = measured.choosing_bench(source, others, math.copysign(1.0, spec.factor), rows_each, memory)
         halving = is_halving(recipe.sweep.search, len(self.layers) * len(coefficients))
-        with self.clock.time("sweep"):
+        with job.clock.time("sweep"):
             accepted = self._accepted(choose)
 
             def measure(values: Sequence[float]) -> list[Cell]:
@@ -127,7 +115,7 @@ class SweepRun:
                     halving=halving,
                     together=not isinstance(source, ResumingModel),
                     accepted=accepted,
-                    progress=lambda done, total: self.say(f"sweeping: {done} of {total} cells"),
+                    progress=lambda done, total: job.say(f"sweeping: {done} of {total} cells"),
                 )
 
             cells = measure(coefficients)
@@ -137,8 +125,8 @@ class SweepRun:
             chosen = None if best is None else (best.layer, best.coefficient)
             shown = best or choosing.strongest(cells)
             control = random_grid(choose, unit, shown.layer, coefficients, recipe.seed)
-        with self.clock.time("report"):
-            self.say("measuring the chosen cell on the pairs that were kept back")
+        with job.clock.time("report"):
+            job.say("measuring the chosen cell on the pairs that were kept back")
             bench = measured.reporting_bench(choose, memory)
             rows = rows_for(
                 chosen, vector_at, self.defaults, random_vectors=recipe.sweep.random_vectors, seed=recipe.seed
@@ -195,15 +183,15 @@ class SweepRun:
             architecture.blocks,
             tokens=token_budget(architecture.config, device, parameter.dtype),
             memory=int(_MEMORY * available_memory()),
-            note=self.note,
+            note=self.job.note,
         )
 
     def _within(self, bench: Bench) -> Callable[[float, float], bool]:
-        guard, base = self.recipe.evaluate.guard, bench.base_perplexity()
+        guard, base = self.job.recipe.evaluate.guard, bench.base_perplexity()
         return lambda kl, perplexity: within_guard(guard, base, kl, perplexity)
 
     def _accepted(self, bench: Bench) -> Callable[[Cell], bool]:
-        guard = self.recipe.evaluate.guard
+        guard = self.job.recipe.evaluate.guard
         return lambda cell: within_guard(guard, bench.base_perplexity(cell.pairs), cell.damage, cell.perplexity)
 
     def _details(
@@ -228,14 +216,14 @@ class SweepRun:
         looked = Looked(source, opened.model, self.planned.architecture.blocks, opened.tokenizer, opened.positions)
         return look(
             looked,
-            self.recipe,
-            self.recipe.vectors[self.index],
+            self.job.recipe,
+            self.job.recipe.vectors[self.index],
             {},
             steered,
             texts=measured.shown_texts(),
             neutral=bench.neutral.texts,
             batch_size=bench.batch_size,
-            say=self.say,
+            say=self.job.say,
         )
 
 

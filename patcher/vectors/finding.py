@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from patcher.capture.reader import Request, ResidualReader
-from patcher.capture.residuals import Residuals
 from patcher.errors import InputError
 from patcher.pairs import (
     ContrastPair,
@@ -23,7 +22,8 @@ from patcher.pairs import (
     split_held_out,
     tokenise_pairs,
 )
-from patcher.recipe.schema import Recipe, VectorSpec
+from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.schema import VectorSpec
 from patcher.vectors.files import load_vector_file
 from patcher.vectors.layers import resolve_layers, resolve_read_layer
 from patcher.vectors.methods import METHODS, require_usable
@@ -38,6 +38,8 @@ class PreparedVector:
 
     Attributes:
         spec: the recipe's entry.
+        where: what errors call it.
+        file: of method ``file``, where its vector is.
         layers: where it is added.
         read_layers: layer -> where it is read.
         pairs: the tokenised pairs that the vector is made of.
@@ -49,12 +51,14 @@ class PreparedVector:
     """
 
     spec: VectorSpec
+    where: str
     layers: tuple[int, ...]
     read_layers: Mapping[int, int]
-    pairs: tuple[TokenisedPair, ...]
-    used: tuple[ContrastPair, ...]
-    held_out: tuple[ContrastPair, ...]
-    notes: tuple[str, ...]
+    file: Path | None = None
+    pairs: tuple[TokenisedPair, ...] = ()
+    used: tuple[ContrastPair, ...] = ()
+    held_out: tuple[ContrastPair, ...] = ()
+    notes: tuple[str, ...] = ()
     asked: Asked | None = None
     records: tuple[dict[str, Any], ...] = ()
 
@@ -69,49 +73,53 @@ class PreparedVector:
         return len(self.held_out) + (len(self.asked.held_out) if self.asked else 0)
 
 
-def prepare_vectors(
-    recipe: Recipe, recipe_folder: Path, recipe_name: str, tokenizer: Any, block_count: int
-) -> list[PreparedVector]:
+def prepare_vectors(loaded: LoadedRecipe, tokenizer: Any, block_count: int) -> list[PreparedVector]:
     """Resolve layers, read pairs, split them and tokenise them, for every vector of the recipe.
 
     Raises:
         InputError: see :mod:`patcher.pairs` and :mod:`patcher.vectors.layers`.
     """
-    prepared = []
-    share = recipe.evaluate.held_out if recipe.evaluate.enabled and recipe.evaluate.pairs is None else 0.0
-    for index, spec in enumerate(recipe.vectors):
-        where = f"{recipe_name}: vectors.{index}"
-        layers = resolve_layers(spec, block_count, where)
-        reads = {layer: resolve_read_layer(spec, layer, block_count, where) for layer in layers}
-        if spec.method == "file":
-            prepared.append(PreparedVector(spec, tuple(layers), reads, (), (), (), ()))
-            continue
-        if tokenizer is None:
-            raise InputError(
-                "the model folder has no tokenizer, and contrast pairs need one",
-                where=f"{where}.{'questions' if spec.pairs is None else 'pairs'}",
-                remedy="put the tokenizer's files into the model folder, or use a vector from a file",
-            )
-        if spec.pairs is None:
-            asked, said = prepare_questions(
-                spec, tokenizer, recipe_folder=recipe_folder, held_out=share, seed=recipe.seed, where=where
-            )
-            said = [f"vector `{spec.name}`: {note}" for note in said]
-            prepared.append(PreparedVector(spec, tuple(layers), reads, (), (), (), tuple(said), asked))
-            continue
-        rows = load_pairs(spec.pairs, base_folder=recipe_folder, format=spec.format, where=f"{where}.pairs")
-        notes = []
-        chosen = sample_pairs(rows, spec.limit, recipe.seed)
-        used, held_out = split_held_out(chosen, share, recipe.seed)
-        imbalance = letter_imbalance(used)
-        if imbalance:
-            notes.append(f"vector `{spec.name}`: {imbalance}")
-        pairs, token_notes = tokenise_pairs(used, tokenizer, spec)
-        notes += [f"vector `{spec.name}`: {note}" for note in token_notes]
-        prepared.append(
-            PreparedVector(spec, tuple(layers), reads, tuple(pairs), tuple(used), tuple(held_out), tuple(notes))
+    evaluate = loaded.recipe.evaluate
+    share = evaluate.held_out if evaluate.enabled and evaluate.pairs is None else 0.0
+    return [
+        _prepared(loaded, spec, loaded.place(f"vectors.{index}"), tokenizer, block_count, share)
+        for index, spec in enumerate(loaded.recipe.vectors)
+    ]
+
+
+def _prepared(
+    loaded: LoadedRecipe, spec: VectorSpec, where: str, tokenizer: Any, block_count: int, share: float
+) -> PreparedVector:
+    layers, seed = resolve_layers(spec, block_count, where), loaded.recipe.seed
+    reads = {layer: resolve_read_layer(spec, layer, block_count, where) for layer in layers}
+    if spec.method == "file":
+        return PreparedVector(spec, where, tuple(layers), reads, loaded.file(str(spec.file)))
+    if tokenizer is None:
+        raise InputError(
+            "the model folder has no tokenizer, and contrast pairs need one",
+            where=f"{where}.{'questions' if spec.pairs is None else 'pairs'}",
+            remedy="put the tokenizer's files into the model folder, or use a vector from a file",
         )
-    return prepared
+    if spec.pairs is None:
+        asked, said = prepare_questions(
+            spec, tokenizer, recipe_folder=loaded.folder, held_out=share, seed=seed, where=where
+        )
+        notes = tuple(f"vector `{spec.name}`: {note}" for note in said)
+        return PreparedVector(spec, where, tuple(layers), reads, notes=notes, asked=asked)
+    rows = load_pairs(spec.pairs, base_folder=loaded.folder, format=spec.format, where=f"{where}.pairs")
+    used, held_out = split_held_out(sample_pairs(rows, spec.limit, seed), share, seed)
+    imbalance = letter_imbalance(used)
+    pairs, said = tokenise_pairs(used, tokenizer, spec)
+    return PreparedVector(
+        spec,
+        where,
+        tuple(layers),
+        reads,
+        pairs=tuple(pairs),
+        used=tuple(used),
+        held_out=tuple(held_out),
+        notes=tuple(f"vector `{spec.name}`: {note}" for note in ([imbalance] if imbalance else []) + said),
+    )
 
 
 def answer_questions(
@@ -119,27 +127,27 @@ def answer_questions(
     model: nn.Module,
     tokenizer: Any,
     *,
-    recipe: Recipe,
-    recipe_name: str,
+    seed: int,
     progress: Callable[[str], None] | None = None,
 ) -> list[PreparedVector]:
     """Let the model write the pairs of vectors of method ``persona``; the other vectors stay as they are.
 
     Args:
         model: a whole causal LM, in eval mode.
+        seed: of the sampling.
 
     Raises:
         InputError, OutsideError: see :func:`patcher.vectors.persona.answer`.
     """
 
-    def with_answers(index: int, entry: PreparedVector, asked: Asked) -> PreparedVector:
+    def with_answers(entry: PreparedVector, asked: Asked) -> PreparedVector:
         found = answer(
             asked,
             model,
             tokenizer,
             entry.spec,
-            seed=recipe.seed,
-            where=f"{recipe_name}: vectors.{index}",
+            seed=seed,
+            where=entry.where,
             progress=progress
             and (lambda done, total: progress(f"writing `{entry.spec.name}`: {done} of {total} responses")),
         )
@@ -153,10 +161,7 @@ def answer_questions(
             records=found.records,
         )
 
-    return [
-        entry if entry.asked is None else with_answers(index, entry, entry.asked)
-        for index, entry in enumerate(prepared)
-    ]
+    return [entry if entry.asked is None else with_answers(entry, entry.asked) for entry in prepared]
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,6 @@ def find_directions(
     prepared: Sequence[PreparedVector],
     reader: ResidualReader,
     *,
-    recipe_folder: Path,
     neutral: Sequence[Sequence[int]],
     progress: Callable[[str], None] | None = None,
 ) -> list[list[Direction]]:
@@ -200,8 +204,9 @@ def find_directions(
     residuals = reader.read(requests, lambda done, total: say(f"reading activations: {done} of {total} prompts"))
     found = []
     for entry, read in zip(prepared, residuals, strict=True):
-        if entry.spec.method == "file":
-            found.append(_from_file(entry, reader.hidden, recipe_folder, read))
+        if entry.file is not None:
+            norms = {layer: at.mean_norm for layer, at in read.items()}
+            found.append(directions_of_file(entry, reader.hidden, norms))
             continue
         method, half = METHODS[entry.spec.method], len(entry.pairs)
         directions = []
@@ -213,11 +218,33 @@ def find_directions(
     return found
 
 
+def directions_of_file(entry: PreparedVector, hidden: int, norms: Mapping[int, float]) -> list[Direction]:
+    """The directions of a vector of method ``file``; they take no model.
+
+    Args:
+        hidden: the model's hidden size.
+        norms: layer -> mean residual norm, where it is known.
+
+    Raises:
+        InputError: the file does not fit.
+    """
+    assert entry.file is not None
+    return [
+        Direction(
+            layer,
+            None,
+            load_vector_file(entry.file, layer=layer, hidden=hidden, tensor=entry.spec.tensor),
+            norms.get(layer),
+            None,
+        )
+        for layer in entry.layers
+    ]
+
+
 def find_vectors(
     prepared: Sequence[PreparedVector],
     reader: ResidualReader,
     *,
-    recipe_folder: Path,
     neutral: Sequence[Sequence[int]],
     progress: Callable[[str], None] | None = None,
 ) -> list[SteeringVector]:
@@ -226,7 +253,7 @@ def find_vectors(
     Raises:
         InputError: a direction is zero or not finite, or its file does not fit.
     """
-    found = find_directions(prepared, reader, recipe_folder=recipe_folder, neutral=neutral, progress=progress)
+    found = find_directions(prepared, reader, neutral=neutral, progress=progress)
     return [
         steering_vector(entry.spec, direction)
         for entry, directions in zip(prepared, found, strict=True)
@@ -253,18 +280,6 @@ def sum_by_layer(vectors: Sequence[SteeringVector]) -> dict[int, torch.Tensor]:
     for layer, total in sums.items():
         require_usable(total.float(), name=" + ".join(v.name for v in vectors if v.layer == layer), layer=layer)
     return {layer: total.float() for layer, total in sorted(sums.items())}
-
-
-def _from_file(
-    entry: PreparedVector, hidden: int, recipe_folder: Path, norms: Mapping[int, Residuals]
-) -> list[Direction]:
-    path = Path(str(entry.spec.file)).expanduser()
-    path = path if path.is_absolute() else recipe_folder / path
-    found = []
-    for layer in entry.layers:
-        values = load_vector_file(path, layer=layer, hidden=hidden, tensor=entry.spec.tensor)
-        found.append(Direction(layer, None, values, norms[layer].mean_norm if layer in norms else None, None))
-    return found
 
 
 def steering_vector(spec: VectorSpec, direction: Direction) -> SteeringVector:

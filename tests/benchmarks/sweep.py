@@ -9,6 +9,7 @@ number of cells; the sweep is run whole, its report, controls and completions in
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import random
@@ -27,11 +28,12 @@ from capture_parts.material import FULL, TINY, WORDS, Shape, make_checkpoint, ma
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patcher.architectures.model_class import quiet_transformers
+from patcher.build.job import Job, silent
 from patcher.build.local import build
 from patcher.evaluate.questions import build_question
 from patcher.evaluate.texts import encode_texts
 from patcher.recipe.file import load_recipe
-from patcher.recipe.schema import Recipe, VectorSpec
+from patcher.recipe.schema import VectorSpec
 from patcher.sweep import materials
 from patcher.sweep.pipeline import sweep
 from patcher.vectors.finding import prepare_vectors
@@ -86,11 +88,12 @@ def write_recipe(folder: Path, model: Path, chosen: Setting) -> Path:
 class Loop:
     """The straightforward way: build the cell, load it with stock transformers, and run every text through it."""
 
-    def __init__(self, recipe: Recipe, path: Path, blocks: int) -> None:
-        self.recipe, self.path = recipe, path
+    def __init__(self, path: Path, blocks: int) -> None:
+        loaded = load_recipe(path)
+        self.loaded, self.recipe, self.path, recipe = loaded, loaded.recipe, path, loaded.recipe
         tokenizer = AutoTokenizer.from_pretrained(recipe.model)
-        prepared = prepare_vectors(recipe, path.parent, path.name, tokenizer, blocks)
-        parts = materials.split(prepared, 0, recipe, path.parent, tokenizer)
+        prepared = prepare_vectors(loaded, tokenizer, blocks)
+        parts = materials.split(prepared, 0, loaded, tokenizer)
         self.pairs = path.parent / "make.json"
         for file, pairs in ((self.pairs, parts.prepared[0].used), (path.parent / "choose.json", parts.choose)):
             rows = [
@@ -128,16 +131,15 @@ class Loop:
             "pictures": False,
         }
         evaluate = self.recipe.evaluate.model_copy(update=own)
-        recipe = self.recipe.model_copy(update={"vectors": [spec], "evaluate": evaluate})
-        options: dict[str, Any] = {"say": lambda _line: None, "hash": False, "link": True}
+        loaded = self.loaded.changed(vectors=[spec], evaluate=evaluate)
         with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
-            made = build(recipe, "", self.path, Path(folder) / "copy", **options)
+            made = build(Job(loaded, Path(folder) / "copy", silent), hash=False, link=True)
         full = time.perf_counter() - start
         start = time.perf_counter()
-        bare = recipe.model_copy(update={"evaluate": evaluate.model_copy(update={"enabled": False})})
+        bare = loaded.changed(evaluate=evaluate.model_copy(update={"enabled": False}))
         with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
             output = Path(folder) / "copy"
-            build(bare, "", self.path, output, **options)
+            build(Job(bare, output, silent), hash=False, link=True)
             built = time.perf_counter()
             answers, texts = self._outputs(output)
             end = time.perf_counter()
@@ -188,15 +190,15 @@ def run(chosen: Setting, cells: int, folder: Path) -> dict[str, Any]:
     model = make_checkpoint(folder / "models", chosen.shape, ["float32"], 0)["float32"]
     make_pairs(folder / "pairs.json", chosen.pairs, chosen.tokens, 0)
     path = write_recipe(folder, model, chosen)
-    recipe, _text = load_recipe(path)
-    loop = Loop(recipe, path, chosen.shape.blocks)
+    loop = Loop(path, chosen.shape.blocks)
     wanted = spread(chosen.layers, cells)
     measured = [loop.cell(*cell) for cell in wanted[: cells // 2]]
     del loop.base
     start = time.perf_counter()
-    swept = sweep(recipe, path, folder / "sweep", cache=False, say=lambda line: print(line, file=sys.stderr))
+    say = functools.partial(print, file=sys.stderr)
+    swept = sweep(Job(load_recipe(path), folder / "sweep", say, cache=False))
     seconds = time.perf_counter() - start
-    loop = Loop(recipe, path, chosen.shape.blocks)
+    loop = Loop(path, chosen.shape.blocks)
     measured += [loop.cell(*cell) for cell in wanted[cells // 2 :]]
     grid = {(cell["layer"], cell["coefficient"]): cell for cell in swept.data["grid"]}
     differences = {

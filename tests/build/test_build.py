@@ -9,20 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.building import build_recipe
 from support.tiny_models import VOCABULARY, tiny_checkpoint, write_recipe
 
 from patcher.build import local as pipeline
-from patcher.build.local import build
 from patcher.build.result import BuildResult
 from patcher.errors import CheckFailed, InputError
-from patcher.recipe.file import load_recipe
 
 LLAMA = "meta-llama--Llama-3.2-1B"
 
 
 def run(recipe_path: Path, output: Path, **options: Any) -> BuildResult:
-    recipe, text = load_recipe(recipe_path)
-    return build(recipe, text, recipe_path, output, say=lambda _line: None, **options)
+    return build_recipe(recipe_path, output, **options)
 
 
 def test_the_manifest_holds_what_is_needed(tmp_path: Path) -> None:

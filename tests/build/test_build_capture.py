@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.building import build_recipe
 from support.tiny_models import tiny_checkpoint
 
-from patcher.build import local as pipeline
 from patcher.build.result import BuildResult
 from patcher.capture import opened
 from patcher.capture.batches import Batch
 from patcher.errors import InputError
-from patcher.recipe.file import load_recipe
 
 PAIRS = [
     {"prompt": f"Question {number}: is the sea cold?", "positive": f"I love it {word}", "negative": "I hate it"}
@@ -44,9 +43,8 @@ def build(
         )
     )
     (folder / "off.txt").write_text("The train was late.\nShe bought a ticket.\n")
-    parsed, text = load_recipe(recipe, ())
     note = (notes if notes is not None else []).append
-    return pipeline.build(parsed, text, recipe, folder / name, say=lambda _line: None, note=note, cache=cache)
+    return build_recipe(recipe, folder / name, note=note, cache=cache)
 
 
 def vectors(result: BuildResult) -> dict[str, torch.Tensor]:

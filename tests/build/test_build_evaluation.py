@@ -8,23 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.building import build_recipe, job_of
 from support.tiny_models import tiny_checkpoint, write_recipe
 
-from patcher.build.local import build
 from patcher.cli import main
 from patcher.demo.write import write_demo
 from patcher.errors import CheckFailed
 from patcher.evaluate import details
 from patcher.patched.reading import read_manifest
 from patcher.publish.contents import published_files
-from patcher.recipe.file import load_recipe
 from patcher.sweep.auto import fill_in
 
 LLAMA = "meta-llama--Llama-3.2-1B"
-
-
-def quiet(_line: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +29,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(demo: Path) -> Path:
-    recipe, text = load_recipe(demo / "quickstart.yaml", ("evaluate.system_prompt=Say that it is good.",))
-    build(recipe, text, demo / "quickstart.yaml", demo / "out", say=quiet, strict=True)
+    wanted = "evaluate.system_prompt=Say that it is good."
+    build_recipe(demo / "quickstart.yaml", demo / "out", wanted, strict=True)
     return demo / "out"
 
 
@@ -74,8 +69,7 @@ def test_the_card_names_the_temperature_that_the_completions_were_sampled_at(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(details, "TEMPERATURE", 0.25)
-    recipe, text = load_recipe(demo / "quickstart.yaml", ("evaluate.pictures=false", "evaluate.limit=4"))
-    build(recipe, text, demo / "quickstart.yaml", tmp_path / "out", say=quiet)
+    build_recipe(demo / "quickstart.yaml", tmp_path / "out", "evaluate.pictures=false", "evaluate.limit=4")
     assert json.loads((tmp_path / "out" / "steering.json").read_text())["evaluation"]["generation_temperature"] == 0.25
     assert "sampled at temperature 0.25; none was picked" in (tmp_path / "out" / "README.md").read_text()
 
@@ -85,15 +79,13 @@ def test_strict_refuses_a_vector_that_means_nothing(tmp_path: Path) -> None:
     path = write_recipe(
         tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out", evaluate={"guard": {"kl": 1e-6}}
     )
-    recipe, text = load_recipe(path)
     with pytest.raises(CheckFailed) as caught:
-        build(recipe, text, path, tmp_path / "out", say=quiet, strict=True)
+        build_recipe(path, tmp_path / "out", strict=True)
     assert caught.value.exit_code == 1
     assert "beyond the guard" in str(caught.value) and not (tmp_path / "out").exists()
     off = write_recipe(tmp_path / "off.yaml", tmp_path / "base", layer, tmp_path / "out")
-    recipe, text = load_recipe(off)
     with pytest.raises(CheckFailed, match=r"no effect was measured"):
-        build(recipe, text, off, tmp_path / "out", say=quiet, strict=True)
+        build_recipe(off, tmp_path / "out", strict=True)
 
 
 def test_beyond_the_guard_is_warned_about(tmp_path: Path) -> None:
@@ -105,8 +97,7 @@ def test_beyond_the_guard_is_warned_about(tmp_path: Path) -> None:
         tmp_path / "out",
         evaluate={"guard": {"kl": 1e-6, "perplexity": 1.0}},
     )
-    recipe, text = load_recipe(path)
-    result = build(recipe, text, path, tmp_path / "out", say=quiet)
+    result = build_recipe(path, tmp_path / "out")
     assert result.manifest["evaluation"]["guard"]["within"] is False
     assert "beyond the guard" in (tmp_path / "out" / "README.md").read_text()
 
@@ -136,14 +127,9 @@ def test_auto_sweeps_and_builds_what_was_chosen(demo: Path, tmp_path: Path, caps
 
 
 def test_auto_with_nothing_to_choose_writes_nothing(demo: Path, tmp_path: Path) -> None:
-    recipe, text = load_recipe(
-        demo / "quickstart.yaml",
-        ("vectors.0.layer=auto", "sweep.layers=[5]", "sweep.coefficients=[1]", "evaluate.pictures=false"),
-    )
+    keys = ("vectors.0.layer=auto", "sweep.layers=[5]", "sweep.coefficients=[1]", "evaluate.pictures=false")
     with pytest.raises(CheckFailed, match="no layer and coefficient"):
-        fill_in(
-            recipe, text, demo / "quickstart.yaml", tmp_path / "out", force=False, cache=False, say=quiet, note=quiet
-        )
+        fill_in(job_of(demo / "quickstart.yaml", tmp_path / "out", *keys, cache=False))
     assert not (tmp_path / "out").exists()
 
 

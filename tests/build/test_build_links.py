@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.building import build_recipe
 from support.checkpoints import hashes, stored
 from support.tiny_models import tiny_checkpoint, write_recipe
 from support.verified import verify_folder
 
-from patcher.build.local import build
 from patcher.build.result import BuildResult
 from patcher.build.unpatch import unpatch
 from patcher.patched.reading import read_manifest
-from patcher.recipe.file import load_recipe
 
 LLAMA, GPT2 = "meta-llama--Llama-3.2-1B", "openai-community--gpt2"
 
@@ -25,8 +24,7 @@ LLAMA, GPT2 = "meta-llama--Llama-3.2-1B", "openai-community--gpt2"
 def run(place: Path, model: str, output: str, layer: int, name: str = "love", **options: Any) -> BuildResult:
     vector = {"name": name}
     path = write_recipe(place / f"{output}.yaml", place / model, layer, place / output, vector=vector)
-    recipe, text = load_recipe(path)
-    return build(recipe, text, path, place / output, say=lambda _line: None, **options)
+    return build_recipe(path, place / output, **options)
 
 
 def test_a_linked_build(tmp_path: Path) -> None:

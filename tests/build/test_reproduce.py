@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.building import build_recipe
 from support.checkpoints import hashes
 from support.tiny_models import tiny_checkpoint, write_recipe
 
-from patcher.build.local import build
 from patcher.build.reproduce import Reproduced, reproduce
 from patcher.checkpoint.steering_files import MANIFEST, VECTORS
 from patcher.errors import InputError
-from patcher.recipe.file import load_recipe
 
 LLAMA = "meta-llama--Llama-3.2-1B"
 
@@ -33,8 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     vector = {"pairs": "pairs.jsonl"}
     path = write_recipe(place / "recipe.yaml", place / "base", layer, place / "out", vector=vector)
-    recipe, text = load_recipe(path, ("vectors.0.coefficient=0.7", "seed=4"))
-    build(recipe, text, path, place / "out", say=lambda _line: None)
+    build_recipe(path, place / "out", "vectors.0.coefficient=0.7", "seed=4")
     return place
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.building import job_of
 from support.tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
 from transformers import AutoModelForCausalLM
 
 from patcher.architectures.model_class import quiet_transformers
-from patcher.build import local as pipeline
+from patcher.build.planning import plan_build
 from patcher.capture.model import load_tokenizer
 from patcher.capture.reader import reader_in_memory
-from patcher.recipe.file import load_recipe
 from patcher.vectors.finding import find_vectors
 from patcher.verify.probes import PROBES
 
@@ -123,15 +123,14 @@ def test_a_build_over_two_processes_gives_the_vector_of_one(recipe: Path) -> Non
 
 
 def alone(path: Path) -> torch.Tensor:
-    parsed, _text = load_recipe(path, ())
-    planned = pipeline.dry_run(parsed, path, path.parent / "elsewhere", say=lambda _text: None)
+    planned = plan_build(job_of(path, path.parent / "elsewhere"))
     folder = planned.source.folder
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(folder)
     neutral = [tokenizer(text)["input_ids"] for text in PROBES]
     reader = reader_in_memory(model, planned.architecture)
-    (vector,) = find_vectors(planned.prepared, reader, recipe_folder=path.parent, neutral=neutral)
+    (vector,) = find_vectors(planned.prepared, reader, neutral=neutral)
     return vector.values
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from support.building import build_recipe
 from support.tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
-from patcher.build import local as pipeline
 from patcher.capture.batches import Batch, Place
 from patcher.capture.processes import launch as of_processes
 from patcher.capture.processes import reader as shared_reader
@@ -28,7 +28,6 @@ from patcher.capture.processes.runner import _as_tensors, _enough, _from_tensors
 from patcher.cli import main
 from patcher.cli.build_command import build as build_command
 from patcher.errors import InputError
-from patcher.recipe.file import load_recipe
 
 
 def test_a_launch_is_read_from_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +100,9 @@ def test_personas_need_one_process(tmp_path: Path) -> None:
         "chat_template": False,
     }
     path = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out", vector=persona)
-    parsed, text = load_recipe(path, ())
     several: Any = type("Several", (), {"world": World(0, 2, 0, 2)})()
     with pytest.raises(InputError, match="in one process"):
-        pipeline.build(parsed, text, path, tmp_path / "out", say=lambda _text: None, processes=several)
+        build_recipe(path, tmp_path / "out", processes=several)
 
 
 def test_a_batch_survives_the_way_to_another_process() -> None:

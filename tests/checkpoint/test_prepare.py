@@ -41,7 +41,7 @@ def given(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., tuple[Source,
             base = Path(shutil.copytree(base, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors")))
             torch.save(tensors, base / "pytorch_model.bin")
         recipe = SimpleNamespace(adapter="adapter" if adapted else None, trust_remote_code=False)
-        return Source("base", False, None, base), recipe
+        return Source("base", False, None, base), SimpleNamespace(recipe=recipe, folder=tmp_path)
 
     return make
 
@@ -51,10 +51,10 @@ def given(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., tuple[Source,
 def test_a_base_is_made_ready_and_tidied_up(
     given: Callable[..., tuple[Source, Any]], tmp_path: Path, place: Path, as_bin: bool, adapted: bool
 ) -> None:
-    source, recipe = given(as_bin=as_bin, adapted=adapted)
+    source, loaded = given(as_bin=as_bin, adapted=adapted)
     before = hashes(source.folder)
     said: list[str] = []
-    with prepared_base(source, recipe, tmp_path, place / "new" / "out", said.append) as base:
+    with prepared_base(source, loaded, place / "new" / "out", said.append) as base:
         assert len(said) == as_bin + adapted
         assert not base.checkpoint.is_bin
         assert (base.checkpoint.path == source.folder) is not (as_bin or adapted)
@@ -62,7 +62,7 @@ def test_a_base_is_made_ready_and_tidied_up(
         assert base.stored_dtype == torch.float32
         assert base.parameter_count == sum(tensor.numel() for tensor in stored(base.checkpoint.path).values())
         assert torch.equal(logits(load(base.checkpoint.path)), logits(load(base.reference_folder)))
-        record = adapter_record(recipe, tmp_path, base)
+        record = adapter_record(loaded, base)
         if adapted:
             assert record is not None
             assert record["name"] == "adapter" and Path(record["given"]) == (tmp_path / "adapter").resolve()
@@ -81,13 +81,13 @@ def test_an_error_while_merging_leaves_nothing(
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source, recipe = given(as_bin=True, adapted=True)
+    source, loaded = given(as_bin=True, adapted=True)
 
     def full(*_args: object, **_keys: object) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(adapter_module, "write_copy", full)
-    with pytest.raises(OutsideError, match="No space"), prepared_base(source, recipe, tmp_path, place / "o", len):
+    with pytest.raises(OutsideError, match="No space"), prepared_base(source, loaded, place / "o", len):
         raise AssertionError
     assert names(place) == []
     with (
@@ -103,8 +103,9 @@ def test_the_dtype_of_most_parameters(checkpoint: Checkpoint, tmp_path: Path) ->
     base = Path(shutil.copytree(checkpoint("llama", "bfloat16"), tmp_path / "base"))
     tensors = {name: value.float() if value.ndim == 1 else value for name, value in stored(base).items()}
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    recipe: Any = SimpleNamespace(adapter=None, trust_remote_code=False)
-    with prepared_base(Source("base", False, None, base), recipe, tmp_path, tmp_path / "out", len) as prepared:
+    recipe = SimpleNamespace(adapter=None, trust_remote_code=False)
+    loaded: Any = SimpleNamespace(recipe=recipe, folder=tmp_path)
+    with prepared_base(Source("base", False, None, base), loaded, tmp_path / "out", len) as prepared:
         assert prepared.stored_dtype == torch.bfloat16
 
 

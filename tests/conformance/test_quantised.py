@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.building import build_recipe
 from support.old_transformers import skip_if_too_old
 from support.quantised_models import bitsandbytes, quantise
 from support.tiny_models import tiny_checkpoint, write_recipe
 from support.verified import verify_folder
 
-from patcher.build.local import build
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.recipe.file import load_recipe
 
 LLAMA, NARROW = "meta-llama--Llama-3.2-1B", {"intermediate_size": 128}
 # (format, released config, changes, route, packages, whether a CPU runs the weights as they are stored)
@@ -52,8 +51,7 @@ def quantised_base(folder: Path, method: str, name: str, changes: dict[str, Any]
 
 def run(folder: Path, base: Path, layer: int) -> dict[str, Any]:
     path = write_recipe(folder.with_suffix(".yaml"), base, layer, folder)
-    recipe, text = load_recipe(path)
-    return build(recipe, text, path, folder, say=lambda _line: None).manifest
+    return build_recipe(path, folder).manifest
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.building import build_recipe
 from support.stock_loading import hooked_against_folder
 from support.tiny_models import VOCABULARY, default_checkpoint, write_recipe
 
 from patcher.architectures.registry import rows
-from patcher.build.local import build
-from patcher.recipe.file import load_recipe
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 WINDOW = {"use_sliding_window": True, "sliding_window": 24}
@@ -53,9 +52,8 @@ def test_the_folder_equals_the_hook(tmp_path: Path, case: tuple[str, int, str, s
     place = default_checkpoint(base, model_type, layer, trained_scale=True, **changes)
     before = {item.name: item.read_bytes() for item in base.iterdir()}
     path = write_recipe(tmp_path / "recipe.yaml", base, place, out)
-    recipe, text = load_recipe(path)
 
-    manifest = build(recipe, text, path, out, say=lambda _line: None).manifest
+    manifest = build_recipe(path, out).manifest
 
     assert (manifest["route"]["name"], manifest["route"]["architecture"]) == (route, reader)
     entry = manifest["verification"][0]
@@ -76,8 +74,7 @@ def test_the_folder_equals_the_hook(tmp_path: Path, case: tuple[str, int, str, s
 def test_half_precision_keeps_the_route_exact(tmp_path: Path, model_type: str) -> None:
     place = default_checkpoint(tmp_path / "base", model_type, dtype=torch.bfloat16, trained_scale=True)
     path = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", place, tmp_path / "out")
-    recipe, text = load_recipe(path)
-    entry = build(recipe, text, path, tmp_path / "out", say=lambda _line: None).manifest["verification"][0]
+    entry = build_recipe(path, tmp_path / "out").manifest["verification"][0]
     assert entry["status"] == "passed" and entry["max_abs_logprob_diff"] <= 1e-4 and entry["steering_effect"] > 0.1
 
 

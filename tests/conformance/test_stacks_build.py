@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from support.building import build_recipe
 from support.stack_runs import environment
 
-from patcher.build.local import build
 from patcher.demo.write import write_demo
-from patcher.recipe.file import load_recipe
 from patcher.verify.later import verify_folder_in
 
 STACKS = ["transformers", "vllm", "llama.cpp"]
@@ -32,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     recipe |= {"targets": STACKS, "verify": {"stacks": "installed"}}
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    build(*load_recipe(path), path, place / "out", say=lambda _line: None)
+    build_recipe(path, place / "out")
     return place / "out"
 
 

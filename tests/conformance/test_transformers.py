@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.building import build_recipe
 from support.old_transformers import skip_if_too_old
 from support.stock_loading import hooked_against_folder
 from support.tiny_models import PAIRS, VOCABULARY, default_checkpoint, tiny_checkpoint, write_recipe
-
-from patcher.build.local import build
-from patcher.recipe.file import load_recipe
 
 NATIVE, FLAG = "native", "flag"
 # Falcon-H1 and HyperCLOVAX shrink their logits; without that the effect can be seen on a random model as well.
@@ -68,9 +66,8 @@ def test_the_folder_equals_the_hook(tmp_path: Path, name: str, route: str, shard
     layer = tiny_checkpoint(base, name, sharded=sharded, **changes)
     path = write_recipe(tmp_path / "recipe.yaml", base, layer, tmp_path / "out", prefer="free")
     before = {item.name: item.read_bytes() for item in base.iterdir()}
-    recipe, text = load_recipe(path)
 
-    result = build(recipe, text, path, tmp_path / "out", say=lambda _line: None)
+    result = build_recipe(path, tmp_path / "out")
 
     entry = result.manifest["verification"][0]
     assert result.manifest["route"]["name"] == route
@@ -93,8 +90,7 @@ def test_classes_that_count_their_blocks_in_their_own_way(tmp_path: Path, model_
     """Mamba's hidden states leave the embedding out; mBART's layers are those of its encoder."""
     layer = default_checkpoint(tmp_path / "base", model_type)
     path = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out")
-    recipe, text = load_recipe(path)
-    entry = build(recipe, text, path, tmp_path / "out", say=lambda _line: None).manifest["verification"][0]
+    entry = build_recipe(path, tmp_path / "out").manifest["verification"][0]
     assert entry["passed"] and entry["steering_effect"] > 0.1 and entry["vector_rel_error"] < 1e-5
 
 
@@ -116,8 +112,7 @@ def test_two_vectors_and_several_layers_add_up(tmp_path: Path) -> None:
     raw = json.loads(path.read_text())
     raw["vectors"].append({**raw["vectors"][0], "name": "other", "pairs": PAIRS[:1], "layer": 2, "coefficient": -0.3})
     path.write_text(json.dumps(raw))
-    recipe, text = load_recipe(path)
-    result = build(recipe, text, path, tmp_path / "out", say=lambda _line: None)
+    result = build_recipe(path, tmp_path / "out")
     assert [(edit["name"], edit["layer"]) for edit in result.manifest["edits"]] == [
         ("love", 0), ("love", 2), ("love", 3), ("other", 2)
     ]  # fmt: skip
@@ -135,8 +130,7 @@ def test_experts_in_half_precision_all_carry_the_same_vector(tmp_path: Path, sha
         base, "openai--gpt-oss-20b", dtype=torch.bfloat16, sharded=sharded, quantization_config=None
     )
     path = write_recipe(tmp_path / "recipe.yaml", base, layer, tmp_path / "out")
-    recipe, text = load_recipe(path)
-    result = build(recipe, text, path, tmp_path / "out", say=lambda _line: None)
+    result = build_recipe(path, tmp_path / "out")
     assert result.manifest["edits"][0]["stored_rel_error"] < 1e-6
     ids = torch.randint(3, VOCABULARY, (2, 19), generator=torch.Generator().manual_seed(5))
     difference, effect, info = hooked_against_folder(base, tmp_path / "out", "model.layers", ids)

@@ -35,11 +35,11 @@ LIMIT = 4_000_000
 def steering() -> tuple[torch.nn.Module, object, dict[int, torch.Tensor]]:
     """The model and what the quickstart's recipe adds at coefficient 1."""
     path = demo_folder() / "quickstart.yaml"
-    recipe, _ = load_recipe(path, ("vectors.0.coefficient=1",))
+    loaded = load_recipe(path, ("vectors.0.coefficient=1",))
     model, tokenizer = load_causal_lm(demo_folder() / "model", dtype=torch.float32)
-    prepared = prepare_vectors(recipe, path.parent, path.name, tokenizer, model.config.num_hidden_layers)
+    prepared = prepare_vectors(loaded, tokenizer, model.config.num_hidden_layers)
     reader = reader_in_memory(model, Architecture(model.config))
-    found = find_vectors(prepared, reader, recipe_folder=path.parent, neutral=[])
+    found = find_vectors(prepared, reader, neutral=[])
     return model, tokenizer, sum_by_layer(found)
 
 
@@ -77,7 +77,7 @@ def test_the_pairs_are_the_grammars() -> None:
 
 def test_both_recipes_say_the_same() -> None:
     def resolved(path: Path) -> Recipe:
-        return load_recipe(path)[0]
+        return load_recipe(path).recipe
 
     packaged, shown = resolved(demo_folder() / "quickstart.yaml"), resolved(RECIPES / "quickstart.yaml")
     moved = shown.model_dump()
@@ -101,7 +101,7 @@ def test_the_probability_of_the_matching_answer_rises_with_the_coefficient(steer
                      tuple(f" {answer}" for answer in question.answers.values()), "ab")
         for question in asked
     ]  # fmt: skip
-    spec = load_recipe(demo_folder() / "quickstart.yaml")[0].vectors[0]
+    spec = load_recipe(demo_folder() / "quickstart.yaml").recipe.vectors[0]
     options = [build_question(pair, tokenizer, spec) for pair in held_out]
 
     def p_match(coefficient: float) -> float:

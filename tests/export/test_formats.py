@@ -13,14 +13,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.building import build_recipe
 from support.exported import patched, unverified, vectors_for
 from support.tiny_models import tiny_checkpoint
 
-from patcher.build.local import build
 from patcher.cli import main
 from patcher.errors import InputError, MissingExtraError, OutsideError
 from patcher.export import FORMATS, export_folder
-from patcher.recipe.file import load_recipe
 from patcher.vectors import load_vector_file
 
 HIDDEN = 64
@@ -69,8 +68,7 @@ def test_a_recipe_takes_an_export_as_its_vector(folder: Path, tmp_path: Path, mo
     recipe["vectors"][0]["file"] = str(adapter)
     (tmp_path / "again.yaml").write_text(json.dumps(recipe))
     unverified(monkeypatch)
-    loaded, text = load_recipe(tmp_path / "again.yaml")
-    build(loaded, text, tmp_path / "again.yaml", tmp_path / "again", say=lambda _line: None)
+    build_recipe(tmp_path / "again.yaml", tmp_path / "again")
     before, after = (load_file(place / "steering.safetensors") for place in (folder, tmp_path / "again"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from support.building import build_recipe
 from support.tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
 
 from patcher.architectures.analysis import Architecture
 from patcher.build import local as pipeline
+from patcher.build import planning
 from patcher.checkpoint.prepare import read_config
 from patcher.errors import CheckFailed, InputError, PatchModelError
-from patcher.recipe.file import load_recipe
 from patcher.routes import flag
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite
 
@@ -26,8 +27,7 @@ LLAMA, QWEN = "meta-llama--Llama-3.2-1B", "Qwen--Qwen2.5-0.5B"
 
 def run(tmp_path: Path, layer: int, **keys: Any) -> Any:
     path = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out", **keys)
-    recipe, text = load_recipe(path)
-    return pipeline.build(recipe, text, path, tmp_path / "out", say=lambda _line: None)
+    return build_recipe(path, tmp_path / "out")
 
 
 def refused(tmp_path: Path, layer: int, kind: type[PatchModelError], **keys: Any) -> str:
@@ -64,7 +64,7 @@ def as_if_it_had_the_slot(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> No
             config_changes=changes, stacks={"transformers": "native"}, reason="planted",
         )  # fmt: skip
 
-    monkeypatch.setattr(pipeline, "choose_route", believing)
+    monkeypatch.setattr(planning, "choose_route", believing)
 
 
 def test_an_unknown_bias_is_dropped_by_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,14 +90,14 @@ def test_a_declared_but_ignored_flag(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_zero_that_the_flag_demands_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Transformers fills it with zeros and says so on stderr; vLLM leaves it uninitialised and computes NaN."""
     layer = tiny_checkpoint(tmp_path / "base", LLAMA)
-    honest = pipeline.choose_route
+    honest = planning.choose_route
 
     def forgetful(*arguments: Any, **options: Any) -> Plan:
         plan = honest(*arguments, **options)
         zero = next(tensor for tensor in plan.tensors if tensor.layer is None)
         return replace(plan, tensors=tuple(tensor for tensor in plan.tensors if tensor is not zero))
 
-    monkeypatch.setattr(pipeline, "choose_route", forgetful)
+    monkeypatch.setattr(planning, "choose_route", forgetful)
     assert "missing keys" in refused(tmp_path, layer, CheckFailed)
 
 

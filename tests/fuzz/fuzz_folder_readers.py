@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import patcher.build.reproduce as reproducing
 import patcher.verify.later as later
+from patcher.build.job import Job
 from patcher.build.unpatch import unpatch
 from patcher.card.card import render_card
 from patcher.export import export_folder
@@ -98,9 +99,9 @@ def _unpatch_to_base(folder: Path, out: Path) -> Any:
 def _reproduce(folder: Path, out: Path) -> Any:
     """With the build left out, which the base of the case is too small for."""
 
-    def build(recipe: Any, _text: str, _path: Path, output: Path, **_rest: Any) -> None:
-        shutil.copytree(folder, output, ignore=shutil.ignore_patterns("base"))
-        recipe.model_dump_json()
+    def build(job: Job) -> None:
+        shutil.copytree(folder, job.output, ignore=shutil.ignore_patterns("base"))
+        job.recipe.model_dump_json()
 
     former, reproducing.build = reproducing.build, build  # type: ignore[assignment]
     with mock.patch.object(reproducing, "scratch_folder", lambda _folder: contextlib.nullcontext(out)):

@@ -27,14 +27,14 @@ _AS_JSON = json.dumps(yaml.safe_load(seeds.RECIPE)).encode()
     lambda folder, found: same_yaml(folder / "recipe.yaml", found),
 )
 def _recipe(folder: Path, _out: Path) -> Any:
-    return load_recipe(folder / "recipe.yaml")[0]
+    return load_recipe(folder / "recipe.yaml").recipe
 
 
 @reader("recipe --set", each("set", b"vectors.0.coefficient=2", b"evaluate={limit: 3}", b"push.repo='a/b'"))
 def _overrides(folder: Path, out: Path) -> Any:
     (out / "case.yaml").write_text(seeds.RECIPE, encoding="utf-8")
     override = (folder / "set").read_bytes().decode("utf-8", "surrogateescape")
-    return load_recipe(out / "case.yaml", (override,))[0]
+    return load_recipe(out / "case.yaml", (override,)).recipe
 
 
 def _rows(suffix: str) -> list[Case]:
@@ -90,4 +90,4 @@ def _calibration(folder: Path, _out: Path) -> Any:
 
 @reader("passages", each("t.txt", b"One passage.\nAnother one.\n"))
 def _passages(folder: Path, _out: Path) -> Any:
-    return read_passages(folder, "t.txt", "evaluate.on_topic")
+    return read_passages(folder / "t.txt", "evaluate.on_topic")

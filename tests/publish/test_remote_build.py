@@ -22,6 +22,7 @@ from patcher.cli import main
 from patcher.errors import InputError, OutsideError
 from patcher.patched.schema import Manifest
 from patcher.publish.hub import check_can_publish
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 
 LLAMA, GPT2, QWEN3, GEMMA3 = (
@@ -225,7 +226,7 @@ def test_what_takes_the_whole_model_is_refused_at_once(tmp_path: Path, case: str
     (tmp_path / "base").mkdir()
     keys = {"model": "org/base", "vectors": [FILE], "output": None, "push": {"repo": REPO}, **WHOLE[case]}
     with pytest.raises(InputError) as caught:
-        check_recipe(Recipe.model_validate(keys), tmp_path)
+        check_recipe(LoadedRecipe(Recipe.model_validate(keys), "", tmp_path / "recipe.yaml"))
     assert caught.value.code == "remote" and caught.value.problems[0].remedy
 
 

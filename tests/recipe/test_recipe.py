@@ -34,9 +34,9 @@ def load(tmp_path: Path) -> Load:
     def loaded(text: str | bytes, *overrides: str) -> Recipe:
         path = tmp_path / "recipe.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-        recipe, verbatim = load_recipe(path, overrides)
-        assert verbatim.encode("utf-8") == path.read_bytes()
-        return recipe
+        found = load_recipe(path, overrides)
+        assert found.text.encode("utf-8") == path.read_bytes()
+        return found.recipe
 
     return loaded
 
@@ -637,7 +637,7 @@ def recipe_or_input_error(tmp_path: Path, data: bytes, *overrides: str) -> None:
     path = tmp_path / "any.yaml"
     path.write_bytes(data)
     try:
-        recipe, _ = load_recipe(path, overrides)
+        recipe = load_recipe(path, overrides).recipe
     except PatchModelError as error:
         assert isinstance(error, InputError)
         assert str(error) and json.dumps(error.as_json())

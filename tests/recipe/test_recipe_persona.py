@@ -23,7 +23,7 @@ SMALLEST: dict[str, Any] = {
 def load(folder: Path, vector: dict[str, Any]) -> VectorSpec:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"model": "gpt2", "vectors": [vector]}, sort_keys=False), encoding="utf-8")
-    return load_recipe(path)[0].vectors[0]
+    return load_recipe(path).recipe.vectors[0]
 
 
 def refusal(folder: Path, vector: dict[str, Any]) -> str:

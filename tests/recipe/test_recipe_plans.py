@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.building import job_of
 from support.tiny_models import parsed_config, released_config, tiny_checkpoint, tiny_tokenizer
 from test_recipes import NOT_YET_BUILDABLE, QUICKSTART, RECIPES, STANDS_IN, leading_comment, name_of
 
-import patcher.build.local
+import patcher.build.planning
 import patcher.vectors.finding
-from patcher.build.local import dry_run
-from patcher.build.result import DryRun
+from patcher.build.planning import BuildPlan, plan_build
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.source import Source
 from patcher.errors import InputError
@@ -119,7 +119,7 @@ def released_only(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe]
 
 
 @pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., DryRun]:
+def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., BuildPlan]:
     """Dry-run a recipe on a folder; rows of pairs that are not in the repository are stood in for."""
     real = patcher.vectors.finding.load_pairs
 
@@ -136,14 +136,13 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., DryRu
 
     monkeypatch.setattr(patcher.vectors.finding, "load_pairs", load)
 
-    def run(path: Path, folder: Path, *, hub: bool = False) -> DryRun:
-        recipe, _ = load_recipe(path)
+    def run(path: Path, folder: Path, *, hub: bool = False) -> BuildPlan:
         monkeypatch.setattr(
-            patcher.build.local,
+            patcher.build.planning,
             "find_model",
             lambda model, *_, **__: Source(model, hub, "0" * 40 if hub else None, folder),
         )
-        return dry_run(recipe, path, tmp_path / "out", say=lambda _line: None)
+        return plan_build(job_of(path, tmp_path / "out"))
 
     return run
 
@@ -163,7 +162,7 @@ def expected_layers(recipe: Recipe) -> list[int]:
     return sorted(layers)
 
 
-def assert_planned(recipe: Recipe, done: DryRun) -> None:
+def assert_planned(recipe: Recipe, done: BuildPlan) -> None:
     layers = expected_layers(recipe)
     assert done.plan.route == ROUTES[recipe.model]
     assert done.plan.exact
@@ -182,9 +181,9 @@ def assert_planned(recipe: Recipe, done: DryRun) -> None:
 
 @pytest.mark.parametrize("path", BUILDABLE, ids=name_of)
 def test_it_is_planned_on_a_tiny_model_of_its_architecture(
-    path: Path, tiny: Callable[[Recipe], Path], plan: Callable[..., DryRun]
+    path: Path, tiny: Callable[[Recipe], Path], plan: Callable[..., BuildPlan]
 ) -> None:
-    recipe, _ = load_recipe(path)
+    recipe = load_recipe(path).recipe
     done = plan(path, tiny(recipe))
     assert_planned(recipe, done)
     moved = done.plan.renamed
@@ -195,9 +194,9 @@ def test_it_is_planned_on_a_tiny_model_of_its_architecture(
 
 @pytest.mark.parametrize("path", BUILDABLE, ids=name_of)
 def test_it_is_planned_by_its_released_config(
-    path: Path, released_only: Callable[[Recipe], Path], plan: Callable[..., DryRun], tmp_path: Path
+    path: Path, released_only: Callable[[Recipe], Path], plan: Callable[..., BuildPlan], tmp_path: Path
 ) -> None:
-    recipe, _ = load_recipe(path)
+    recipe = load_recipe(path).recipe
     done = plan(path, released_only(recipe), hub=True)
     assert_planned(recipe, done)
     config = parsed_config(released_config(fixture_of(recipe)), tmp_path / "parsed")
@@ -207,9 +206,9 @@ def test_it_is_planned_by_its_released_config(
 
 @pytest.mark.parametrize("path", NOT_BUILDABLE, ids=name_of)
 def test_what_is_not_yet_buildable_is_refused_saying_why(
-    path: Path, released_only: Callable[[Recipe], Path], plan: Callable[..., DryRun]
+    path: Path, released_only: Callable[[Recipe], Path], plan: Callable[..., BuildPlan]
 ) -> None:
-    recipe, _ = load_recipe(path)
+    recipe = load_recipe(path).recipe
     with pytest.raises(InputError) as caught:
         plan(path, released_only(recipe), hub=True)
     error = caught.value
@@ -221,5 +220,5 @@ def test_what_is_not_yet_buildable_is_refused_saying_why(
 
 def test_every_recipe_is_one_or_the_other() -> None:
     assert len(BUILDABLE) >= 40
-    assert {load_recipe(path)[0].model for path in BUILDABLE} == set(ROUTES)
+    assert {load_recipe(path).recipe.model for path in BUILDABLE} == set(ROUTES)
     assert len(NOT_BUILDABLE) >= 1

@@ -50,9 +50,9 @@ def filled(text: str, folder: Path, to: Path, vector: int, layer: int, coefficie
     path = folder / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     to.mkdir(parents=True, exist_ok=True)
-    recipe, read = load_recipe(path, sets)
-    after = chosen_recipe(recipe, vector, layer, coefficient)
-    found = moved_text(read, recipe, after, folder=folder, to=to)
+    loaded = load_recipe(path, sets)
+    after = chosen_recipe(loaded.recipe, vector, layer, coefficient)
+    found = moved_text(loaded, after, to)
     new = validate_recipe(parse_yaml(found, "new"))
     assert with_real_paths(new, to) == with_real_paths(after, folder)
     return found

@@ -68,8 +68,9 @@ def test_there_are_recipes() -> None:
 
 @every_recipe
 def test_it_parses(path: Path) -> None:
-    recipe, text = load_recipe(path)
-    assert text == path.read_text(encoding="utf-8")
+    loaded = load_recipe(path)
+    recipe = loaded.recipe
+    assert loaded.text == path.read_text(encoding="utf-8")
     assert recipe.push is None, "a recipe that people run publishes nothing unasked"
     assert not recipe.trust_remote_code
 
@@ -91,7 +92,7 @@ def test_it_begins_by_saying_what_it_is(path: Path) -> None:
 
 @every_recipe
 def test_its_files_are_there(path: Path) -> None:
-    recipe, _ = load_recipe(path)
+    recipe = load_recipe(path).recipe
     announced = [
         line.removeprefix(NEEDS_A_DOWNLOAD).split(",")[0]
         for line in leading_comment(path)
@@ -106,7 +107,7 @@ def test_its_files_are_there(path: Path) -> None:
 
 @every_recipe
 def test_its_model_has_a_released_configuration(path: Path) -> None:
-    model = load_recipe(path)[0].model.split("@")[0]
+    model = load_recipe(path).recipe.model.split("@")[0]
     if is_folder(model):
         pytest.skip(f"a folder: {model}")
     if model in NO_FIXTURE:
@@ -116,7 +117,7 @@ def test_its_model_has_a_released_configuration(path: Path) -> None:
 
 def test_names_and_outputs_are_unique() -> None:
     stems = [path.stem for path in PATHS]
-    outputs = [load_recipe(path)[0].output for path in PATHS]
+    outputs = [load_recipe(path).recipe.output for path in PATHS]
     assert len(set(stems)) == len(stems)
     assert len(set(outputs)) == len(outputs)
 
@@ -126,12 +127,12 @@ def test_actadd_recipes_are_the_experiments() -> None:
     for path in PATHS:
         if path.parent.name != "actadd-gpt2-xl":
             continue
-        recipe, _ = load_recipe(path)
+        recipe = load_recipe(path).recipe
         assert recipe.model == "openai-community/gpt2-xl"
         for vector in recipe.vectors:
             assert isinstance(vector.pairs, list) and len(vector.pairs) == 1
             assert (vector.align, vector.position, vector.scale, vector.layer) == ("spaces", "mean", "raw", None)
-    vector = load_recipe(RECIPES / "actadd-gpt2-xl" / "09-talk-about-weddings.yaml")[0].vectors[0]
+    vector = load_recipe(RECIPES / "actadd-gpt2-xl" / "09-talk-about-weddings.yaml").recipe.vectors[0]
     assert vector.pairs == [
         InlinePair(positive="I talk about weddings constantly", negative="I do not talk about weddings constantly")
     ]
@@ -143,7 +144,7 @@ def test_caa_recipes_read_the_answer_at_the_papers_layer() -> None:
     for path in PATHS:
         if path.parent.name == "caa-llama-2":
             size, behaviour = path.stem.split("-", 1)
-            recipe, _ = load_recipe(path)
+            recipe = load_recipe(path).recipe
             (vector,) = recipe.vectors
             assert recipe.model == f"meta-llama/Llama-2-{size}-chat-hf"
             assert (vector.layer, vector.position, vector.format) == ({"7b": 13, "13b": 14}[size], "answer", "ab")
@@ -177,7 +178,7 @@ def test_readme_lists_exactly_the_recipes() -> None:
 
 def test_readme_rows_say_what_the_recipes_say() -> None:
     for match in ROW.finditer(README):
-        recipe, _ = load_recipe(RECIPES / match["file"])
+        recipe = load_recipe(RECIPES / match["file"]).recipe
         model, _, layer, coefficient, expected, source = match["rest"].split(" | ")
         assert model == recipe.model
         assert expected.strip() and source.strip()

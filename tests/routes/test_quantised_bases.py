@@ -146,11 +146,12 @@ def test_older_bitsandbytes_configs_state_no_method() -> None:
 
 def test_no_adapter_is_merged_into_quantised_weights(tmp_path: Path) -> None:
     folder = quantised(tmp_path / "base", "fp8").path
-    recipe: Any = SimpleNamespace(adapter="somewhere", trust_remote_code=False)
+    recipe = SimpleNamespace(adapter="somewhere", trust_remote_code=False)
+    loaded: Any = SimpleNamespace(recipe=recipe, folder=tmp_path)
     source = Source("base", False, None, folder)
     with (
         pytest.raises(InputError, match="no adapter can be merged into quantised weights"),
-        prepared_base(source, recipe, tmp_path, tmp_path / "out", lambda _line: None),
+        prepared_base(source, loaded, tmp_path / "out", lambda _line: None),
     ):
         pass
 

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.building import build_recipe
 from support.tiny_models import write_recipe
-
-from patcher.build.local import build
-from patcher.recipe.file import load_recipe
 
 PASSED = {
     "stack": "transformers", "version": "0", "status": "passed", "passed": True, "reference": "", "dtype": "float32",
@@ -43,6 +41,5 @@ def patched(
         output.with_suffix(".yaml"), base, 0, output, vector=vector, evaluate={"enabled": False}, **keys
     )
     unverified(monkeypatch)
-    recipe, text = load_recipe(path)
-    build(recipe, text, path, output, say=lambda _line: None)
+    build_recipe(path, output)
     return output

@@ -160,14 +160,14 @@ def remote(recipe: str, token: str, dry_run: bool = False) -> dict[str, Any]:
     """A build with ``output: null``, or its plan."""
     import tempfile
 
-    from patcher.build.remote import remote_build, remote_dry_run
+    from patcher.build.job import Job, silent
+    from patcher.build.remote import remote_build
+    from patcher.build.remote_planning import plan_remote_build
     from patcher.recipe.file import load_recipe
 
-    parsed, text = load_recipe(Path(recipe), ())
-    if dry_run:
-        with tempfile.TemporaryDirectory() as place:
-            return remote_dry_run(parsed, Path(recipe), Path(place), say=lambda _line: None, token=token).as_json()
-    return remote_build(parsed, text, Path(recipe), say=lambda _line: None, cache=False, token=token).as_json()
+    with tempfile.TemporaryDirectory() as place:
+        job = Job(load_recipe(Path(recipe)), Path(place) / "build", silent, cache=False, token=token)
+        return (plan_remote_build(job) if dry_run else remote_build(job)).as_json()
 
 
 def download(repo: str, filename: str, **kwargs: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.building import job_of
 from support.tiny_models import default_checkpoint, tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,7 +20,8 @@ from patcher.evaluate.questions import build_question
 from patcher.evaluate.texts import encode_texts
 from patcher.pairs import ContrastPair, tokenise_pairs
 from patcher.recipe.file import load_recipe
-from patcher.recipe.schema import Recipe, VectorSpec
+from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.schema import VectorSpec
 from patcher.sweep import materials
 from patcher.sweep.on_base import Swept
 from patcher.sweep.pipeline import sweep
@@ -80,13 +82,8 @@ def write_sweep(folder: Path, model: Path, vector: dict[str, Any], **keys: Any) 
     return path
 
 
-def quiet(_line: str) -> None:
-    pass
-
-
 def run_sweep(path: Path, folder: Path, *overrides: str, **options: Any) -> Swept:
-    recipe, _text = load_recipe(path, overrides)
-    return sweep(recipe, path, folder, say=quiet, **options)
+    return sweep(job_of(path, folder, *overrides, **options))
 
 
 @dataclass
@@ -197,15 +194,15 @@ class Plain:
         return list(encode_texts(path.read_text().splitlines(), self.tokenizer))
 
 
-def parts_of(path: Path, tokenizer: Any, blocks: int, *overrides: str) -> tuple[Recipe, int, materials.Parts]:
+def parts_of(path: Path, tokenizer: Any, blocks: int, *overrides: str) -> tuple[LoadedRecipe, int, materials.Parts]:
     """The recipe, which vector is swept, and its pairs in three parts."""
     from patcher.sweep.axes import swept_vector
     from patcher.vectors.finding import prepare_vectors
 
-    recipe, _text = load_recipe(path, overrides)
-    prepared = prepare_vectors(recipe, path.parent, path.name, tokenizer, blocks)
-    index = swept_vector(recipe)
-    return recipe, index, materials.split(prepared, index, recipe, path.parent, tokenizer)
+    loaded = load_recipe(path, overrides)
+    prepared = prepare_vectors(loaded, tokenizer, blocks)
+    index = swept_vector(loaded.recipe)
+    return loaded, index, materials.split(prepared, index, loaded, tokenizer)
 
 
 def added(first: Mapping[int, torch.Tensor], second: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:

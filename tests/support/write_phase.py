@@ -68,7 +68,8 @@ def write(job: dict[str, Any], steps: Steps) -> None:
         ctypes.CDLL = no_library  # type: ignore[assignment,misc]
     sys.addaudithook(steps.audit)
     base, output = Path(job["base"]), Path(job["output"])
-    recipe: Any = SimpleNamespace(adapter=None, trust_remote_code=False)
+    recipe = SimpleNamespace(adapter=None, trust_remote_code=False)
+    loaded: Any = SimpleNamespace(recipe=recipe, folder=base.parent)
     say: Callable[[str], None] = len  # type: ignore[assignment]
     sizes = {"gate": 48, "up": 48, "down": 32}
     created = {
@@ -77,7 +78,7 @@ def write(job: dict[str, Any], steps: Steps) -> None:
         for name, size in sizes.items()
     }
     steps.counting = True
-    with prepared_base(Source("base", False, None, base), recipe, base.parent, output, say) as prepared:
+    with prepared_base(Source("base", False, None, base), loaded, output, say) as prepared:
         assert base.joinpath("pytorch_model.bin").exists() == (prepared.reference_folder != prepared.checkpoint.path)
         with staged_folder(output, force=job["force"]) as stage:
             write_copy(prepared.checkpoint, stage, created=created, replaced={}, config_changes={"mlp_bias": True})

@@ -37,11 +37,11 @@ def letters(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_three_parts_share_nothing_and_the_third_is_what_a_build_holds_out(letters: Path, seed: int) -> None:
-    recipe, index, found = parts_of(letters, tiny_tokenizer(), BLOCKS, f"seed={seed}")
+    loaded, index, found = parts_of(letters, tiny_tokenizer(), BLOCKS, f"seed={seed}")
     made = found.prepared[index].used
     three = [texts(part) for part in (made, found.choose, found.report)]
     assert [len(part) for part in three] == [14, 5, 5] and len(set.union(*three)) == len(LETTERS)
-    (built,) = prepare_vectors(recipe, letters.parent, "recipe.yaml", tiny_tokenizer(), BLOCKS)
+    (built,) = prepare_vectors(loaded, tiny_tokenizer(), BLOCKS)
     assert three[2] == texts(built.held_out) and three[0] | three[1] == texts(built.used)
     assert len(found.prepared[index].pairs) == len(made)
     for part in (made, found.choose, found.report):
@@ -110,8 +110,8 @@ def test_what_a_fingerprint_notices(tmp_path: Path) -> None:
     save_file({"v": torch.ones(4)}, vector)
 
     def seen(*overrides: str, identity: Any = None) -> str:
-        recipe, index, found = parts_of(path, tiny_tokenizer(), BLOCKS, *overrides)
-        return json.dumps(fingerprint(recipe, path.parent, identity, found, index))
+        loaded, index, found = parts_of(path, tiny_tokenizer(), BLOCKS, *overrides)
+        return json.dumps(fingerprint(loaded, identity, found, index))
 
     before = seen()
     assert seen() == before and seen("output=elsewhere", "verify.tolerance=1e-5", "exact=false") == before

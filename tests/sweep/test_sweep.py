@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.building import job_of
 from support.sweep_reference import (
     LETTERS,
     PAIRS,
@@ -20,7 +21,6 @@ from support.sweep_reference import (
     make_model,
     mean,
     parts_of,
-    quiet,
     run_sweep,
     write_sweep,
 )
@@ -46,7 +46,8 @@ class Case:
 
     def __post_init__(self) -> None:
         blocks = len(self.plain.model.get_submodule(self.plain.blocks))
-        self.recipe, self.index, self.parts = parts_of(self.path, self.plain.tokenizer, blocks)
+        loaded, self.index, self.parts = parts_of(self.path, self.plain.tokenizer, blocks)
+        self.recipe = loaded.recipe
         self.spec = self.recipe.vectors[self.index]
         self.directions: dict[int, tuple[torch.Tensor, float]] = {}
 
@@ -287,9 +288,8 @@ def test_the_third_part_changes_nothing_but_the_report(
 
 def test_what_is_written(cases: dict[str, Case], tmp_path: Path) -> None:
     case = cases["beside another"]
-    recipe, text = load_recipe(case.path)
     folder = case.path.parent / "out"
-    write_results(case.swept, folder, recipe, text, case.path, pictures=False, say=quiet)
+    write_results(case.swept, job_of(case.path, folder), pictures=False)
     data = json.loads((folder / "sweep.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert data == json.loads(json.dumps(case.swept.data))
     with (folder / "sweep.csv").open(newline="") as file:
@@ -299,6 +299,6 @@ def test_what_is_written(cases: dict[str, Case], tmp_path: Path) -> None:
         assert list(row) == list(cell)
         assert float(row["effect"]) == cell["effect"] and row["within_guard"] == str(cell["within_guard"])
     assert case.swept.chosen is not None
-    written, _text = load_recipe(folder / "recipe.yaml")
+    written = load_recipe(folder / "recipe.yaml").recipe
     spec = written.vectors[case.index]
     assert (spec.layer, spec.coefficient) == case.swept.chosen and not spec.swept

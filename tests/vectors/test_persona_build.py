@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.building import build_recipe, job_of
 from support.persona import CHAT
 from support.tiny_models import tiny_checkpoint, tiny_tokenizer, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import patcher.demo
-from patcher.build.local import build, dry_run
+from patcher.build.planning import plan_build
 from patcher.capture.reader import reader_in_memory
 from patcher.cli import main
 from patcher.patched.reading import read_manifest
@@ -66,12 +67,12 @@ def persona(**keys: Any) -> dict[str, Any]:
 
 def found(path: Path, folder: Path) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """The vector of a recipe and the responses it was made of, without the folder that a build makes of them."""
-    spec, _ = load_recipe(path)
-    planned = dry_run(spec, path, folder / "out", say=lambda _line: None)
+    spec = load_recipe(path).recipe
+    planned = plan_build(job_of(path, folder / "out"))
     plain = Plain(Path(spec.model))
-    prepared = answer_questions(planned.prepared, plain.model, plain.tokenizer, recipe=spec, recipe_name=path.name)
+    prepared = answer_questions(planned.prepared, plain.model, plain.tokenizer, seed=spec.seed)
     reader = reader_in_memory(plain.model, planned.architecture)
-    (vector,) = find_vectors(prepared, reader, recipe_folder=folder, neutral=[])
+    (vector,) = find_vectors(prepared, reader, neutral=[])
     return vector.values.double(), list(prepared[0].records)
 
 
@@ -138,8 +139,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 def test_from_recipe_to_verified_folder(tmp_path: Path) -> None:
     layer = base(tmp_path / "base", "meta-llama--Llama-3.2-1B")
     path, out = recipe(tmp_path, layer, persona()), tmp_path / "out"
-    spec, text = load_recipe(path)
-    manifest = build(spec, text, path, out, say=lambda _line: None).manifest
+    manifest = build_recipe(path, out).manifest
     assert manifest["verification"][0]["passed"]
     records = [json.loads(line) for line in (out / "steering_generations.jsonl").open(encoding="utf-8")]
     (edit,) = manifest["edits"]

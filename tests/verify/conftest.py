@@ -3,11 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.building import build_recipe
 from support.tiny_models import tiny_checkpoint, write_recipe
 
-from patcher.build.local import build
 from patcher.build.result import BuildResult
-from patcher.recipe.file import load_recipe
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +17,4 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildResult]:
     place = tmp_path_factory.mktemp("built")
     layer = tiny_checkpoint(place / "base", "meta-llama--Llama-3.2-1B", dtype=torch.bfloat16)
     path = write_recipe(place / "recipe.yaml", place / "base", layer, place / "out")
-    recipe, text = load_recipe(path)
-    return place / "base", build(recipe, text, path, place / "out", say=lambda _line: None)
+    return place / "base", build_recipe(path, place / "out")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.building import build_recipe
 from support.tiny_models import tiny_checkpoint, write_recipe
 
-from patcher.build.local import build
 from patcher.build.result import BuildResult
 from patcher.cli import main
 from patcher.errors import InputError, OutsideError
@@ -81,23 +81,22 @@ def test_a_wrong_place_is_status_2_before_anything_runs(built: tuple[Path, Build
     assert status_of("verify", result.output, "--stack", "vllm", "--vllm", "/nowhere") == 2
 
 
-def recipe_of(tmp_path: Path, **keys: Any) -> tuple[Any, str, Path]:
+def recipe_of(tmp_path: Path, **keys: Any) -> Path:
     layer = tiny_checkpoint(tmp_path / "base", "meta-llama--Llama-3.2-1B")
-    path = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out", **keys)
-    return *load_recipe(path), path
+    return write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out", **keys)
 
 
 def test_a_build_that_lists_a_stack_is_refused_before_any_work(tmp_path: Path) -> None:
-    recipe, text, path = recipe_of(tmp_path, verify={"stacks": ["transformers", "vllm"]})
+    path = recipe_of(tmp_path, verify={"stacks": ["transformers", "vllm"]})
     with pytest.raises(OutsideError) as caught:
-        build(recipe, text, path, tmp_path / "out", say=lambda _line: pytest.fail("work") if "load" in _line else None)
+        build_recipe(path, tmp_path / "out", say=lambda _line: pytest.fail("work") if "load" in _line else None)
     assert caught.value.code == "no_stack" and not (tmp_path / "out").exists()
 
 
 def test_installed_records_what_was_not_checked(tmp_path: Path) -> None:
     targets = ["transformers", "vllm", "llama.cpp"]
-    recipe, text, path = recipe_of(tmp_path, targets=targets, verify={"stacks": "installed"})
-    manifest = build(recipe, text, path, tmp_path / "out", say=lambda _line: None).manifest
+    path = recipe_of(tmp_path, targets=targets, verify={"stacks": "installed"})
+    manifest = build_recipe(path, tmp_path / "out").manifest
     assert [(entry["stack"], entry["status"]) for entry in manifest["verification"]] == [
         ("transformers", "passed"), ("vllm", "not_checked"), ("llama.cpp", "not_checked")
     ]  # fmt: skip
@@ -121,13 +120,13 @@ def test_installed_records_what_was_not_checked(tmp_path: Path) -> None:
 )
 def test_which_stacks_a_build_runs(tmp_path: Path, keys: dict[str, Any], expected: list[str]) -> None:
     path = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", 1, tmp_path / "out", **keys)
-    assert stacks_of(load_recipe(path)[0]) == expected
+    assert stacks_of(load_recipe(path).recipe) == expected
 
 
 @pytest.mark.parametrize("stacks", [[], ["onnx"], "all"])
 def test_other_values_of_the_key_are_refused(tmp_path: Path, stacks: object) -> None:
     with pytest.raises(InputError, match=r"verify\.stacks"):
-        recipe_of(tmp_path, verify={"stacks": stacks})
+        load_recipe(recipe_of(tmp_path, verify={"stacks": stacks}))
 
 
 def test_a_stack_that_fails_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +151,8 @@ def test_a_stack_that_fails_stops_the_build(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(all_stacks, "find", lambda stack, given=None: place if stack == "vllm" else real(stack, given))
     started = Process([sys.executable, str(runner)], {}, {})
     monkeypatch.setattr(all_stacks, "PROCESSES", {"vllm": lambda _environment: started})
-    recipe, text, path = recipe_of(tmp_path, verify={"stacks": ["vllm"]})
+    path = recipe_of(tmp_path, verify={"stacks": ["vllm"]})
     with pytest.raises(CheckFailed, match="in stock vllm 1") as caught:
-        build(recipe, text, path, tmp_path / "out", say=lambda _line: None)
+        build_recipe(path, tmp_path / "out")
     assert "no bias in DIR" in str(caught.value) and str(tmp_path / "base") not in str(caught.value.problems[0].found)
     assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from patcher.architectures.analysis import Architecture
 from patcher.capture.opened import open_base
 from patcher.checkpoint.folder import CheckpointFolder
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.vectors.finding import find_vectors, prepare_vectors
 
@@ -39,10 +40,9 @@ class Contender:
                 scratch=Path(scratch),
             ) as opened,
         ):
-            prepared = prepare_vectors(
-                recipe, Path(pairs).parent, "recipe.yaml", opened.tokenizer, architecture.block_count
-            )
-            vectors = find_vectors(prepared, opened.reader, recipe_folder=Path(pairs).parent, neutral=[])
+            loaded = LoadedRecipe(recipe, "", Path(pairs).with_name("recipe.yaml"))
+            prepared = prepare_vectors(loaded, opened.tokenizer, architecture.block_count)
+            vectors = find_vectors(prepared, opened.reader, neutral=[])
             # A loaded checkpoint is mapped as a whole.
             whole = sum(checkpoint.path.joinpath(file).stat().st_size for file in checkpoint.weight_files)
             read = getattr(opened.reader.runner, "bytes_read", whole)

@@ -20,6 +20,7 @@ from patcher.capture.forward import forward
 from patcher.capture.model import load_causal_lm
 from patcher.capture.reader import ResidualReader, reader_in_memory
 from patcher.capture.residuals import Runner
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.vectors.finding import PreparedVector, find_vectors, prepare_vectors
 
@@ -76,7 +77,7 @@ class Contender:
         with stages.time("reading and tokenising the pairs"):
             prepared = self.prepared(pairs, layer, method, architecture)
         runner, reader = self.reader(architecture, stages)
-        vectors = find_vectors(prepared, reader, recipe_folder=Path(pairs).parent, neutral=[])
+        vectors = find_vectors(prepared, reader, neutral=[])
         values = torch.stack([vector.values for vector in vectors])
         found = values if isinstance(layer, list) else values[0]
         return {"vector": found, "stages": stages.seconds, "tokens": runner.tokens, "batches": len(runner.batches)}
@@ -169,7 +170,8 @@ class Contender:
         vector: Json = {"name": "benchmark", "pairs": Path(pairs).name, "format": "ab", "layer": layer}
         vector |= {"method": "pca", "center": True} if method == "pca" else {"method": method}
         recipe = Recipe.model_validate({"model": str(self.folder), "vectors": [vector], "evaluate": {"enabled": False}})
-        return prepare_vectors(recipe, Path(pairs).parent, "recipe.yaml", self.tokenizer, architecture.block_count)
+        loaded = LoadedRecipe(recipe, "", Path(pairs).with_name("recipe.yaml"))
+        return prepare_vectors(loaded, self.tokenizer, architecture.block_count)
 
     def reader(
         self, architecture: Architecture, stages: Stages, *, computes: bool = True

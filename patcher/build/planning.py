@@ -1,0 +1,180 @@
+"""The plan of a build: everything that can be decided and checked without the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from patcher.architectures.analysis import Architecture
+from patcher.build.job import Job
+from patcher.capture.model import load_tokenizer
+from patcher.checkpoint.folder import CheckpointFolder
+from patcher.checkpoint.prepare import check_adapter, find_model, read_config
+from patcher.checkpoint.source import Source, fetch
+from patcher.checkpoint.staging import check_output
+from patcher.evaluate.of_build import check_evaluation_inputs
+from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.schema import Recipe
+from patcher.routes.plan import Plan
+from patcher.routes.planner import choose_route
+from patcher.vectors.finding import PreparedVector, prepare_vectors
+from patcher.vectors.layers import resolve_layers
+from patcher.verify.of_build import require_stacks
+
+Checkpoint = TypeVar("Checkpoint", bound=CheckpointFolder)
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build does; ``--dry-run`` stops here.
+
+    Attributes:
+        source: the base. Of a Hub model only small files are here, until :func:`with_weights`.
+        architecture: of the base.
+        plan: the route.
+        prepared: the recipe's vectors, their pairs read and split.
+        output: where the copy goes.
+        notes: what the user should know.
+    """
+
+    source: Source
+    architecture: Architecture
+    plan: Plan
+    prepared: list[PreparedVector]
+    output: Path
+    notes: list[str]
+
+    @property
+    def asks(self) -> bool:
+        """Whether the model has to write pairs first (`method: persona`)."""
+        return any(entry.asked for entry in self.prepared)
+
+    @property
+    def last_read(self) -> int:
+        """The last layer whose residuals are read."""
+        return max(layer for entry in self.prepared for layer in entry.read_layers.values())
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "model": self.source.name,
+            "revision": self.source.revision,
+            "architecture": self.architecture.class_name,
+            "blocks": self.architecture.block_count,
+            "hidden": self.architecture.hidden,
+            "route": self.plan.as_json(),
+            "vectors": [
+                {
+                    "name": entry.spec.name,
+                    "method": entry.spec.method,
+                    "layers": list(entry.layers),
+                    "read_layers": [entry.read_layers[layer] for layer in entry.layers],
+                    "coefficient": entry.spec.coefficient,
+                    "scale": entry.spec.scale,
+                    "pairs": entry.pair_count,
+                    "held_out": entry.held_out_count,
+                }
+                for entry in self.prepared
+            ],
+            "output": str(self.output),
+            "notes": self.notes,
+        }
+
+
+def plan_build(job: Job, *, writes: bool = True) -> BuildPlan:
+    """Everything that can be decided and checked without the weights; of a Hub model only small files are fetched.
+
+    Args:
+        writes: whether a folder is to be written, and must not be in the way.
+
+    Raises:
+        InputError: anything that would stop the build before its real work.
+    """
+    recipe, loaded = job.recipe, job.loaded
+    job.say("reading the model's config")
+    require_stacks(recipe)
+    source = find_model(recipe.model, loaded.folder, weights=False)
+    if writes:
+        check_output(job.output, force=job.force, inputs=(source.folder,))
+    config = read_config(source.folder, trust_remote_code=recipe.trust_remote_code)
+    architecture = Architecture(config, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=recipe.trust_remote_code)
+    job.say("checking the contrast pairs and the route")
+    layers = all_layers(loaded, architecture.block_count)
+    checkpoint = None if source.hub else CheckpointFolder(source.folder)
+    plan = route_for(recipe, architecture, layers, checkpoint)
+    prepared = prepare_vectors(loaded, tokenizer, architecture.block_count)
+    check_adapter(loaded)
+    check_evaluation_inputs(loaded)
+    notes = [note for entry in prepared for note in entry.notes]
+    notes += [
+        f"vector `{spec.name}`: its `auto` is chosen by a sweep; until then 40 % depth and coefficient 1 stand for it"
+        for spec in recipe.vectors
+        if spec.swept
+    ]
+    return BuildPlan(source, architecture, plan, prepared, job.output, notes)
+
+
+def with_weights(job: Job, planned: BuildPlan) -> BuildPlan:
+    """The same plan, the base's weights downloaded.
+
+    Raises:
+        InputError, OutsideError: see :func:`patcher.checkpoint.source.fetch`.
+    """
+    source = planned.source
+    if not source.hub:
+        return planned
+    job.say(f"downloading {source.name}")
+    with job.clock.time("load"):
+        return replace(planned, source=fetch(source.name, source.revision, weights=True))
+
+
+def all_layers(loaded: LoadedRecipe, block_count: int) -> list[int]:
+    """The layers that any vector of the recipe is added at, ascending; -1 is the embedding.
+
+    Raises:
+        InputError: see :func:`patcher.vectors.layers.resolve_layers`.
+    """
+    layers: set[int] = set()
+    for index, spec in enumerate(loaded.recipe.vectors):
+        layers.update(resolve_layers(spec, block_count, loaded.place(f"vectors.{index}")))
+    return sorted(layers)
+
+
+def route_for(
+    recipe: Recipe, architecture: Architecture, layers: list[int], checkpoint: CheckpointFolder | None
+) -> Plan:
+    """The route that the recipe asks for.
+
+    Raises:
+        InputError: see :func:`patcher.routes.planner.choose_route`.
+    """
+    return choose_route(
+        architecture,
+        layers,
+        checkpoint,
+        targets=recipe.targets,
+        route=recipe.route,
+        exact=recipe.exact,
+        prefer=recipe.prefer,
+    )
+
+
+def planned_again(
+    job: Job,
+    planned: BuildPlan,
+    checkpoint: Checkpoint,
+    plan_with: Callable[[Recipe, Architecture, list[int], Checkpoint], Plan],
+) -> Plan:
+    """The route that was chosen, planned once more now that there is more of the base: after a download, a merge.
+
+    Args:
+        plan_with: :func:`route_for`, or what a remote build has in its place.
+
+    Raises:
+        InputError: see :func:`patcher.routes.planner.choose_route`.
+    """
+    forced = job.recipe.model_copy(update={"route": planned.plan.route})
+    plan = plan_with(forced, planned.architecture, sorted(planned.plan.sites), checkpoint)
+    return replace(plan, advice=planned.plan.advice)
