@@ -16,6 +16,9 @@ WINDOWS = (
 )  # fmt: skip
 """How far attention looks back, in tokens."""
 
+POSITIONS = ("n_positions", "max_position_embeddings")
+"""How many positions a model has."""
+
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """The number of routed experts of a block."""
 
@@ -44,6 +47,11 @@ def block_count(config: Any) -> int:
 def stated_block_count(config: Mapping[str, Any]) -> int | None:
     """The number of decoder blocks that a config.json states, if it does."""
     return next((count for name in BLOCK_COUNTS if (count := whole_number(config, name)) is not None), None)
+
+
+def stated_positions(config: Any) -> int | None:
+    """The number of positions that a config (or the mapping of a config.json) states, if it does."""
+    return next((count for name in POSITIONS if (count := whole_number(config, name))), None)
 
 
 def windows(config: Any) -> dict[str, int]:

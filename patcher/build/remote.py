@@ -35,6 +35,7 @@ from patcher.vectors import SteeringVector, save_vectors
 from patcher.vectors.finding import directions_of_file, steering_vector, sum_by_layer
 from patcher.verify.of_build import require_passed
 from patcher.verify.partial import PartialCopy, verify_partially
+from patcher.verify.terms import VerifyTerms
 
 NOT_EVALUATED = "the effect was not measured: that takes the whole model, which was not downloaded"
 
@@ -168,14 +169,7 @@ def _remote_record(base: HubCheckpoint, needed: Needed) -> dict[str, Any]:
 def _verified(job: Job, copy: PartialCopy, scratch: Path) -> Mapping[str, Any]:
     recipe = job.recipe
     scratch.mkdir()
-    entry = verify_partially(
-        copy,
-        scratch,
-        progress=job.say,
-        tolerance=recipe.verify.tolerance,
-        probes=recipe.verify.probes,
-        long_prompt_limit=recipe.verify.long_prompt_limit,
-    )
+    entry = verify_partially(copy, VerifyTerms(recipe.verify, scratch=scratch, say=job.say))
     assert recipe.push is not None
     require_passed(entry, recipe.push.repo)
     return entry

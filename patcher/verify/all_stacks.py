@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patcher.architectures.config_keys import stated_positions
 from patcher.capture.model import has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.disk.json_files import read_json_object
@@ -17,11 +17,12 @@ from patcher.patched.schema import Patch
 from patcher.patched.stored import read_stored
 from patcher.stacks.environments import Environment, Missing, find
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
-from patcher.verify.comparison import Run
+from patcher.verify.comparison import Comparison, Run
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 from patcher.verify.probes import PROBES
 from patcher.verify.stack_comparison import Expected, StackComparison, compare_in_stack
 from patcher.verify.stack_jobs import MOST_TOKENS, Job, Process, StackRun, run_jobs
+from patcher.verify.terms import VerifyTerms
 from patcher.verify.transformers_stack import GREEDY_TOKENS, run_reference, verify_in_transformers
 from patcher.verify.vllm_stack import vllm_process
 
@@ -34,29 +35,14 @@ PROCESSES: Mapping[str, Callable[[Environment], Process]] = {VLLM: vllm_process,
 """Stack -> how its process is started; a new stack is one module, one runner and one entry."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """The recipe's ``verify`` keys that matter here, and where stacks are."""
-
-    tolerance: float = 1e-4
-    probes: Sequence[str] | None = None
-    trust_remote_code: bool = False
-    places: Mapping[str, str] | None = None
-
-    def where(self, stack: str) -> str | None:
-        return (self.places or {}).get(stack)
-
-
 def verify_in_stacks(
     stacks: Sequence[str],
     folder: Path,
     base: Path,
     patch: Patch,
-    options: Options,
+    terms: VerifyTerms,
     *,
-    transformers_options: Mapping[str, Any],
-    scratch: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    places: Mapping[str, str] | None = None,
     after_transformers: Callable[[Mapping[str, Any]], None] = lambda _entry: None,
 ) -> list[dict[str, Any]]:
     """Verify a folder in each of the stacks.
@@ -66,8 +52,7 @@ def verify_in_stacks(
         folder: the finished folder.
         base: the base checkpoint, adapter merged.
         patch: its ``edits`` and ``route`` say what is where.
-        transformers_options: keywords for :func:`verify_in_transformers` that other stacks have no use for.
-        scratch: where intermediate files may lie.
+        places: stack -> where it is installed, if not where the tool looks.
         after_transformers: called with the entry of transformers before any other stack is run.
 
     Returns:
@@ -77,39 +62,18 @@ def verify_in_stacks(
         InputError: a path that was given for a stack does not hold it.
         OutsideError: the memory or stock software failed in a way that says nothing of the folder.
     """
-    say = progress or (lambda _text: None)
-    found = {stack: find(stack, options.where(stack)) for stack in stacks}
+    found = {stack: find(stack, (places or {}).get(stack)) for stack in stacks}
     kept: list[Run] = []
     entries: dict[str, dict[str, Any]] = {}
     exact = patch.route.exact
     others = [where for stack, where in found.items() if stack != TRANSFORMERS and isinstance(where, Environment)]
     if TRANSFORMERS in found or (others and not exact):
-        entry = verify_in_transformers(
-            folder,
-            base,
-            patch,
-            tolerance=options.tolerance,
-            probes=options.probes,
-            trust_remote_code=options.trust_remote_code,
-            scratch=scratch,
-            progress=progress,
-            keep=lambda *runs: kept.extend(runs),
-            **transformers_options,
-        )
+        entry = verify_in_transformers(folder, base, patch, terms, keep=lambda *runs: kept.extend(runs))
         entries[TRANSFORMERS] = entry
         after_transformers(entry)
     if others and not kept:
-        say("the base under a hook, in transformers")
-        kept.append(
-            run_reference(
-                folder,
-                base,
-                patch,
-                probes=options.probes,
-                trust_remote_code=options.trust_remote_code,
-                scratch=scratch,
-            )
-        )
+        terms.say("the base under a hook, in transformers")
+        kept.append(run_reference(folder, base, patch, terms))
     for stack, where in found.items():
         if stack == TRANSFORMERS:
             continue
@@ -120,8 +84,8 @@ def verify_in_stacks(
                 stack, where.version, "transformers cannot run the folder, so nothing is known"
             )
         else:
-            say(f"verifying: {stack}")
-            entries[stack] = _in_stack(where, folder, base, patch, kept, options, scratch, say)
+            terms.say(f"verifying: {stack}")
+            entries[stack] = _in_stack(where, folder, base, patch, kept, terms)
     return [entries[stack] for stack in stacks]
 
 
@@ -131,14 +95,12 @@ def _in_stack(
     base: Path,
     patch: Patch,
     kept: Sequence[Run],
-    options: Options,
-    scratch: Path | None,
-    say: Callable[[str], None],
+    terms: VerifyTerms,
 ) -> dict[str, Any]:
     exact = patch.route.exact
-    texts = list(options.probes or PROBES) if has_tokenizer(base) else []
+    texts = list(terms.spec.probes or PROBES) if has_tokenizer(base) else []
     ids, expected = _expected(kept, exact=exact, from_texts=bool(texts))
-    positions = _positions(base)
+    positions = stated_positions(read_json_object(base / "config.json"))
     top = min(MOST_TOKENS, expected.plain[0].shape[-1])
     jobs = [
         Job(label, str(place.resolve()), ids, ids[0], GREEDY_TOKENS, texts, top, positions)
@@ -146,12 +108,12 @@ def _in_stack(
     ]
     process = PROCESSES[where.stack](where)
     runs: dict[str, StackRun] = {}
-    with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=scratch) as name:
+    with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=terms.scratch) as name:
         # Two large models in a row need not fit into one process: not every stack gives back all memory.
         together = _fp32_bytes(folder) <= ONE_PROCESS_BYTES
         for number, batch in enumerate([jobs] if together else [[job] for job in jobs]):
             place = Path(name) / str(number)
-            runs |= run_jobs(process, batch, place, trust_remote_code=options.trust_remote_code, say=say)
+            runs |= run_jobs(process, batch, place, trust_remote_code=terms.trust_remote_code, say=terms.say)
     run, of_base = runs["copy"], runs["base"]
     hidden = [
         (str(folder.resolve()), "DIR"),
@@ -163,7 +125,7 @@ def _in_stack(
         note = f"it runs neither the folder nor the base: {_without_paths(run.error, hidden)}"
         return not_checked(where.stack, run.version, note, detail=run.detail)
     off = max(layer.rel_error for layer in read_stored(folder, patch).values())
-    result = compare_in_stack(run, of_base, expected, tolerance=options.tolerance, stored_error=off)
+    result = compare_in_stack(run, of_base, expected, tolerance=terms.spec.tolerance, stored_error=off)
     entry = _entry(where, run, result, exact=exact)
     for check in entry["checks"]:
         check["note"] = _without_paths(check["note"], hidden)
@@ -202,25 +164,13 @@ def _entry(where: Environment, run: StackRun, result: StackComparison, *, exact:
         "passed": passed,
         "reference": REFERENCE if exact else FITTED_REFERENCE,
         "dtype": "float32",
-        "max_abs_logprob_diff": _number(result.max_abs_logprob_diff),
-        "noise_floor": _number(result.noise_floor),
-        "own_error": _number(result.own_error),
-        "steering_effect": _number(result.steering_effect),
-        "vector_rel_error": None,
-        "gain": _number(result.gain),
-        "tolerance": _number(result.tolerance),
-        "positions": result.positions,
-        "tokens": result.tokens,
+        **result.as_json(),
         "note": result.blind,
-        "checks": [
-            {**check.as_json(), "value": _number(check.value), "limit": _number(check.limit)} for check in result.checks
-        ],
     }
 
 
 def not_checked(stack: str, version: str | None, why: str, remedy: str = "", *, detail: str = "") -> dict[str, Any]:
     """The entry of a stack that was not run, or could not be."""
-    numbers = ("max_abs_logprob_diff", "noise_floor", "steering_effect", "vector_rel_error", "tolerance")
     return {
         "stack": stack,
         "version": version,
@@ -229,10 +179,9 @@ def not_checked(stack: str, version: str | None, why: str, remedy: str = "", *, 
         "passed": False,
         "reference": None,
         "dtype": None,
-        **dict.fromkeys(numbers),
+        **Comparison().as_json(),
         "note": why,
         "remedy": remedy,
-        "checks": [],
     }
 
 
@@ -257,16 +206,5 @@ def _without_paths(text: str, hidden: Sequence[tuple[str, str]]) -> str:
     return text
 
 
-def _positions(base: Path) -> int | None:
-    config = read_json_object(base / "config.json")
-    value = config.get("n_positions") or config.get("max_position_embeddings")
-    return value if isinstance(value, int) else None
-
-
 def _fp32_bytes(folder: Path) -> int:
     return 4 * sum(math.prod(info.shape) for info in CheckpointFolder(folder).tensors.values())
-
-
-def _number(value: float | None) -> float | None:
-    """JSON has no infinity and no not-a-number."""
-    return None if value is None or not math.isfinite(value) else float(value)

@@ -29,6 +29,11 @@ class Run:
     facts: Mapping[str, Any]
 
 
+def finite(value: float | None) -> float | None:
+    """A number that JSON can hold; None for the others."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
 @dataclass(frozen=True)
 class Check:
     """One check: ``value`` against ``limit``; ``passed`` None means it could not be made, and ``note`` says why."""
@@ -40,7 +45,7 @@ class Check:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "passed": self.passed, "value": self.value, "limit": self.limit, "note": self.note}
+        return {**vars(self), "value": finite(self.value), "limit": finite(self.limit)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class FitLimits:
 
 @dataclass
 class Comparison:
-    """All checks of one stack, and the numbers of the manifest."""
+    """All checks of one stack, and the numbers of the manifest; not-a-number where one was not measured."""
 
     checks: list[Check] = field(default_factory=list)
     max_abs_logprob_diff: float = float("nan")
@@ -75,6 +80,14 @@ class Comparison:
     vector_rel_error: float = float("nan")
     tolerance: float = float("nan")
     kl_share: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers and the checks of an entry of ``verification``; JSON has no infinity and no not-a-number."""
+        found = vars(self) | {"checks": None}
+        if self.kl_share is None:
+            del found["kl_share"]
+        numbers = {key: finite(value) if isinstance(value, float) else value for key, value in found.items()}
+        return {**numbers, "checks": [check.as_json() for check in self.checks]}
 
     @property
     def passed(self) -> bool:

@@ -16,7 +16,8 @@ from patcher.patched.reading import read_manifest
 from patcher.patched.schema import Patch
 from patcher.recipe.schema import VerifySpec
 from patcher.stacks.environments import find
-from patcher.verify.all_stacks import Options, verify_in_stacks
+from patcher.verify.all_stacks import verify_in_stacks
+from patcher.verify.terms import VerifyTerms
 
 _ASKED = ("probes", "tolerance", "long_prompt_limit", "fit_error", "fit_kl")
 
@@ -57,27 +58,8 @@ def verify_folder_in(
     require_recorded(source.folder, patch)
     merged = recorded_adapter(patch, adapter)
     with temporary_base(source, merged, trust_remote_code=trust_remote_code) as reference:
-        asked = _asked(patch, folder)
-        options = Options(
-            tolerance=asked.tolerance,
-            probes=asked.probes,
-            trust_remote_code=trust_remote_code,
-            places=places,
-        )
-        only_transformers = {
-            "long_prompt_limit": asked.long_prompt_limit,
-            "fit_error": asked.fit_error,
-            "fit_kl": asked.fit_kl,
-        }
-        return verify_in_stacks(
-            stacks,
-            folder,
-            reference,
-            patch,
-            options,
-            transformers_options=only_transformers,
-            progress=progress,
-        )
+        terms = VerifyTerms(_asked(patch, folder), trust_remote_code, say=say)
+        return verify_in_stacks(stacks, folder, reference, patch, terms, places=places)
 
 
 def _asked(patch: Patch, folder: Path) -> VerifySpec:

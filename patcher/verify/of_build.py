@@ -10,7 +10,8 @@ from patcher.errors import CheckFailed, OutsideError
 from patcher.patched.schema import Patch
 from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS
-from patcher.verify.all_stacks import Options, require_installed, verify_in_stacks
+from patcher.verify.all_stacks import require_installed, verify_in_stacks
+from patcher.verify.terms import VerifyTerms
 
 
 def stacks_of(recipe: Recipe) -> list[str]:
@@ -54,20 +55,12 @@ def verify_build(
     Raises:
         OutsideError: a stack that the recipe lists could not check the folder.
     """
-    options = recipe.verify
     entries = verify_in_stacks(
         stacks_of(recipe),
         folder,
         base,
         patch,
-        Options(options.tolerance, options.probes, recipe.trust_remote_code),
-        transformers_options={
-            "long_prompt_limit": options.long_prompt_limit,
-            "fit_error": options.fit_error,
-            "fit_kl": options.fit_kl,
-        },
-        scratch=scratch,
-        progress=progress,
+        VerifyTerms(recipe.verify, recipe.trust_remote_code, scratch, progress),
         # Nothing else is run on a folder that is wrong already.
         after_transformers=check,
     )
@@ -77,7 +70,7 @@ def verify_build(
             entry |= {"note": "not installed where the copy was made", "remedy": ""}
         if entry["status"] != "not_checked":
             check(entry)
-        elif options.stacks != "installed":
+        elif recipe.verify.stacks != "installed":
             raise OutsideError(
                 f"{entry['stack']} could not check the folder",
                 where="verify.stacks",

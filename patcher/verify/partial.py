@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from patcher.patched.schema import Patch
 from patcher.patched.stored import StoredLayer, read_stored
 from patcher.routes.plan import STORED_LIMIT
 from patcher.stacks.names import TRANSFORMERS
-from patcher.verify.comparison import Check
+from patcher.verify.comparison import Check, Comparison
 from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
+from patcher.verify.terms import VerifyTerms
 from patcher.verify.transformers_stack import verify_in_transformers
 from patcher.verify.watched import run_watched, watched_command
 
@@ -57,17 +58,12 @@ class PartialCopy:
 
 def verify_partially(
     copy: PartialCopy,
-    scratch: Path,
-    *,
-    progress: Callable[[str], None],
-    tolerance: float = 1e-4,
-    probes: Sequence[str] | None = None,
-    long_prompt_limit: int = 4608,
+    terms: VerifyTerms,
 ) -> dict[str, Any]:
     """Check names, shapes and the stored vector; and where the blocks up to the edit are here, run them.
 
     Args:
-        scratch: an empty folder for files on the way.
+        terms: with an empty folder as ``scratch``.
 
     Returns:
         An entry of ``verification``: status ``structural``, ``truncated``, ``passed`` (the whole model was here) or
@@ -76,9 +72,10 @@ def verify_partially(
     Raises:
         OutsideError: a process died, or stock transformers cannot load the base.
     """
-    progress("verifying: names and shapes in stock transformers")
+    assert terms.scratch is not None
+    terms.say("verifying: names and shapes in stock transformers")
     stored = read_stored(copy.folder, copy.patch, partial=True)
-    checks, version = _structure(copy, stored, scratch / "whole")
+    checks, version = _structure(copy, stored, terms.scratch / "whole")
     passed = all(check.passed is not False for check in checks)
     entry = _structural(checks, version, passed)
     if not passed:
@@ -86,7 +83,7 @@ def verify_partially(
     count = blocks_here(copy.base, copy.names, max(stored), copy.architecture.block_count)
     if count is None:
         return _because(entry, "the blocks up to the edit were not downloaded")
-    progress(f"verifying: the first {count} blocks in stock transformers")
+    terms.say(f"verifying: the first {count} blocks in stock transformers")
     try:
         base, folder = truncated_folders(
             copy.base,
@@ -95,18 +92,9 @@ def verify_partially(
             copy.architecture,
             copy.names,
             count,
-            scratch / "first",
+            terms.scratch / "first",
         )
-        ran = verify_in_transformers(
-            folder,
-            base,
-            copy.patch,
-            tolerance=tolerance,
-            probes=probes,
-            long_prompt_limit=long_prompt_limit,
-            scratch=scratch,
-            progress=progress,
-        )
+        ran = verify_in_transformers(folder, base, copy.patch, terms)
     except CannotTruncate as error:
         return _because(entry, f"a model of its first {count} blocks alone cannot be made ({error})")
     except OutsideError as error:
@@ -197,8 +185,7 @@ def _run(job: Mapping[str, Any], place: Path) -> Any:
     return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _structural(checks: Sequence[Check], version: str, passed: bool) -> dict[str, Any]:
-    numbers = ("max_abs_logprob_diff", "noise_floor", "steering_effect", "vector_rel_error", "tolerance")
+def _structural(checks: list[Check], version: str, passed: bool) -> dict[str, Any]:
     return {
         "stack": TRANSFORMERS,
         "version": version,
@@ -206,8 +193,7 @@ def _structural(checks: Sequence[Check], version: str, passed: bool) -> dict[str
         "passed": passed,
         "reference": SHAPES,
         "dtype": None,
-        **dict.fromkeys(numbers),
-        "checks": [check.as_json() for check in checks],
+        **Comparison(checks).as_json(),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -60,6 +61,11 @@ class StackComparison(Comparison):
     positions: int = 0
     tokens: int = 0
     blind: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        found = super().as_json()
+        del found["blind"]
+        return found
 
 
 def compare_in_stack(

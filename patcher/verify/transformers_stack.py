@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from patcher.architectures.config_keys import windows
+from patcher.architectures.config_keys import stated_positions, windows
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.memory import address_space_left, available_memory
 from patcher.capture.model import has_tokenizer
@@ -24,9 +24,10 @@ from patcher.errors import OutsideError
 from patcher.patched.schema import Patch
 from patcher.patched.stored import StoredLayer, read_stored
 from patcher.stacks.names import TRANSFORMERS
-from patcher.verify.comparison import FIT_ERROR, FIT_KL, Check, Comparison, FitLimits, Run, compare
+from patcher.verify.comparison import Check, Comparison, FitLimits, Run, compare
 from patcher.verify.offload import SMALL_HEAP, disk_is_full, memory_is_full, plan_offload
 from patcher.verify.probes import PROBES
+from patcher.verify.terms import VerifyTerms
 from patcher.verify.watched import run_watched, watched_command
 
 MAX_TOKENS = 32
@@ -38,15 +39,8 @@ def verify_in_transformers(
     folder: Path,
     base: Path,
     patch: Patch,
+    terms: VerifyTerms,
     *,
-    tolerance: float = 1e-4,
-    probes: Sequence[str] | None = None,
-    long_prompt_limit: int = 4608,
-    fit_error: float = FIT_ERROR,
-    fit_kl: float = FIT_KL,
-    trust_remote_code: bool = False,
-    scratch: Path | None = None,
-    progress: Callable[[str], None] | None = None,
     keep: Callable[[Run, Run], None] | None = None,
 ) -> dict[str, Any]:
     """Compare a finished folder with the base under a hook, both in stock transformers and fp32.
@@ -58,8 +52,7 @@ def verify_in_transformers(
         folder: the patched folder (or its staging folder), with ``steering.safetensors`` in it.
         base: the base checkpoint, adapter merged.
         patch: its ``edits`` and ``route`` say what is where.
-        fit_error, fit_kl: limits of a fitted route, see :class:`patcher.verify.comparison.FitLimits`.
-        scratch: where intermediate files may lie; a build gives a place that the next one cleans if this one dies.
+        terms: how close is close enough, and on what.
         keep: called with the reference and the candidate, for whoever compares another stack with them.
 
     Returns:
@@ -69,11 +62,11 @@ def verify_in_transformers(
         OutsideError: a process died (memory, disk), there is no room for what does not fit in memory, or stock
             transformers could not run the base.
     """
-    say = progress or (lambda _text: None)
+    spec, say = terms.spec, terms.say
     stored = read_stored(folder, patch)
-    with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=scratch) as name:
+    with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=terms.scratch) as name:
         place = Path(name)
-        job, long_note = _job(folder, base, patch, stored, place, probes, long_prompt_limit, trust_remote_code)
+        job, long_note = _job(folder, base, patch, stored, place, terms)
         say("verifying: the base under a hook")
         reference = _run({**job, "role": "reference", "folder": job["base"]}, place / "reference")
         say("verifying: the patched folder in stock transformers")
@@ -100,10 +93,10 @@ def verify_in_transformers(
             stored,
             architecture=route.architecture,
             centred=route.centred,
-            tolerance=tolerance,
+            tolerance=spec.tolerance,
             written=written,
             long_note=long_note,
-            fit=None if route.exact else FitLimits.of(route.fit, fit_error, fit_kl),
+            fit=None if route.exact else FitLimits.of(route.fit, spec.fit_error, spec.fit_kl),
             quantised=None if quantisation is None else quantisation.method,
         )
         return _entry(result, reference)
@@ -113,19 +106,17 @@ def run_reference(
     folder: Path,
     base: Path,
     patch: Patch,
-    *,
-    probes: Sequence[str] | None = None,
-    trust_remote_code: bool = False,
-    scratch: Path | None = None,
+    terms: VerifyTerms,
 ) -> Run:
     """The base without and under the hook, as :func:`verify_in_transformers` runs it, without the finished folder.
 
     Raises:
         OutsideError: the process died, or stock transformers could not run the base.
     """
-    with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=scratch) as name:
+    short = replace(terms, spec=terms.spec.model_copy(update={"long_prompt_limit": 0}))
+    with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=terms.scratch) as name:
         place, stored = Path(name), read_stored(folder, patch)
-        job, _ = _job(folder, base, patch, stored, place, probes, 0, trust_remote_code)
+        job, _ = _job(folder, base, patch, stored, place, short)
         return _run({**job, "own_dtype": False, "role": "reference", "folder": job["base"]}, place / "reference")
 
 
@@ -137,23 +128,8 @@ def _entry(result: Comparison, reference: Run) -> dict[str, Any]:
         "passed": result.passed,
         "reference": "the base with a forward hook on the block, adding the vector that the file stores",
         "dtype": "float32",
-        "max_abs_logprob_diff": _number(result.max_abs_logprob_diff),
-        "noise_floor": _number(result.noise_floor),
-        "steering_effect": _number(result.steering_effect),
-        "vector_rel_error": _number(result.vector_rel_error),
-        "tolerance": _number(result.tolerance),
-        **({} if result.kl_share is None else {"kl_share": _number(result.kl_share)}),
-        "checks": [_plain(check.as_json()) for check in result.checks],
+        **result.as_json(),
     }
-
-
-def _plain(check: dict[str, Any]) -> dict[str, Any]:
-    return {**check, "value": _number(check["value"]), "limit": _number(check["limit"])}
-
-
-def _number(value: float | None) -> float | None:
-    """JSON has no infinity and no not-a-number."""
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _job(
@@ -162,9 +138,7 @@ def _job(
     patch: Patch,
     stored: Mapping[int, StoredLayer],
     scratch: Path,
-    probes: Sequence[str] | None,
-    long_prompt_limit: int,
-    trust_remote_code: bool,
+    terms: VerifyTerms,
 ) -> tuple[dict[str, Any], str]:
     config = CheckpointFolder(base).config
     vectors = {f"layer.{layer}": held.stored.clone() for layer, held in stored.items()}
@@ -175,8 +149,8 @@ def _job(
     kept = {f"original/{number}": slot.original for number, slot in enumerate(slots) if slot.original is not None}
     held_by |= {key: tensor.clone() for key, tensor in kept.items()}
     save_file(held_by, scratch / "slots.safetensors")
-    long_tokens, long_note = long_prompt(config, long_prompt_limit)
-    positions = _positions(config)
+    long_tokens, long_note = long_prompt(config, terms.spec.long_prompt_limit)
+    positions = stated_positions(config)
     quantisation = quantisation_of(config)
     offload = plan_offload(
         folder,
@@ -184,12 +158,12 @@ def _job(
         scratch,
         memory=available_memory(),
         address_space=address_space_left(),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=terms.trust_remote_code,
     )
     job = {
         "base": str(base if offload is None else offload.base),
         "dequantise": None if quantisation is None else quantisation.dequantise,
-        "texts": list(probes or PROBES),
+        "texts": list(terms.spec.probes or PROBES),
         "ids": None if has_tokenizer(base) else _ids_without_tokenizer(config),
         "max_tokens": min(MAX_TOKENS, positions - GREEDY_TOKENS) if positions else MAX_TOKENS,
         "greedy_tokens": GREEDY_TOKENS,
@@ -212,14 +186,9 @@ def _job(
         "blocks": patch.route.blocks,
         "amplify": 1.0,
         "offload": None if offload is None else {"folder": str(offload.folder), "bytes": offload.memory},
-        "trust_remote_code": trust_remote_code,
+        "trust_remote_code": terms.trust_remote_code,
     }
     return job, long_note
-
-
-def _positions(config: Mapping[str, Any]) -> int | None:
-    value = config.get("n_positions") or config.get("max_position_embeddings")
-    return value if isinstance(value, int) else None
 
 
 def _ids_without_tokenizer(config: Mapping[str, Any]) -> list[list[int]]:
@@ -241,7 +210,7 @@ def long_prompt(config: Mapping[str, Any], limit: int) -> tuple[int, str]:
     window = max(windows(config).values(), default=0)
     if config.get("use_sliding_window") is False or not window:
         return 0, "no sliding window"
-    positions = _positions(config)
+    positions = stated_positions(config)
     length = window + 16
     if positions is not None and positions < length:
         return 0, f"the window ({window}) is as long as the model's positions"

@@ -49,8 +49,8 @@ def _consumed(patch: Patch) -> list[Any]:
 
 @reader("steering.json: verify", _patched)
 def _verify(folder: Path, _out: Path) -> Any:
-    def only_read(_stacks: Any, folder: Path, _base: Path, manifest: Any, options: Any, **_rest: Any) -> list[Any]:
-        return [read_stored(folder, manifest), _consumed(manifest), list(options.probes or ())]
+    def only_read(_stacks: Any, folder: Path, _base: Path, manifest: Any, terms: Any, **_rest: Any) -> list[Any]:
+        return [read_stored(folder, manifest), _consumed(manifest), list(terms.spec.probes or ())]
 
     former, later.verify_in_stacks = later.verify_in_stacks, only_read  # type: ignore[assignment]
     try:

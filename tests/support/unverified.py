@@ -52,7 +52,7 @@ def patch(base: Path, folder: Path, layer: int, *, share: float = 0.5) -> dict[s
     sides |= {SPREAD_PREFIX + write.name: write.spread for write in plan.carriers if write.spread is not None}
     held = {f"v.layer.{layer}": vector, **originals, **sides}
     save_vectors(folder / "steering.safetensors", held, {"format": "pt"})
-    manifest = {"route": plan.as_json(), "edits": [{"layer": layer, "tensor": f"v.layer.{layer}"}]}
+    manifest = {"route": plan.as_json(), "edits": [{"name": "v", "layer": layer, "tensor": f"v.layer.{layer}"}]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return manifest
 
@@ -65,7 +65,9 @@ def main(base: str, folder: str, more: str, mode: str) -> None:
     from patcher.capture.memory import status_bytes
     from patcher.errors import OutsideError
     from patcher.patched.schema import Patch
+    from patcher.recipe.schema import VerifySpec
     from patcher.verify import transformers_stack
+    from patcher.verify.terms import VerifyTerms
 
     spread = []
     honest = transformers_stack._run
@@ -80,8 +82,9 @@ def main(base: str, folder: str, more: str, mode: str) -> None:
     made = Patch.model_validate_json((Path(folder) / "manifest.json").read_text())
     size = status_bytes(Path("/proc/self/status").read_text())["VmSize"]
     resource.setrlimit(resource.RLIMIT_AS, (size + int(more), resource.getrlimit(resource.RLIMIT_AS)[1]))
+    terms = VerifyTerms(VerifySpec(probes=list(PROBES)))
     try:
-        entry = transformers_stack.verify_in_transformers(Path(folder), Path(base), made, probes=PROBES)
+        entry = transformers_stack.verify_in_transformers(Path(folder), Path(base), made, terms)
         result = {"entry": entry}
     except OutsideError as error:
         result = {"error": error.code, "text": str(error)}

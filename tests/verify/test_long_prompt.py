@@ -10,6 +10,8 @@ import pytest
 from support.patched_folders import patched
 from support.tiny_models import default_checkpoint
 
+from patcher.patched.schema import Patch
+from patcher.verify.terms import VerifyTerms
 from patcher.verify.transformers_stack import long_prompt, verify_in_transformers
 
 
@@ -24,8 +26,8 @@ def test_it_is_run_past_the_window_of_the_class(tmp_path: Path, model_type: str,
     # Today's transformers may write another name beside it, which the configs on the Hub do not have.
     config.pop("sliding_window", None)
     (base / "config.json").write_text(json.dumps(config))
-    manifest = patched(base, copy, layer, exact=False)
-    entry = verify_in_transformers(copy, base, manifest)
+    manifest = Patch.model_validate(patched(base, copy, layer, exact=False))
+    entry = verify_in_transformers(copy, base, manifest, VerifyTerms())
     (check,) = (check for check in entry["checks"] if check["name"] == "long prompt")
     assert check["passed"], check
     assert check["value"] <= check["limit"]

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.sizes import fp32_bytes
 from patcher.errors import OutsideError
 from patcher.patched.schema import Patch
+from patcher.recipe.schema import VerifySpec
 from patcher.verify import offload, transformers_stack
 from patcher.verify.comparison import Run
 from patcher.verify.offload import RUNNER_BYTES, disk_is_full, memory_is_full, plan_offload
+from patcher.verify.terms import VerifyTerms
 from patcher.verify.transformers_stack import verify_in_transformers
 
 LLAMA, GPT_OSS, MOE = "meta-llama--Llama-3.2-1B", "openai--gpt-oss-20b", "qwen2_moe"
@@ -94,6 +97,7 @@ def failed(entry: dict[str, Any]) -> set[str]:
 
 
 of = Patch.model_validate
+TERMS = VerifyTerms(VerifySpec(probes=list(PROBES)))
 
 
 def move(folder: Path, manifest: dict[str, Any], layer: int) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def test_a_right_copy_passes_and_a_wrong_one_fails(
 ) -> None:
     base, layer = bases("dense")
     manifest = patch(base, tmp_path / "out", layer)
-    entry = verify_in_transformers(tmp_path / "out", base, of(manifest), probes=PROBES)
+    entry = verify_in_transformers(tmp_path / "out", base, of(manifest), TERMS)
     assert entry["passed"], entry["checks"]
     assert entry["steering_effect"] > 1000 * entry["max_abs_logprob_diff"]
     made = {check["name"] for check in entry["checks"] if check["passed"] is True}
@@ -120,7 +124,7 @@ def test_a_right_copy_passes_and_a_wrong_one_fails(
     assert [(job["offload"] is not None, size) for job, size in spread] == [(True, 0)] * 2
 
     moved = move(tmp_path / "out", manifest, layer)
-    entry = verify_in_transformers(tmp_path / "out", base, of(moved), probes=PROBES)
+    entry = verify_in_transformers(tmp_path / "out", base, of(moved), TERMS)
     assert entry["status"] == "failed" and len(spread) == 4
     assert {"log-probabilities", "residual stream"} <= failed(entry)
     assert entry["max_abs_logprob_diff"] > 100 * entry["tolerance"]
@@ -133,7 +137,7 @@ def test_what_must_be_written_is_written_and_removed(
     base, layer = bases(kind)
     manifest = patch(base, tmp_path / "out", layer)
     (tmp_path / "scratch").mkdir()
-    entry = verify_in_transformers(tmp_path / "out", base, of(manifest), probes=PROBES, scratch=tmp_path / "scratch")
+    entry = verify_in_transformers(tmp_path / "out", base, of(manifest), replace(TERMS, scratch=tmp_path / "scratch"))
     assert entry["passed"], entry["checks"]
     assert entry["steering_effect"] > 1000 * entry["max_abs_logprob_diff"]
     (reference, _), (_, size) = spread
@@ -193,7 +197,7 @@ def test_a_disk_without_room_is_said_before_anything_runs(
     monkeypatch.setattr(transformers_stack, "available_memory", lambda: 200_000)
     monkeypatch.setattr(transformers_stack, "_run", lambda *_: pytest.fail("it ran"))
     with pytest.raises(OutsideError, match="the disk has no room") as caught:
-        verify_in_transformers(tmp_path / "out", base, of(manifest))
+        verify_in_transformers(tmp_path / "out", base, of(manifest), TERMS)
     assert caught.value.code == "disk" and "0.0 GB free" in str(caught.value)
 
 
@@ -245,5 +249,5 @@ def test_a_candidate_that_dies_of_the_machine_is_not_a_failed_check(
     monkeypatch.setattr(transformers_stack, "_run", run)
     monkeypatch.setattr(transformers_stack, "run_watched", lambda *_: dead)
     with pytest.raises(OutsideError) as caught:
-        verify_in_transformers(tmp_path / "out", base, of(manifest), probes=PROBES)
+        verify_in_transformers(tmp_path / "out", base, of(manifest), TERMS)
     assert caught.value.code == code

@@ -31,6 +31,7 @@ from patcher.routes.planner import choose_route
 from patcher.verify import partial
 from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
 from patcher.verify.partial import PartialCopy
+from patcher.verify.terms import VerifyTerms
 from patcher.verify.transformers_stack import verify_in_transformers
 
 LAYER = 1
@@ -129,7 +130,7 @@ def test_the_stock_loader_finds_what_is_wrong_with_names_and_shapes(copy: Partia
     job = {"folders": {name: str(folder) for name, folder in folders.items()}, "trust_remote_code": False}
     found = partial._run(job, tmp_path)["folders"]
     for name, (_, words) in STRUCTURES.items():
-        check = partial._loading(found["base"], found[name], copy.patch["route"])
+        check = partial._loading(found["base"], found[name], copy.patch.route.architecture)
         assert check.passed is (name == "sound") and words in check.note, (name, check)
 
 
@@ -193,9 +194,9 @@ def with_wrong_manifest(copy: PartialCopy, place: Path, change: Any, **route: An
     """The manifest is wrong in the same way as the file, so that only the computation can tell."""
     shutil.copytree(copy.folder, place / "changed")
     change_new(place / "changed", change)
-    changed = json.loads(json.dumps(copy.patch["route"]))
-    changed["tensors"][0] |= route
-    wrong = replace(copy, folder=place / "changed", manifest={**copy.patch, "route": changed})
+    changed = copy.patch.as_json()
+    changed["route"]["tensors"][0] |= route
+    wrong = replace(copy, folder=place / "changed", patch=Patch.model_validate(changed))
     assert read_stored(wrong.folder, wrong.patch, partial=True)[LAYER].rel_error < 1e-6
     return wrong
 
@@ -203,7 +204,7 @@ def with_wrong_manifest(copy: PartialCopy, place: Path, change: Any, **route: An
 def test_running_the_first_blocks_finds_what_the_files_hide(copy: PartialCopy, tmp_path: Path) -> None:
     wrong = with_wrong_manifest(copy, tmp_path, lambda new: {**new, CARRIER: new[CARRIER] / 2}, factor=2.0)
     base, folder = first_blocks(wrong, tmp_path)
-    entry = verify_in_transformers(folder, base, wrong.patch, scratch=tmp_path)
+    entry = verify_in_transformers(folder, base, wrong.patch, VerifyTerms(scratch=tmp_path))
     failed = {check["name"] for check in entry["checks"] if check["passed"] is False}
     assert {"residual stream", "log-probabilities"} <= failed and not entry["passed"], entry["checks"]
 

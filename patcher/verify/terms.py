@@ -1,0 +1,30 @@
+"""On what terms a folder is verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from patcher.recipe.schema import VerifySpec
+
+
+def _silent(_text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class VerifyTerms:
+    """What every stack's verification goes by.
+
+    Attributes:
+        spec: tolerance, probes and limits, as a recipe states them.
+        trust_remote_code: whether code that comes with the base may run.
+        scratch: where intermediate files may lie; a build gives a place that the next one cleans if this one dies.
+        say: called with a line about what is going on.
+    """
+
+    spec: VerifySpec = field(default_factory=VerifySpec)
+    trust_remote_code: bool = False
+    scratch: Path | None = None
+    say: Callable[[str], None] = _silent
