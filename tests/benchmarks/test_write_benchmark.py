@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.benchmark_runs import run_benchmark
 
 BENCHMARK = Path(__file__).with_name("write.py")
 MB = 10**6
@@ -19,17 +17,7 @@ MB = 10**6
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run with one small checkpoint (40 MB) wrote."""
     folder = tmp_path_factory.mktemp("benchmark")
-    command = [sys.executable, BENCHMARK, "--gigabytes", "0.02", "--repeats", "1", "--quick"]
-    command += ["--json", folder / "record.json", "--write", folder / "page.md"]
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    run_benchmark(BENCHMARK, folder, "--gigabytes", 0.02, "--repeats", 1, "--quick")
     assert sorted(item.name for item in folder.iterdir()) == ["page.md", "record.json"], "something is left"
     return folder
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.old_transformers import skip_if_too_old
-from support.tiny_models import VOCABULARY, tiny_checkpoint
+from support.tiny_models import OF_EACH_FORWARD_PASS, VOCABULARY, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture
@@ -20,23 +20,6 @@ from patcher.capture.forward import position_limit, run_blocks, steering_hooks
 from patcher.capture.residuals import InMemory, Residuals, capture_residuals
 from patcher.capture.shared_prefixes import Exactness, exactness
 from patcher.errors import InputError, OutsideError
-
-NAMES = [
-    "openai-community--gpt2",
-    "EleutherAI--gpt-j-6b",
-    "EleutherAI--pythia-70m",
-    "microsoft--phi-2",
-    "facebook--opt-125m",
-    "bigscience--bloom-560m",
-    "bigcode--starcoder2-3b",
-    "tiiuae--falcon-rw-1b",
-    "meta-llama--Llama-3.1-8B-Instruct",
-    "ibm-granite--granite-3.3-2b-instruct",
-    "nvidia--Nemotron-Mini-4B-Instruct",
-    "openbmb--MiniCPM3-4B",
-    "openai--gpt-oss-20b",
-    "tiiuae--Falcon-H1-0.5B-Instruct",
-]
 
 
 @dataclass(frozen=True)
@@ -126,7 +109,7 @@ def largest_error(captured: Residuals, wanted: torch.Tensor) -> float:
     return float(((captured.read - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_EACH_FORWARD_PASS)
 def test_batched_equals_one_by_one(tmp_path: Path, name: str) -> None:
     skip_if_too_old(name)
     model, architecture = load(tmp_path / "m", name)
@@ -146,7 +129,7 @@ SHARE_NOTHING = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_EACH_FORWARD_PASS)
 def test_shared_prefixes_are_exact_or_not_used(tmp_path: Path, name: str) -> None:
     skip_if_too_old(name)
     model, architecture = load(tmp_path / "m", name)

@@ -13,16 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from support.checkpoints import (
-    HIDDEN,
-    LAYERS,
-    assert_same_but,
-    hashes,
-    hooked,
-    load,
-    logits,
-    stored,
-)
+from support.checkpoints import HIDDEN, LAYERS, assert_same_but, hashes, hooked, load, logits, stored
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.adapter import merge_adapter

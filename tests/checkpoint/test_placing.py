@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import HIDDEN, load, logits, same_bits, stored
-from support.placing import BIAS, copy, counts, linked, states
+from support.placing import BIAS, copy, counts, linked, own_copy, states
 
 from patcher.checkpoint import reflink as sharing
 from patcher.checkpoint import writer
@@ -30,10 +30,7 @@ Checkpoint = Callable[..., Path]
 @pytest.fixture
 def base(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     """A sharded GPT-2 of our own, whose files have a mode that nobody else gives."""
-    folder = Path(shutil.copytree(checkpoint("gpt2", sharded=True), tmp_path / "base"))
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o640)
-    return folder
+    return own_copy(checkpoint("gpt2", sharded=True), tmp_path / "base")
 
 
 # Hard links

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import HIDDEN, hashes, same_bits, stored
-from support.placing import BIAS, copy, counts, linked
+from support.placing import BIAS, copy, counts, linked, own_copy
 
 from patcher.checkpoint import copying
 from patcher.checkpoint import reflink as sharing
@@ -33,10 +33,7 @@ PAGE = copying.PAGE
 @pytest.fixture
 def base(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     """A sharded GPT-2 of our own, whose files have a mode that nobody else gives."""
-    folder = Path(shutil.copytree(checkpoint("gpt2", sharded=True), tmp_path / "base"))
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o640)
-    return folder
+    return own_copy(checkpoint("gpt2", sharded=True), tmp_path / "base")
 
 
 def emulated(monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> list[tuple[int, int, int]]:

@@ -14,18 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.checkpoints import (
-    HIDDEN,
-    LAYERS,
-    assert_same_but,
-    hashes,
-    hooked,
-    load,
-    logits,
-    same_bits,
-    save,
-    stored,
-)
+from support.checkpoints import HIDDEN, LAYERS, assert_same_but, hashes, hooked, load, logits, same_bits, save, stored
 
 from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
 from patcher.checkpoint.safetensors_file import read_tensor

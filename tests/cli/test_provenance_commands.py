@@ -6,30 +6,21 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from support.checkpoints import hashes
+from support.command_line import Run, runner
 from support.patched_folders import patch, vector_of
 from support.tiny_models import default_checkpoint, tiny_checkpoint
 
 from patcher.build.reproduce import Reproduced
-from patcher.cli import main
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(done.value.code or 0), captured.out, captured.err
-
-    return call
+    return runner(capsys)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from support.hub_client import Client
 from support.hub_server import HubServer, Repo, User
-from support.publishing import OTHER, READ_ONLY, TOKEN, manifest
+from support.publishing import OTHER, READ_ONLY, TOKEN, client_of, manifest, no_token_in
 
 from patcher.checkpoint.copying import sha256_of
 
@@ -26,11 +26,8 @@ def session_hub() -> Iterator[HubServer]:
 
 @pytest.fixture(scope="session")
 def client(session_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    home = tmp_path_factory.mktemp("hf-home")
-    client = Client(session_hub.environment(str(home / "hub")), home / "printed")
-    yield client
-    client.close()
-    assert no_token_in(path.read_bytes() for path in home.rglob("*") if path.is_file()), "caches and logs"
+    with client_of(session_hub, tmp_path_factory.mktemp("hf-home")) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +37,6 @@ def built(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({"love.layer.1": np.ones(16, dtype=np.float32)}, folder / "steering.safetensors")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Steered\n")
     return folder
-
-
-def no_token_in(texts: Iterable[bytes]) -> bool:
-    return not any(token.encode() in text for text in texts for token in (TOKEN, READ_ONLY, OTHER))
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ class HubServer:
 class _Handler(Routes, BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body that waits for the receipt of its header comes 40 ms later
     body = b""
 
     def log_message(self, format: str, *args: object) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from support.hub_client import Client
-    from support.hub_server import HubServer
+from support.hub_client import Client
+from support.hub_server import HubServer
 
 REPO = "me/steered"
 FILES = {
@@ -20,6 +20,19 @@ FILES = {
     "steering.safetensors",
 }
 TOKEN, READ_ONLY, OTHER = "hf_" + "Writes0" * 5, "hf_" + "Reads00" * 5, "hf_" + "Other00" * 5
+
+
+def no_token_in(texts: Iterable[bytes]) -> bool:
+    return not any(token.encode() in text for text in texts for token in (TOKEN, READ_ONLY, OTHER))
+
+
+@contextmanager
+def client_of(hub: HubServer, home: Path) -> Iterator[Client]:
+    """A client process with a home folder of its own, in which no token may be left."""
+    client = Client(hub.environment(str(home / "hub")), home / "printed")
+    yield client
+    client.close()
+    assert no_token_in(path.read_bytes() for path in home.rglob("*") if path.is_file()), "caches and logs"
 
 
 def manifest(**changes: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from support.default_configs import default_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import shrink_config
@@ -17,6 +17,23 @@ from patcher.architectures.shrink import shrink_config
 CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"
 VOCABULARY = 400
 LAYER_OF_INTEREST = 0.4
+OF_EACH_FORWARD_PASS = [
+    "openai-community--gpt2",
+    "EleutherAI--gpt-j-6b",
+    "EleutherAI--pythia-70m",
+    "microsoft--phi-2",
+    "facebook--opt-125m",
+    "bigscience--bloom-560m",
+    "bigcode--starcoder2-3b",
+    "tiiuae--falcon-rw-1b",
+    "meta-llama--Llama-3.1-8B-Instruct",
+    "ibm-granite--granite-3.3-2b-instruct",
+    "nvidia--Nemotron-Mini-4B-Instruct",
+    "openbmb--MiniCPM3-4B",
+    "openai--gpt-oss-20b",
+    "tiiuae--Falcon-H1-0.5B-Instruct",
+]
+"""Released configs, each for something in its class's forward pass that the others do not have."""
 
 TEXTS = [
     "I love the sea and I hate the cold rain in winter.",
@@ -121,6 +138,20 @@ def default_checkpoint(
     if tokenizer:
         tiny_tokenizer().save_pretrained(folder)
     return stand_in
+
+
+def sharded_llama(folder: Path, shard: str, *, noise: float = 0.0, **sizes: int) -> Path:
+    """A random Llama in shards of at most ``shard``, with the tokenizer; builds of it are killed and disturbed."""
+    torch.manual_seed(0)
+    keys = {"num_attention_heads": 4, "vocab_size": VOCABULARY, "max_position_embeddings": 256, **sizes}
+    with quiet_transformers():
+        model = LlamaForCausalLM(LlamaConfig(**keys, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2))
+        with torch.no_grad():
+            for parameter in model.parameters() if noise else ():
+                parameter.add_(noise * torch.randn_like(parameter))
+        model.save_pretrained(folder, max_shard_size=shard)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:

@@ -7,32 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from support.persona import (
-    CHAT,
-    COLD,
-    NO_SYSTEM,
-    QUESTIONS,
-    WARM,
-    WHERE,
-    WIDTH,
-    answered,
-    greedy,
-    load,
-    persona,
-    unanswered,
-)
-from support.tiny_models import tiny_checkpoint, tiny_tokenizer
+from support.persona import CHAT, COLD, NO_SYSTEM, QUESTIONS, WARM, WHERE, WIDTH, answered, greedy, persona, unanswered
+from support.tiny_models import tiny_tokenizer
 
 from patcher.errors import InputError
 from patcher.vectors.persona import ask, generations_text
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("llama") / "base"
-    tiny_checkpoint(folder, "meta-llama--Llama-3.2-1B")
-    return load(folder)
-
 
 # What is asked
 

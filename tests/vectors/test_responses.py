@@ -7,33 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.persona import (
-    CHAT,
-    COLD,
-    QUESTIONS,
-    WARM,
-    WHERE,
-    WIDTH,
-    answered,
-    greedy,
-    load,
-    persona,
-    unanswered,
-)
+from support.persona import CHAT, COLD, QUESTIONS, WARM, WHERE, WIDTH, answered, greedy, load, persona, unanswered
 from support.tiny_models import default_checkpoint, tiny_checkpoint, tiny_tokenizer
 
 from patcher.errors import InputError, OutsideError
 from patcher.recipe.persona import GenerateSpec
 from patcher.vectors.persona import ask
 from patcher.vectors.responses import ending_tokens, generate_responses
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("llama") / "base"
-    tiny_checkpoint(folder, "meta-llama--Llama-3.2-1B")
-    return load(folder)
-
 
 RELEASED = ["meta-llama--Llama-3.2-1B", "openai-community--gpt2", "Qwen--Qwen3-8B", "google--gemma-3-1b-it"]
 DEFAULT = ["bloom", "mamba"]

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from harness_parts.builds import Build, Done, Shop
 from safetensors.torch import load_file
-from support.tiny_models import tiny_tokenizer, write_recipe
-from transformers import LlamaConfig, LlamaForCausalLM
+from support.tiny_models import sharded_llama, write_recipe
 
-from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.staging import scratch_folder
 from patcher.checkpoint.steering_files import MANIFEST
 
@@ -42,21 +40,7 @@ def require(condition: object, text: str) -> None:
 
 def make_base(folder: Path, *, as_bin: bool = False) -> Path:
     """A tiny Llama whose files are large enough (25 MB, in shards) for a copy of it to take a moment."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=8192,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        vocab_size=400,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with quiet_transformers():
-        LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="6MB")
-        tiny_tokenizer().save_pretrained(folder)
+    sharded_llama(folder, "6MB", hidden_size=64, intermediate_size=8192, num_hidden_layers=LAYERS)
     if as_bin:
         tensors: dict[str, torch.Tensor] = {}
         for shard in sorted(folder.glob("*.safetensors")):
