@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
+from fnmatch import fnmatchcase
 
 import pytest
 from support.stock_processes import StockProcesses
@@ -33,6 +34,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["PATCH_MODEL_CACHE"]
     else:
         os.environ["PATCH_MODEL_CACHE"] = before
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``slow_but("gpt2", "llama*")``: slow in all cases but those of these ids."""
+    for item in items:
+        for mark in item.iter_markers("slow_but"):
+            case = item.name.partition("[")[2].removesuffix("]")
+            if not any(fnmatchcase(case, quick) for quick in mark.args):
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -166,6 +166,7 @@ def slots_of(model_type: str) -> tuple[Architecture, Any, list[Slot]]:
     return architecture, plain, found
 
 
+@pytest.mark.slow_but("gpt2", "llama", "falcon", "granite", "gpt_oss", "nemotron_h", "starcoder2")
 @pytest.mark.parametrize("model_type", SLOTTED)
 def test_the_row_is_true(model_type: str) -> None:
     architecture, plain, found = slots_of(model_type)
@@ -184,6 +185,7 @@ def test_the_row_is_true(model_type: str) -> None:
         assert_steers(plain, slot, row.blocks, f"The row of `{model_type}` in rows.json is wrong; correct or remove it")
 
 
+@pytest.mark.slow_but("gpt2", "llama", "falcon", "granite", "gpt_oss", "nemotron_h", "starcoder2")
 @pytest.mark.parametrize("model_type", SLOTTED)
 def test_every_slot_of_the_row_is_used_by_some_block(model_type: str) -> None:
     _, _, found = slots_of(model_type)
@@ -196,6 +198,7 @@ def _own_flags(slot: Slot, row: Row) -> dict[str, Any]:
     return {name: value for name, value in slot.flags.items() if name not in row.also}
 
 
+@pytest.mark.slow_but("llama", "falcon", "granite", "helium")
 @pytest.mark.parametrize("model_type", [name for name, row in rows().items() if row.flags])
 def test_the_flags_and_nothing_else_create_the_slot(model_type: str) -> None:
     architecture, plain, found = slots_of(model_type)
@@ -237,6 +240,28 @@ def test_scale_rules_are_applied_to_the_real_config() -> None:
 # Classes without a row
 
 
+@pytest.mark.slow_but(
+    "bert",
+    "bloom",
+    "cohere",
+    "falcon",
+    "gemma",
+    "gpt2",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "mamba",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "opt",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "stablelm",
+    "starcoder2",
+)
 @pytest.mark.parametrize("model_type", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 def test_without_a_row_a_slot_is_found_by_measurement_or_not_at_all(
     model_type: str, monkeypatch: pytest.MonkeyPatch

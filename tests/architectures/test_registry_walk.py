@@ -82,6 +82,7 @@ def test_the_row_describes_the_installed_class(model_type: str) -> None:
     assert found, f"`{model_type}`: none of {list(row.slots)} exists with {dict(row.flags) or 'its own config'}"
 
 
+@pytest.mark.slow_but("bert", "falcon_h1", "gemma3_text", "gpt2", "jamba", "llama", "mixtral", "olmo2", "qwen3_moe")
 @pytest.mark.parametrize("model_type", [name for name in rows() if name in INSTALLED_TYPES])
 def test_the_stand_in_of_every_kind_of_block_is_of_that_kind(model_type: str) -> None:
     """What is proven on a stand-in of another kind is proven of nothing."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.benchmark_runs import run_benchmark
 
 BENCHMARKS = Path(__file__).parent
 OURS, CAA = "patch-model", "the way of nrimsky/CAA"
@@ -18,21 +18,12 @@ OURS, CAA = "patch-model", "the way of nrimsky/CAA"
 def folder(tmp_path_factory) -> Path:
     """What a tiny run wrote, without the other libraries."""
     folder = tmp_path_factory.mktemp("benchmark")
-    command = [sys.executable, BENCHMARKS / "capture.py", "--tiny", "--dtypes", "fp32", "--repeats", "1"]
-    command += ["--tables", "contenders,floor,layers", "--peers", folder / "none"]
-    command += ["--json", folder / "record.json", "--write", folder / "page.md"]
-    run = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    options = ("--tiny", "--dtypes", "fp32", "--repeats", 1, "--tables", "contenders,floor,layers")
+    run_benchmark(BENCHMARKS / "capture.py", folder, *options, "--peers", folder / "none")
     return folder
 
 
+@pytest.mark.slow
 def test_vectors_agree(folder):
     record = json.loads((folder / "record.json").read_text())["fp32"]
     assert record["cosines"][OURS] == pytest.approx(1)
@@ -41,6 +32,7 @@ def test_vectors_agree(folder):
     assert record["control"] < 0.999
 
 
+@pytest.mark.slow
 def test_the_arithmetic_is_counted(folder):
     work = json.loads((folder / "record.json").read_text())["fp32"]["floor"]["work"]
     # The sides of a pair share all but the letter and what closes it; the four questions share their "Q:".
@@ -50,6 +42,7 @@ def test_the_arithmetic_is_counted(folder):
     assert work["linear"] == 2 * work["distinct"] * weights
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_not_run(folder):
     page = (folder / "page.md").read_text()
     assert page.startswith("# Performance")

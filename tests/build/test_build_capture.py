@@ -63,6 +63,7 @@ def same_numbers(first: BuildResult, second: BuildResult) -> None:
     )
 
 
+@pytest.mark.slow_but("openai-community--gpt2")
 @pytest.mark.parametrize("name", ["openai-community--gpt2", "meta-llama--Llama-3.1-8B-Instruct"])
 def test_a_streamed_build_equals_one_in_memory(tmp_path: Path, name: str) -> None:
     tiny_checkpoint(tmp_path / "base", name, sharded=True)
@@ -75,6 +76,7 @@ def test_a_streamed_build_equals_one_in_memory(tmp_path: Path, name: str) -> Non
     same_numbers(memory, streamed)
 
 
+@pytest.mark.slow
 def test_the_cache_saves_the_capture_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from patcher.capture.residuals import InMemory
 
@@ -121,6 +123,7 @@ def test_what_does_not_fit_in_memory_is_streamed(tmp_path: Path, monkeypatch: py
     )
 
 
+@pytest.mark.slow
 def test_what_cannot_be_streamed_is_spread_over_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from patcher.capture.streaming import StreamedModel
 

@@ -60,6 +60,7 @@ def test_converted_weights_are_not_copied_again(tmp_path: Path) -> None:
     assert all(file.stat().st_nlink == 1 for file in (tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow_but("openai-community--gpt2")
 @pytest.mark.parametrize("model", [LLAMA, GPT2])
 def test_a_patched_folder_is_patched_and_verified_again(tmp_path: Path, model: str) -> None:
     layer = tiny_checkpoint(tmp_path / "base", model)

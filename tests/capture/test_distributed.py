@@ -23,6 +23,8 @@ from patcher.capture.reader import reader_in_memory
 from patcher.vectors.finding import find_vectors
 from patcher.verify.probes import PROBES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CASES: dict[str, dict[str, Any]] = {
     "llama fsdp": {"type": "llama", "mode": "fsdp", "batch_size": 2},

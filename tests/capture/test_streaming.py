@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from support.old_transformers import skip_if_too_old
-from support.tiny_models import CONFIGS, VOCABULARY, default_checkpoint, tiny_checkpoint
+from support.tiny_models import CONFIGS, OF_EACH_FORWARD_PASS, VOCABULARY, default_checkpoint, tiny_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture
@@ -32,22 +32,6 @@ from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.checkpoint.safetensors_writer import write_tensors
 from patcher.errors import InputError, OutsideError
 
-RELEASED = [
-    "openai-community--gpt2",
-    "EleutherAI--gpt-j-6b",
-    "EleutherAI--pythia-70m",
-    "microsoft--phi-2",
-    "facebook--opt-125m",
-    "bigscience--bloom-560m",
-    "bigcode--starcoder2-3b",
-    "tiiuae--falcon-rw-1b",
-    "meta-llama--Llama-3.1-8B-Instruct",
-    "ibm-granite--granite-3.3-2b-instruct",
-    "nvidia--Nemotron-Mini-4B-Instruct",
-    "openbmb--MiniCPM3-4B",
-    "openai--gpt-oss-20b",
-    "tiiuae--Falcon-H1-0.5B-Instruct",
-]
 DEFAULT = [
     "mixtral",
     "qwen3_moe",
@@ -148,7 +132,7 @@ def without(folder: Path, name: str, **replaced: torch.Tensor) -> None:
     write_tensors(folder / "model.safetensors", {**kept, **replaced})
 
 
-@pytest.mark.parametrize("name", RELEASED + DEFAULT)
+@pytest.mark.parametrize("name", OF_EACH_FORWARD_PASS + DEFAULT)
 def test_streamed_equals_in_memory(tmp_path: Path, name: str) -> None:
     folder = checkpoint(tmp_path / "m", name)
     _, _, count = loaded(folder)
@@ -516,6 +500,7 @@ print("done", status("VmPeak") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc and RLIMIT_AS")
 def test_a_model_that_is_larger_than_the_memory(tmp_path: Path) -> None:
     folder = tmp_path / "m"

@@ -13,35 +13,27 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from support.command_line import Run, runner
 from support.patched_folders import patch, vector_of, width
 from support.tiny_models import tiny_checkpoint
 
 from patcher.chat.commands import COMMANDS, Quit, obey
 from patcher.chat.display import Columns, Lines, display
-from patcher.cli import main
 from patcher.demo.write import write_demo
 from patcher.errors import InputError
 
-Run = Callable[..., tuple[int, str, str]]
 LIMIT = 120.0
 HERE = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm"}
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main(["chat", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return int(done.value.code or 0), captured.out, captured.err
-
-    return call
+    return runner(capsys, "chat")
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +180,7 @@ class Terminal:
         return True
 
 
+@pytest.mark.slow
 def test_a_session_at_a_terminal(steered: Path) -> None:
     """Ctrl+C ends an answer and not the session, commands are obeyed, Ctrl+D ends."""
     terminal = Terminal([str(steered), "--max-tokens", "1000000", "--temperature", "2"], columns=100)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command_line import Run, runner
 from support.hub_server import HubServer
 from support.tiny_models import released_config, tiny_checkpoint, tiny_config
 
-from patcher.cli import main
 from patcher.routes import inspection
 
-Run = Callable[..., tuple[int, str, str]]
 ROUTES = ["native", "flag", "relabel", "parallel", "embedding", "carrier", "rank_one"]
 STACKS = {"transformers", "vllm", "llama.cpp"}
 
@@ -35,13 +34,7 @@ class PlainForCausalLM(LlamaForCausalLM):
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main(["inspect", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return int(done.value.code or 0), captured.out, captured.err
-
-    return call
+    return runner(capsys, "inspect")
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +203,7 @@ def test_code_of_the_models_own(
     assert found["architecture"] == "PlainForCausalLM" and found["chosen"] == "flag"
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_its_config_alone(hub: Any, config: dict[str, Any], tmp_path: Path) -> None:
     files = {"model.safetensors": b"weights", "README.md": b"# Base", "tokenizer.json": b"{}"}
     hub.add_repo("me/base", {"config.json": json.dumps(config).encode(), **files})
@@ -221,6 +215,7 @@ def test_a_hub_model_is_its_config_alone(hub: Any, config: dict[str, Any], tmp_p
     assert [path.name for path in (tmp_path / "home").rglob("snapshots/*/*")] == ["config.json"]
 
 
+@pytest.mark.slow
 def test_a_hub_models_code_is_fetched_only_if_trusted(hub: Any, config: dict[str, Any], tmp_path: Path) -> None:
     hub.add_repo("me/plain", {**_remote(config), "model.safetensors": b"weights"})
     done = _inspect(hub, tmp_path, "me/plain", "--trust-remote-code", "--json")
@@ -229,6 +224,7 @@ def test_a_hub_models_code_is_fetched_only_if_trusted(hub: Any, config: dict[str
     assert not any(".safetensors" in request for request in hub.requests)
 
 
+@pytest.mark.slow_but("me/base-403-3-no right")
 @pytest.mark.parametrize(
     ("model", "fault", "code", "words"),
     [

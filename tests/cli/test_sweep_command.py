@@ -9,11 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command_line import Run, runner
 from support.sweep_reference import make_model, write_sweep
 
 from patcher.cli import main
@@ -22,20 +22,12 @@ from patcher.sweep.cells import Bench
 from patcher.sweep.record import CELLS
 from patcher.sweep.results import RANDOM_SEEDS
 
-Run = Callable[..., tuple[int, str, str]]
 GRID = {"layers": [0, 1, 2], "coefficients": [-0.5, 0.5, 1.0]}
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main(["sweep", *(str(argument) for argument in arguments), "--no-pictures"])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return int(done.value.code or 0), captured.out, captured.err
-
-    return call
+    return runner(capsys, "sweep", after=("--no-pictures",))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +128,7 @@ main(sys.argv[3:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_sweep_goes_on(
     run: Run, recipe: Path, whole: dict[str, Any], tmp_path: Path, measured: list[tuple[int, list[float]]], number: int
@@ -163,6 +156,7 @@ def test_an_interrupted_sweep_goes_on(
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_another_guard_and_grid_take_the_cells_that_are_there(
     run: Run, recipe: Path, whole: dict[str, Any], tmp_path: Path, measured: list[tuple[int, list[float]]]
 ) -> None:
@@ -206,6 +200,7 @@ def test_a_folder_with_other_things_is_not_touched(run: Run, recipe: Path, tmp_p
     assert [item.name for item in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_coefficients_beyond_all_numbers(run: Run, recipe: Path, tmp_path: Path) -> None:
     """Logits become NaN: the grid says so with null, and no such cell is chosen, not even without a guard."""
     model = make_model(tmp_path / "bloom", "bloom")

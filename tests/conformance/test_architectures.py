@@ -54,6 +54,7 @@ def assert_steered(record: Record) -> None:
             assert run.fit is not None and run.fit["error_mean"] < FITTED_ERROR, place
 
 
+@pytest.mark.slow_but("gemma", "gpt2", "llama", "mixtral", "olmo", "qwen3")
 @pytest.mark.parametrize("model_type", REPRESENTATIVE)
 def test_an_architecture_of_each_layout_is_steered_exactly(model_type: str) -> None:
     if model_type not in model_types():
@@ -93,6 +94,7 @@ def test_no_documented_copy_is_wrong() -> None:
             assert run["status"] != "wrong", (record["model_type"], run)
 
 
+@pytest.mark.slow
 def test_a_type_that_crashes_does_not_stop_the_others() -> None:
     records = {record.model_type: record for record in run_all(["no_such_type", "llama"], kinds=False)}
     assert records["no_such_type"].runs[0].status == "failed"

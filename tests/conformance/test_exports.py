@@ -54,6 +54,7 @@ ADAPTERS = [
 ]
 
 
+@pytest.mark.slow_but("facebook--opt-125m", "Qwen--Qwen2.5-0.5B", "tiiuae--falcon-7b")
 @pytest.mark.parametrize(("name", "changes"), ADAPTERS, ids=[name for name, _ in ADAPTERS])
 def test_an_adapter_equals_the_hook_in_stock_peft(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
     from peft import PeftModel

@@ -45,6 +45,7 @@ def named(case: tuple[str, int, str, str, dict[str, Any]]) -> str:
     return f"{case[0]}-{case[1]}" + "".join(f"-{key}" for key in case[4])
 
 
+@pytest.mark.slow_but("qwen2-2", "qwen3-2-tie_word_embeddings", "phi3-2-sliding_window", "gemma-2", "mixtral-2")
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_the_folder_equals_the_hook(tmp_path: Path, case: tuple[str, int, str, str, dict[str, Any]]) -> None:
     model_type, layer, route, reader, changes = case
@@ -70,6 +71,7 @@ def test_the_folder_equals_the_hook(tmp_path: Path, case: tuple[str, int, str, s
     assert not info["missing_keys"] and not info["mismatched_keys"] and not info["unexpected_keys"]
 
 
+@pytest.mark.slow_but("olmo2")
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "phi3", "olmo2", "qwen3_moe"])
 def test_half_precision_keeps_the_route_exact(tmp_path: Path, model_type: str) -> None:
     place = default_checkpoint(tmp_path / "base", model_type, dtype=torch.bfloat16, trained_scale=True)

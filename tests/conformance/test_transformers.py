@@ -55,6 +55,13 @@ CASES = [
 ]
 
 
+@pytest.mark.slow_but(
+    "openai-community--gpt2-single",
+    "meta-llama--Llama-3.2-1B-single",
+    "meta-llama--Llama-3.1-8B-Instruct-sharded",
+    "facebook--opt-125m-sharded",
+    "tiiuae--falcon-7b-sharded",
+)
 @pytest.mark.parametrize(
     ("name", "route", "sharded", "changes"),
     CASES,
@@ -85,6 +92,7 @@ def test_the_folder_equals_the_hook(tmp_path: Path, name: str, route: str, shard
     assert not info["missing_keys"] and not info["mismatched_keys"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["mamba2", "mbart", "xglm"])
 def test_classes_that_count_their_blocks_in_their_own_way(tmp_path: Path, model_type: str) -> None:
     """Mamba's hidden states leave the embedding out; mBART's layers are those of its encoder."""
@@ -122,6 +130,7 @@ def test_two_vectors_and_several_layers_add_up(tmp_path: Path) -> None:
     assert effect > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
 def test_experts_in_half_precision_all_carry_the_same_vector(tmp_path: Path, sharded: bool) -> None:
     """Rounded to bf16 beside different biases, the gain would depend on which experts a token is routed to."""

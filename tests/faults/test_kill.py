@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny_models import tiny_tokenizer, write_recipe
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from support.tiny_models import sharded_llama, write_recipe
+from transformers import AutoModelForCausalLM
 
 from patcher.architectures.model_class import quiet_transformers
 
@@ -49,26 +49,8 @@ def assert_loads(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama in several shards, with a tokenizer."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=400,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    folder = tmp_path_factory.mktemp("model") / "base"
-    network = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    with quiet_transformers():
-        network.save_pretrained(folder, max_shard_size="40KB")
-    tiny_tokenizer().save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    folder = sharded_llama(tmp_path_factory.mktemp("model") / "base", "40KB", noise=0.1, **sizes)
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
 
@@ -160,6 +142,7 @@ def expected_outputs(phase: WritePhase) -> tuple[dict[int, dict[str, bytes]], in
     return whole, result["steps"]
 
 
+@pytest.mark.slow_but("safetensors-kill", "safetensors-interrupt")
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
 def test_a_new_output(phase: WritePhase, how: str) -> None:
     whole, steps = expected_outputs(phase)
@@ -179,6 +162,7 @@ def test_a_new_output(phase: WritePhase, how: str) -> None:
         shutil.rmtree(output)
 
 
+@pytest.mark.slow_but("safetensors-kill-renameat2", "safetensors-kill-two renames", "safetensors-interrupt-renameat2")
 @pytest.mark.parametrize("exchange", [True, False], ids=["renameat2", "two renames"])
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
 def test_a_replaced_output(phase: WritePhase, how: str, exchange: bool) -> None:

@@ -19,6 +19,8 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.safetensors_file import read_tensor
 
+pytestmark = pytest.mark.slow
+
 FETCH = """
 import json, sys
 from patcher.architectures.analysis import Architecture

@@ -39,6 +39,7 @@ def call(hub: HubServer, home: Path, *arguments: object, **extra: str) -> subpro
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_build_from_the_hub_push_and_load(hub: HubServer, base: int, tmp_path: Path) -> None:
     push = {"repo": "me/steered", "private": True}
     recipe = write_recipe(tmp_path / "recipe.yaml", "me/base", base, tmp_path / "out", push=push)
@@ -81,6 +82,7 @@ def test_a_dry_run_downloads_no_weights(hub: HubServer, base: int, tmp_path: Pat
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "code", "words"),
     [

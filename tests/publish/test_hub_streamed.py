@@ -14,6 +14,8 @@ from test_hub_build import call
 
 from patcher.checkpoint.folder import CheckpointFolder
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [{"prompt": f"Is {thing} cold?", "positive": "I love it", "negative": "I hate it"} for thing in "abcdef"]
 
 

@@ -14,6 +14,8 @@ from support.hub_server import HubServer, User
 from support.publishing import OTHER, READ_ONLY, REPO, TOKEN
 from support.tiny_models import tiny_checkpoint, write_recipe
 
+pytestmark = pytest.mark.slow
+
 WRONG = "hf_" + "Unknown" * 5
 TOKENS = (TOKEN, READ_ONLY, OTHER, WRONG)
 LOUD = {"HF_HUB_VERBOSITY": "debug", "HF_DEBUG": "1", "TRANSFORMERS_VERBOSITY": "debug"}

@@ -53,6 +53,7 @@ TROUBLE: dict[str, tuple[int, dict[str, str], str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow_but("success", "wrong token", "conflict")
 @pytest.mark.parametrize("case", TROUBLE)
 def test_no_token_is_ever_printed(hub: HubServer, folder: Path, tmp_path: Path, case: str) -> None:
     """Not even where the libraries print all that they do, or where the server says it."""

@@ -111,6 +111,7 @@ def test_from_a_vector_file_no_weight_file_is_fetched(
     assert steers(client, hub, base, tmp_path, "model.layers.1")
 
 
+@pytest.mark.slow
 def test_from_activations_only_the_first_blocks_are_fetched_and_run(
     client: Client, hub: HubServer, publish_base: Callable[..., Path], write: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_from_activations_only_the_first_blocks_are_fetched_and_run(
     assert steers(client, hub, base, tmp_path, "model.layers.0")
 
 
+@pytest.mark.slow
 def test_a_native_bias_needs_the_one_file_that_holds_it(
     client: Client, hub: HubServer, publish_base: Callable[..., Path], write: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_a_native_bias_needs_the_one_file_that_holds_it(
     assert steers(client, hub, base, tmp_path, "transformer.h.1")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_one_file_becomes_the_first_of_two(
     client: Client, hub: HubServer, publish_base: Callable[..., Path], write: Callable[..., str], tmp_path: Path
 ) -> None:

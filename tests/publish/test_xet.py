@@ -11,7 +11,7 @@ import pytest
 from support.hub_client import Client
 from support.hub_server import HubServer, User
 from support.hub_xet import LocalXet
-from support.publishing import REPO, TOKEN, manifest, refused, shows_the_folder, steers
+from support.publishing import REPO, TOKEN, client_of, manifest, refused, shows_the_folder, steers
 
 from patcher.checkpoint.copying import sha256_of
 
@@ -28,12 +28,8 @@ def xet_hub(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def xet_client(xet_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    home = tmp_path_factory.mktemp("xet-home")
-    client = Client(xet_hub.environment(str(home / "hub")), home / "printed")
-    yield client
-    client.close()
-    for path in home.rglob("*"):
-        assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), "the storage library's logs and caches too"
+    with client_of(xet_hub, tmp_path_factory.mktemp("xet-home")) as client:
+        yield client
 
 
 @pytest.fixture
@@ -61,6 +57,7 @@ def test_files_are_copied(xet_hub: HubServer, xet_client: Client, pair: tuple[Pa
     assert any("/xet-read-token/" in line for line in xet_hub.requests)
 
 
+@pytest.mark.slow
 def test_an_upload_moves_only_what_the_storage_does_not_have(
     xet_hub: HubServer, xet_client: Client, pair: tuple[Path, Path], push: Any
 ) -> None:

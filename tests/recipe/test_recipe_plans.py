@@ -179,6 +179,7 @@ def assert_planned(recipe: Recipe, done: BuildPlan) -> None:
     assert all(vector["pairs"] > 0 for vector in value["vectors"])
 
 
+@pytest.mark.slow_but("current/*", "persona-*", "*/01-love-hate.yaml", "*/7b-sycophancy.yaml")
 @pytest.mark.parametrize("path", BUILDABLE, ids=name_of)
 def test_it_is_planned_on_a_tiny_model_of_its_architecture(
     path: Path, tiny: Callable[[Recipe], Path], plan: Callable[..., BuildPlan]
@@ -192,6 +193,7 @@ def test_it_is_planned_on_a_tiny_model_of_its_architecture(
         assert (tensor.name in kept) == (tensor.kind == "added")
 
 
+@pytest.mark.slow_but("current/*", "persona-*", "*/01-love-hate.yaml", "*/7b-sycophancy.yaml")
 @pytest.mark.parametrize("path", BUILDABLE, ids=name_of)
 def test_it_is_planned_by_its_released_config(
     path: Path, released_only: Callable[[Recipe], Path], plan: Callable[..., BuildPlan], tmp_path: Path

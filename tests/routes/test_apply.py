@@ -311,6 +311,7 @@ def test_blocks_that_share_a_transformer_are_steered_one_by_one(tmp_path: Path, 
 DENSE = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 
 
+@pytest.mark.slow_but("ernie4_5_moe-*", "internlm3-*", "openai-gpt-*", "opt-*", "jetmoe-*")
 @pytest.mark.parametrize(
     ("model_type", "changes", "layers", "stored"),
     [

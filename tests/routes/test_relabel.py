@@ -143,6 +143,7 @@ def test_released_configs_are_read_as_the_hooked_base(tmp_path: Path, name: str,
     assert "auto_map" not in config
 
 
+@pytest.mark.slow_but("stored0-*")
 @pytest.mark.parametrize("name", DEFAULTS)
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_default_configs_are_read_as_the_hooked_base(tmp_path: Path, name: str, stored: torch.dtype) -> None:
@@ -155,6 +156,7 @@ def test_default_configs_are_read_as_the_hooked_base(tmp_path: Path, name: str, 
     assert effect > 0.1
 
 
+@pytest.mark.slow_but("olmo", "phi3")
 @pytest.mark.parametrize("name", ["phi3", "glm", "gemma", "olmo"])
 def test_in_half_precision_the_copy_differs_by_rounding(tmp_path: Path, name: str) -> None:
     model_type, changes, _ = DEFAULTS[name]

@@ -163,6 +163,7 @@ ROPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_but("mistral-*", "gemma-longrope")
 @pytest.mark.parametrize("kind", ROPES)
 @pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3", "gemma", "glm", "olmo"])
 def test_six_rope_types(model_type: str, kind: str) -> None:

@@ -139,6 +139,7 @@ def test_what_was_not_made_here_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
+@pytest.mark.slow
 def test_an_install_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installing, "TORCH", "no-such-package-of-patch-model==1")
     monkeypatch.setenv("PIP_NO_INDEX", "1")

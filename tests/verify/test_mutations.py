@@ -185,6 +185,7 @@ def test_the_checking_process_cannot_import_this_package(tmp_path: Path) -> None
     assert "ModuleNotFoundError" in finished.stderr and "patcher" in finished.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_in_memory_is_spread_over_the_disk(
     built: tuple[Path, BuildResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def move(folder: Path, manifest: dict[str, Any], layer: int) -> dict[str, Any]:
     return json.loads(json.dumps(manifest).replace(bias(layer), bias(layer + 1)))
 
 
+@pytest.mark.slow
 def test_a_right_copy_passes_and_a_wrong_one_fails(
     bases: Any, spread: list[tuple[dict[str, Any], int]], tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_right_copy_passes_and_a_wrong_one_fails(
     assert entry["max_abs_logprob_diff"] > 100 * entry["tolerance"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bin", MOE])
 def test_what_must_be_written_is_written_and_removed(
     bases: Any, spread: list[tuple[dict[str, Any], int]], tmp_path: Path, kind: str

@@ -64,6 +64,7 @@ def runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow_but("unwinds")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="what runs is read from /proc")
 @pytest.mark.parametrize("text", [UNWINDS, DEAF], ids=["unwinds", "deaf"])
 def test_it_ends_with_a_killed_parent(tmp_path: Path, text: str) -> None:
