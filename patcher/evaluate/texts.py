@@ -52,8 +52,8 @@ def _ends(line: str, start: int, match: re.Match[str]) -> bool:
 def encode_texts(texts: Sequence[str], tokenizer: Any, positions: int | None = None) -> list[tuple[int, ...]]:
     """The ids of plain texts, each with a token before it, so that its first token can be scored as well.
 
-    That token is what the tokenizer puts in front; where it puts none, the one that begins texts, or else the one that
-    ends them (as GPT-2 was trained, the ActAdd post does and lm-eval does). Nothing is put at the end.
+    That token is what the tokenizer puts in front. Where it puts none, it is the one that begins texts, or else the one
+    that ends them. (So was GPT-2 trained, and so do the ActAdd post and lm-eval.) Nothing is put at the end.
 
     Args:
         positions: how many positions the model has; what lies beyond them is cut off.
