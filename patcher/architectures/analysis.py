@@ -30,7 +30,7 @@ from patcher.stacks.names import TRANSFORMERS_ALONE
 
 
 @dataclass(frozen=True)
-class Slot:
+class BiasSlot:
     """A parameter of block ``layer`` whose content reaches the residual stream as a constant.
 
     Attributes:
@@ -114,7 +114,7 @@ class Architecture:
         """How many of the stock stacks load this architecture at all."""
         return sum(support != "no" for support in self.loads.values())
 
-    def stacks_of(self, slots: Iterable[Slot]) -> Mapping[str, str]:
+    def stacks_of(self, slots: Iterable[BiasSlot]) -> Mapping[str, str]:
         """Which stacks read these slots, that the class has in any case.
 
         The registry says it of the MLP's bias; any other (a norm's) is read by whoever loads the architecture at all.
@@ -123,11 +123,11 @@ class Architecture:
         of_mlp = all(slot.parameter.removeprefix(f"{self.blocks}.{slot.layer}.") in stated for slot in slots)
         return self.stacks if of_mlp else self.loads
 
-    def native_slot(self, layer: int) -> tuple[Slot | None, str]:
+    def native_slot(self, layer: int) -> tuple[BiasSlot | None, str]:
         """The slot that the class has under its own config, or None and why not."""
         return self._first_slot(layer, {})
 
-    def flagged_slot(self, layer: int) -> tuple[Slot | None, str]:
+    def flagged_slot(self, layer: int) -> tuple[BiasSlot | None, str]:
         """The slot that config flags can create, or None and why not. The fewest flags win."""
         why = "the class has no config flag that creates an MLP output bias"
         for flags in self._flag_choices():
@@ -140,7 +140,7 @@ class Architecture:
                 why = f"`{names}`: {reason}"
         return None, why
 
-    def attention_slot(self, layer: int) -> tuple[Slot | None, str]:
+    def attention_slot(self, layer: int) -> tuple[BiasSlot | None, str]:
         """An attention output bias that shifts the residual stream by a constant, or None and why not."""
         flags: list[dict[str, Any]] = [{}]
         flags += [{name: True} for name, value in vars(self.config).items() if value is False and "bias" in name]
@@ -168,7 +168,7 @@ class Architecture:
     def _differs(self, name: str, value: Any) -> bool:
         return bool(getattr(self.config, name, None) != value)
 
-    def _first_slot(self, layer: int, flags: dict[str, Any], *, attention: bool = False) -> tuple[Slot | None, str]:
+    def _first_slot(self, layer: int, flags: dict[str, Any], *, attention: bool = False) -> tuple[BiasSlot | None, str]:
         also = dict(self.row.also) if self.row is not None and flags else {}
         if flags and (refused := self._why_refused({**flags, **also})) is not None:
             return None, f"transformers does not load a config with {', '.join(flags)}: {refused}"
@@ -198,7 +198,7 @@ class Architecture:
             created = {
                 name: shape for name, shape in shapes.items() if name not in self.parameters and name not in aliases
             }
-            return Slot(layer, parameter, shapes[parameter], stated, {**flags, **also}, created), ""
+            return BiasSlot(layer, parameter, shapes[parameter], stated, {**flags, **also}, created), ""
         none = f"the class creates no bias after this block's {'attention' if attention else 'MLP'}"
         return None, max(reasons, key=lambda reason: "not causal" in reason) if reasons else none
 

@@ -1,4 +1,4 @@
-"""What a class's bias is called in a given checkpoint.
+"""What a class's parameter is called in a given checkpoint, and whether it can be added to there.
 
 The class's own name is not always the stored one: checkpoints of the bare model leave its prefix out, a few classes
 are stored under the names of their first release, and a tied tensor is stored under another's name.
@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from patcher.architectures.analysis import Architecture
+from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.names import name_for_new, stored_name
+from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.errors import InputError
+from patcher.routes.plan import NotApplicable
+
+
+def stored_tensors(checkpoint: CheckpointFolder | None) -> Mapping[str, TensorInfo] | None:
+    """What the checkpoint stores; None where a plan goes by the class's names: without one, or with pickled files."""
+    return None if checkpoint is None or checkpoint.is_bin else checkpoint.tensors
 
 
 def existing_name(parameter: str, architecture: Architecture, stored: Collection[str]) -> str | None:
@@ -20,15 +28,46 @@ def existing_name(parameter: str, architecture: Architecture, stored: Collection
     return next((name for name in found if name is not None), None)
 
 
+def place_to_add(
+    parameter: str, shape: tuple[int, ...], architecture: Architecture, stored: Mapping[str, TensorInfo] | None
+) -> tuple[str, str]:
+    """The key and the dtype of a parameter that is added to; without a checkpoint, the class's own name and F32.
+
+    Raises:
+        NotApplicable: it is not stored, or not as floating-point numbers of this shape.
+    """
+    if stored is None:
+        return architecture.saved_names([parameter])[parameter], "F32"
+    name = existing_name(parameter, architecture, stored)
+    if name is None:
+        raise NotApplicable(f"the checkpoint does not store `{parameter}`")
+    return name, dtype_to_add_to(stored[name], shape)
+
+
+def dtype_to_add_to(info: TensorInfo, shape: tuple[int, ...]) -> str:
+    """The dtype of a stored tensor that is added to.
+
+    Raises:
+        NotApplicable: it has another shape, or no floating-point numbers.
+    """
+    if info.dtype not in FLOATS or info.shape != shape:
+        raise NotApplicable(f"`{info.name}` is stored as {info.dtype} {list(info.shape)}")
+    return info.dtype
+
+
 def new_names(
-    parameters: Iterable[str], architecture: Architecture, stored: Collection[str]
+    parameters: Iterable[str], architecture: Architecture, stored: Collection[str] | None
 ) -> Mapping[str, tuple[str, str | None]]:
     """For each parameter that the checkpoint lacks: its key in the style of its neighbours, and one of those.
+
+    Without a checkpoint, the key under which the class is saved, and None.
 
     Raises:
         InputError: the checkpoint names its tensors in a way that gives no place for one of them.
     """
     saved = architecture.saved_names(parameters)
+    if stored is None:
+        return {parameter: (name, None) for parameter, name in saved.items()}
     return {name: _new_name(name, spelling, architecture, stored) for name, spelling in saved.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,9 @@ import torch
 
 Reader = Callable[[str], torch.Tensor]
 """Reads one tensor of the base by its name on disk, in its stored dtype."""
+
+FREE = "none"
+"""What a copy costs at run time that costs nothing."""
 
 STORED_LIMIT = 0.02
 """Largest relative error with which a copy may hold the vector; a build refuses more, and the verification too."""
@@ -52,6 +55,19 @@ class TensorWrite:
     make: Callable[[Reader], torch.Tensor] | None = field(default=None, compare=False)
     holds: str = "zeros"
 
+    @classmethod
+    def beside(
+        cls,
+        name: str,
+        parameter: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        make: Callable[[Reader], torch.Tensor] | None = None,
+        holds: str = "zeros",
+    ) -> TensorWrite:
+        """A created tensor that carries no vector."""
+        return cls(name, parameter, "created", None, 1.0, shape, dtype, make=make, holds=holds)
+
     def as_json(self) -> dict[str, Any]:
         """For the manifest; the numbers of ``right`` and ``spread`` are kept in ``steering.safetensors``."""
         result: dict[str, Any] = {
@@ -80,15 +96,15 @@ class Plan:
 
     Attributes:
         route: the route's name.
-        exact: whether the stock model computes exactly what the hook computes.
-        cost: what it costs at run time, in words; ``none`` where it is free.
         architecture: the stock class that reads the copy.
         blocks: path of the list of decoder blocks in the base's class.
         sites: layer -> module of the copy that carries the edit.
         tensors: everything that is new or changed.
-        config_changes: config keys and their new values; None removes the key.
         stacks: stack -> native, backend or no.
         reason: why this route was chosen.
+        exact: whether the stock model computes exactly what the hook computes.
+        cost: what it costs at run time, in words; :data:`FREE` where it costs nothing.
+        config_changes: config keys and their new values; None removes the key.
         dropped: names on disk that the copy lacks; the same name may be created anew.
         renamed: name on disk in the base -> in the copy; the bytes are copied.
         config: a whole new config.json, instead of changes.
@@ -102,15 +118,15 @@ class Plan:
     """
 
     route: str
-    exact: bool
-    cost: str
     architecture: str
     blocks: str
     sites: Mapping[int, str]
     tensors: tuple[TensorWrite, ...]
-    config_changes: Mapping[str, Any]
     stacks: Mapping[str, str]
     reason: str
+    exact: bool = True
+    cost: str = FREE
+    config_changes: Mapping[str, Any] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
@@ -129,7 +145,7 @@ class Plan:
     @property
     def free(self) -> bool:
         """Whether the copy costs nothing at run time."""
-        return self.cost == "none"
+        return self.cost == FREE
 
     def in_copy(self, vector: torch.Tensor) -> torch.Tensor:
         """What the copy's residual stream gains where the base's gains ``vector`` ([hidden])."""
@@ -164,3 +180,13 @@ class Plan:
 
 class NotApplicable(Exception):  # noqa: N818 - a finding, not a failure
     """A route does not fit this architecture; the text says why."""
+
+
+def refuse_embedding(layers: Sequence[int], why: str) -> None:
+    """Of a route that edits blocks: refuse an edit before block 0.
+
+    Raises:
+        NotApplicable: with ``why`` after what such an edit belongs to.
+    """
+    if any(layer < 0 for layer in layers):
+        raise NotApplicable(f"an edit before block 0 belongs to the embedding{why}")

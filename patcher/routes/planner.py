@@ -6,48 +6,39 @@ The order is stated and the same for all: exact routes before fitted ones; among
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
-from patcher.routes import embedding, flag, native, parallel
+from patcher.routes import flag, native, parallel
 from patcher.routes.carrier import route as carrier
-from patcher.routes.plan import NotApplicable, Plan
+from patcher.routes.embedding import route as embedding
+from patcher.routes.plan import FREE, NotApplicable, Plan
 from patcher.routes.rank_one import route as rank_one
 from patcher.routes.relabel import route as relabel
+from patcher.routes.route import Route
 from patcher.routes.vllm_backend import through_backend
 from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, VLLM, demanded_stacks
 
 Prefer = Literal["stacks", "free", "same_model_type"]
 
 
-@dataclass(frozen=True)
-class Route:
-    """A way to store an edit: how to plan it, and what every plan of it has in common."""
-
-    plan: Callable[[Architecture, Sequence[int], CheckpointFolder | None], Plan]
-    cost: str
-    fit: Callable[..., Plan] | None = None
-    """Completes the plan of a fitted route with what is measured on the loaded model."""
-    quantised: bool = False
-    """Whether it touches biases alone, so that it also serves a checkpoint whose weights are quantised."""
-
-    @property
-    def exact(self) -> bool:
-        return self.fit is None
-
-
 ROUTES: Mapping[str, Route] = {
-    **{
-        module.NAME: Route(module.plan, module.COST, quantised=module in (native, flag))
-        for module in (native, flag, relabel, parallel, embedding, carrier)
-    },
-    rank_one.NAME: Route(rank_one.plan, rank_one.COST, rank_one.fit),
+    route.name: route
+    for route in (
+        native.ROUTE,
+        flag.ROUTE,
+        relabel.ROUTE,
+        parallel.ROUTE,
+        embedding.ROUTE,
+        carrier.ROUTE,
+        rank_one.ROUTE,
+    )
 }
-"""Every route, in the order of preference among equals; a new route is one module and one entry."""
+"""Every route, in the order of preference among equals; a new route is one file or folder, and one line here."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +61,11 @@ def survey(
     """Every route in turn, planned when it is asked for: a plan that all ``targets`` read, or the reason against it."""
     for name in ROUTES if names is None else names:
         try:
-            _check_quantised(ROUTES[name], architecture)
+            ROUTES[name].require_serves(architecture)
             plan = ROUTES[name].plan(architecture, layers, checkpoint)
             yield Finding(name, _serving(plan, architecture, targets))
         except NotApplicable as finding:
             yield Finding(name, None, str(finding))
-
-
-def _check_quantised(route: Route, architecture: Architecture) -> None:
-    quantisation = architecture.quantisation
-    if quantisation is not None and not route.quantised:
-        raise NotApplicable(f"the checkpoint is quantised ({quantisation.method}), and this route does not keep it so")
 
 
 def choose_route(
@@ -151,11 +136,11 @@ def _could_beat(route: Route, best: Plan, architecture: Architecture, prefer: Pr
     if not route.exact:
         return False
     read = sum(_reads(best, stack) for stack in STACKS)
-    if prefer == "free" and best.free and route.cost != "none":
+    if prefer == "free" and best.free and route.cost != FREE:
         return False
     ideal = best.free and best.architecture == architecture.class_name
     # A route that costs something keeps the model type: no stack reads it that does not load the model.
-    reach = len(STACKS) if route.cost == "none" else architecture.loaded_by
+    reach = len(STACKS) if route.cost == FREE else architecture.loaded_by
     return not (ideal and read >= reach)
 
 

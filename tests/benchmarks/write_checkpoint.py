@@ -106,4 +106,4 @@ def flag_plan(config: dict[str, Any]) -> Any:
             dtype = "F32" if carried is not None else "BF16"
             writes.append(TensorWrite(name, name, "created", carried, 1.0, (config[size],), dtype))
     changes = {"mlp_bias": True}
-    return Plan("flag", True, "none", "LlamaForCausalLM", "model.layers", {}, tuple(writes), changes, {}, "benchmark")
+    return Plan("flag", "LlamaForCausalLM", "model.layers", {}, tuple(writes), {}, "benchmark", config_changes=changes)

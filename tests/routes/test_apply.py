@@ -32,7 +32,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def plan_of(*writes: TensorWrite) -> Plan:
-    return Plan("native", True, "none", "X", "h", {}, writes, {}, {}, "")
+    return Plan("native", "X", "h", {}, writes, {}, "")
 
 
 def written(name: str, kind: Any, layer: int | None, shape: tuple[int, ...], dtype: str, factor: float) -> TensorWrite:

@@ -12,8 +12,9 @@ from support.tiny_models import parsed_config, released_config, tiny_checkpoint
 from support.tiny_patch import hooks, patch_tiny, probe_ids
 
 from patcher.architectures.analysis import Architecture
-from patcher.routes import embedding, embedding_probe
-from patcher.routes.embedding_probe import find_embedding_slot
+from patcher.routes.embedding import probe as embedding_probe
+from patcher.routes.embedding import route as embedding
+from patcher.routes.embedding.probe import find_embedding_slot
 from patcher.routes.plan import NotApplicable
 
 GPT2, LLAMA, GEMMA = "openai-community--gpt2", "meta-llama--Llama-3.2-1B", "google--gemma-3-1b-it"

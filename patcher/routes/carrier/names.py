@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import TensorInfo
 from patcher.routes.carrier.choice import Choice
 from patcher.routes.carrier.disk import saved_block, stored_prefix
+from patcher.routes.disk_names import stored_tensors
 from patcher.routes.plan import NotApplicable
 
 
@@ -17,9 +16,7 @@ class CarrierNames:
 
     def __init__(self, architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> None:
         self.architecture, self.choice = architecture, choice
-        self.stored: Mapping[str, TensorInfo] | None = (
-            checkpoint.tensors if checkpoint is not None and not checkpoint.is_bin else None
-        )
+        self.stored = stored_tensors(checkpoint)
         self.saved = stored_prefix(choice.base, architecture.blocks, 0)
         self.prefix = self._prefix()
         self.blocks = self._blocks()

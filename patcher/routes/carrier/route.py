@@ -9,8 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers, saved_names
 from patcher.checkpoint.folder import CheckpointFolder
@@ -20,11 +18,11 @@ from patcher.routes.carrier.disk import DiskTensor, class_tensors, disk_tensors,
 from patcher.routes.carrier.fills import content, right_of
 from patcher.routes.carrier.insertion import DRAFT_COUNT, CannotInsert
 from patcher.routes.carrier.names import CarrierNames
-from patcher.routes.plan import NotApplicable, Plan, Reader, TensorWrite
+from patcher.routes.plan import NotApplicable, Plan, TensorWrite, refuse_embedding
+from patcher.routes.route import Route
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 
 NAME = "carrier"
-COST = "one more layer and its KV cache"
 _DERIVED = ("inv_freq", "masked_bias", ".attn.bias", ".attention.bias")
 """Buffers that old checkpoints store and classes compute."""
 
@@ -47,8 +45,7 @@ def plan(
     Raises:
         NotApplicable: no block can be inserted here, or none that adds a constant.
     """
-    if any(layer < 0 for layer in layers):
-        raise NotApplicable("an edit before block 0 belongs to the embedding; a block is inserted after another one")
+    refuse_embedding(layers, "; a block is inserted after another one")
     if getattr(architecture.config, "quantization_config", None) is not None:
         raise NotApplicable("the checkpoint is quantised, and an inserted block would have to be quantised like it")
     try:
@@ -85,15 +82,14 @@ def _planned(architecture: Architecture, choice: Choice, checkpoint: CheckpointF
     more = "one more layer" if len(insertion.layers) == 1 else f"{len(insertion.layers)} more layers"
     return Plan(
         route=NAME,
-        exact=True,
-        cost=f"{more} in {total} and {'its' if len(insertion.layers) == 1 else 'their'} KV cache",
         architecture=architecture.class_name,
         blocks=blocks,
         sites=sites,
         tensors=tuple(tensors),
-        config_changes=changes,
         stacks=_stacks(architecture, choice, changes),
         reason=_reason(choice),
+        cost=f"{more} in {total} and {'its' if len(insertion.layers) == 1 else 'their'} KV cache",
+        config_changes=changes,
         dropped=dropped,
         renamed=renamed,
         copy_layers=insertion.copy_layers,
@@ -179,18 +175,10 @@ def _write(
         )
     if fill.kind == "copied":
         source = template_prefix + tensor.name
-
-        def copied(read: Reader) -> torch.Tensor:
-            return read(source)
-
-        return TensorWrite(name, parameter, "created", None, 1.0, shape, dtype, make=copied, holds=f"`{source}`")
+        return TensorWrite.beside(name, parameter, shape, dtype, lambda read: read(source), f"`{source}`")
     if fill.kind in ("zeros", "constant") and fill.value == 0.0:
-        return TensorWrite(name, parameter, "created", None, 1.0, shape, dtype)
-
-    def made(_read: Reader) -> torch.Tensor:
-        return content(fill, shape, hidden)
-
-    return TensorWrite(name, parameter, "created", None, 1.0, shape, dtype, make=made, holds=fill.holds)
+        return TensorWrite.beside(name, parameter, shape, dtype)
+    return TensorWrite.beside(name, parameter, shape, dtype, lambda _read: content(fill, shape, hidden), fill.holds)
 
 
 def _flag_tensors(architecture: Architecture, choice: Choice, names: CarrierNames) -> list[TensorWrite]:
@@ -211,10 +199,7 @@ def _flag_tensors(architecture: Architecture, choice: Choice, names: CarrierName
     created = [name for name in state if name not in before and not name.startswith(inserted)]
     saved = saved_names(choice.extended, created)
     usual = _usual_dtype(names.blocks.get(0, {}))
-    return [
-        TensorWrite(names.in_copy(saved[name]), name, "created", None, 1.0, tuple(state[name].shape), usual)
-        for name in created
-    ]
+    return [TensorWrite.beside(names.in_copy(saved[name]), name, tuple(state[name].shape), usual) for name in created]
 
 
 def _config_changes(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> dict[str, Any]:
@@ -278,3 +263,6 @@ def _reason(choice: Choice) -> str:
         f"holds the vector{flags}; on a stand-in the whole model differs from the hook by {form.difference:.1g} of "
         f"{form.effect:.2g}"
     )
+
+
+ROUTE = Route(NAME, plan, cost="one more layer and its KV cache")

@@ -8,7 +8,7 @@ off by is measured on held-out text, and the verification holds it to limits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,18 +19,18 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import on_meta
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.names import stored_name
-from patcher.checkpoint.safetensors_file import FLOATS
-from patcher.routes.disk_names import existing_name
-from patcher.routes.plan import NotApplicable, Plan, TensorWrite
+from patcher.checkpoint.safetensors_file import TensorInfo
+from patcher.routes.disk_names import dtype_to_add_to, place_to_add, stored_tensors
+from patcher.routes.plan import NotApplicable, Plan, TensorWrite, refuse_embedding
 from patcher.routes.rank_one.calibration import calibration_tokens
 from patcher.routes.rank_one.collect import fit_layers
 from patcher.routes.rank_one.divergence import kl_report
 from patcher.routes.rank_one.gather import LayerFit
 from patcher.routes.rank_one.norm import norm_spread
 from patcher.routes.rank_one.sites import Site, find_site
+from patcher.routes.route import Route
 
 NAME = "rank_one"
-COST = "none"
 
 
 def plan(architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None) -> Plan:
@@ -40,64 +40,51 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         NotApplicable: a layer has no weight that writes linearly into the residual stream, or the checkpoint stores it
             in a form that cannot be added to.
     """
-    stored = checkpoint.tensors if checkpoint is not None and not checkpoint.is_bin else None
+    refuse_embedding(layers, ", which is no MLP")
+    stored = stored_tensors(checkpoint)
     tensors: list[TensorWrite] = []
     sites = {}
     for layer in layers:
-        if layer < 0:
-            raise NotApplicable("an edit before block 0 belongs to the embedding, which is no MLP")
         site = find_site(architecture, layer)
         sites[layer] = f"{architecture.blocks}.{layer}.{site.module}"
         parameter = f"{architecture.blocks}.{layer}.{site.parameter}"
         shape = (site.width, architecture.hidden) if site.transposed else (architecture.hidden, site.width)
-        for index, name in _names(architecture, site, parameter, stored).items():
-            dtype = "F32"
-            if stored is not None:
-                info = stored[name]
-                if info.dtype not in FLOATS or info.shape != shape:
-                    raise NotApplicable(f"layer {layer}: `{name}` is stored as {info.dtype} {list(info.shape)}")
-                dtype = info.dtype
-            tensors.append(
-                TensorWrite(
-                    name, parameter, "added", layer, site.factor, shape, dtype, transposed=site.transposed, index=index
-                )
-            )
+        for index, (name, dtype) in _places(architecture, site, parameter, shape, stored).items():
+            form: dict[str, Any] = {"transposed": site.transposed, "index": index}
+            tensors.append(TensorWrite(name, parameter, "added", layer, site.factor, shape, dtype, **form))
     return Plan(
         route=NAME,
-        exact=False,
-        cost=COST,
         architecture=architecture.class_name,
         blocks=architecture.blocks,
         sites=sites,
         tensors=tuple(tensors),
-        config_changes={},
-        stacks=dict(architecture.loads),
+        stacks=architecture.loads,
         reason="a rank-one addition to the MLP's last weight, fitted so that it is close to a constant on every token; "
         "a probe found that the weight writes into the residual stream",
+        exact=False,
         warnings=("The edit is fitted, not exact: how far it is off depends on the text.",),
     )
 
 
-def _names(
-    architecture: Architecture, site: Site, parameter: str, stored: Collection[str] | None
-) -> dict[int | None, str]:
-    """Expert (None: no routed expert) -> name on disk."""
+def _places(
+    architecture: Architecture,
+    site: Site,
+    parameter: str,
+    shape: tuple[int, ...],
+    stored: Mapping[str, TensorInfo] | None,
+) -> dict[int | None, tuple[str, str]]:
+    """Expert (None: no routed expert) -> name on disk and dtype."""
     if not site.experts:
-        if stored is None:
-            return {None: architecture.saved_names([parameter])[parameter]}
-        name = existing_name(parameter, architecture, stored)
-        if name is None:
-            raise NotApplicable(f"the checkpoint does not store `{parameter}`")
-        return {None: name}
+        return {None: place_to_add(parameter, shape, architecture, stored)}
     named = _expert_names(architecture, parameter, site.experts)
     if stored is None:
-        return dict(named.items())
-    found: dict[int | None, str] = {}
+        return {index: (name, "F32") for index, name in named.items()}
+    found: dict[int | None, tuple[str, str]] = {}
     for index, saved in named.items():
         name = stored_name(saved, stored, architecture.base_prefix)
         if name is None:
             raise NotApplicable(f"the checkpoint does not store `{saved}`")
-        found[index] = name
+        found[index] = name, dtype_to_add_to(stored[name], shape)
     return found
 
 
@@ -188,3 +175,6 @@ def _report(fits: Mapping[int, LayerFit]) -> dict[str, Any]:
 
 def _or_infinite(number: float) -> float:
     return number if math.isfinite(number) else math.inf
+
+
+ROUTE = Route(NAME, plan, fit=fit)

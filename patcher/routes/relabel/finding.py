@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patcher.architectures.analysis import Architecture, Slot
+from patcher.architectures.analysis import Architecture, BiasSlot
 from patcher.errors import InputError
 from patcher.routes.relabel.config import config_class, parsed, target_config
 from patcher.routes.relabel.guards import GUARDS
@@ -40,7 +40,7 @@ class Relabel:
     target: Architecture
     derivations: tuple[Derivation, ...]
     zeros: tuple[str, ...]
-    slots: Mapping[int, Slot]
+    slots: Mapping[int, BiasSlot]
     stacks: Mapping[str, str]
     proof: Proof
 
@@ -102,7 +102,7 @@ def _relabel(
 _PROOFS: weakref.WeakKeyDictionary[Architecture, dict[Any, Proof | NoRelabel]] = weakref.WeakKeyDictionary()
 
 
-def _proof(architecture: Architecture, row: Candidate, slot: Slot) -> Proof:
+def _proof(architecture: Architecture, row: Candidate, slot: BiasSlot) -> Proof:
     """The proof for the kind of block that ``slot`` is in; once per architecture."""
     prefix = f"{architecture.blocks}.{slot.layer}."
     names = frozenset(name.removeprefix(prefix) for name in architecture.parameters if name.startswith(prefix))

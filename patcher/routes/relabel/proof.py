@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.architectures.analysis import Slot
+from patcher.architectures.analysis import BiasSlot
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers
 from patcher.architectures.probe import build_stand_in, randomise
 from patcher.architectures.shrink import VOCABULARY, shrink_config
@@ -45,7 +45,7 @@ class Proof:
     effect: float
 
 
-def prove(config: Any, row: Candidate, slot: Slot) -> Proof:
+def prove(config: Any, row: Candidate, slot: BiasSlot) -> Proof:
     """Compare stand-ins of the source under ``config`` and of the target, unsteered and steered at ``slot``.
 
     The prompts are longer than the stand-in's sliding window and original position range, and one is padded left.
@@ -59,7 +59,7 @@ def prove(config: Any, row: Candidate, slot: Slot) -> Proof:
         raise NoRelabel(f"no proof: the stand-in failed ({first_line(error)})") from error
 
 
-def _prove(config: Any, row: Candidate, slot: Slot) -> Proof:
+def _prove(config: Any, row: Candidate, slot: BiasSlot) -> Proof:
     tiny, layer = shrink_config(config, slot.layer)
     _shorten(tiny, config)
     generator = torch.Generator().manual_seed(0)

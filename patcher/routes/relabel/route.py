@@ -14,17 +14,17 @@ import torch
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
-from patcher.routes.disk_names import existing_name
+from patcher.routes.disk_names import existing_name, stored_tensors
 from patcher.routes.plan import NotApplicable, Plan, Reader, TensorWrite
 from patcher.routes.relabel.finding import Relabel, find_relabel
 from patcher.routes.relabel.proof import NoRelabel
 from patcher.routes.relabel.tensors import Derivation, derive
 from patcher.routes.relabel.tokenizer import tokenizer_changes
+from patcher.routes.route import Route
 from patcher.routes.vllm_backend import DENSE
 from patcher.stacks.names import VLLM
 
 NAME = "relabel"
-COST = "none"
 
 
 def plan(architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None) -> Plan:
@@ -41,17 +41,13 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         raise NotApplicable(str(finding)) from None
     config = _config(found)
     tokenizer = {} if checkpoint is None else _tokenizer(checkpoint, config, found)
-    stored = checkpoint.tensors if checkpoint is not None and not checkpoint.is_bin else None
-    moves = _moves(architecture, found, stored)
+    moves = _moves(architecture, found, stored_tensors(checkpoint))
     return Plan(
         route=NAME,
-        exact=True,
-        cost=COST,
         architecture=found.target.class_name,
         blocks=architecture.blocks,
         sites={layer: slot.site for layer, slot in found.slots.items()},
         tensors=(*moves.writes, *_biases(found, moves)),
-        config_changes={},
         stacks=found.stacks,
         reason=f"the same function is {found.target.class_name}, checked equal on a tiny stand-in (logits differ by at "
         f"most {found.proof.difference:.1g} of the largest, steered by {found.proof.steered:.1g})",
@@ -160,9 +156,7 @@ def _created(
             return torch.full(shape, each.fill)
         return derive(read(disk), each.steps, config)
 
-    return TensorWrite(
-        name, each.target, "created", None, 1.0, shape, dtype, make=make, holds=each.words(disk or "nothing")
-    )
+    return TensorWrite.beside(name, each.target, shape, dtype, make, each.words(disk or "nothing"))
 
 
 def _biases(found: Relabel, moves: _Moves) -> list[TensorWrite]:
@@ -177,7 +171,7 @@ def _biases(found: Relabel, moves: _Moves) -> list[TensorWrite]:
             writes.append(TensorWrite(names[parameter], parameter, "created", slot.layer, slot.factor, shape, "F32"))
         else:
             dtype = moves.dtypes.get(parameter.removesuffix("bias") + "weight", "F32")
-            writes.append(TensorWrite(names[parameter], parameter, "created", None, 1.0, shape, dtype))
+            writes.append(TensorWrite.beside(names[parameter], parameter, shape, dtype))
     return writes
 
 
@@ -197,3 +191,6 @@ def _warnings(architecture: Architecture, found: Relabel, moves: _Moves) -> tupl
     if found.candidate.residual == "centred":
         warnings.append("the copy's residual stream is the base's without its mean: probes of it must be centred too")
     return tuple(warnings)
+
+
+ROUTE = Route(NAME, plan)
