@@ -25,6 +25,7 @@ from patcher.architectures.probe import ProbeResult, flags_change_nothing, probe
 from patcher.architectures.quantised import Quantisation, quantisation_of
 from patcher.architectures.registry import Row, rows
 from patcher.architectures.shrink import shrink_config
+from patcher.architectures.stand_in import FAILURES
 from patcher.errors import InputError, first_line
 from patcher.stacks.names import TRANSFORMERS_ALONE
 
@@ -276,10 +277,8 @@ class Architecture:
             try:
                 tiny, stand_in = shrink_config(with_flags(self.config, flags), layer)
                 result = probe_slot(tiny, self.blocks, slot_name, stand_in, trust_remote_code=self.trust_remote_code)
-            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, InputError) as error:
-                result = ProbeResult(
-                    False, 0.0, math.inf, f"the probe could not run on a stand-in ({first_line(error)})"
-                )
+            except FAILURES as error:
+                result = ProbeResult.refused(f"the probe could not run on a stand-in ({first_line(error)})")
             self._cache[key] = result
         found: ProbeResult = self._cache[key]
         return found

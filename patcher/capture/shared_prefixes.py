@@ -17,8 +17,8 @@ from torch import nn
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.config_keys import EXPERTS, whole_number, windows
 from patcher.architectures.model_class import quiet_transformers
-from patcher.architectures.probe import build_stand_in, randomise
 from patcher.architectures.shrink import shrink_config
+from patcher.architectures.stand_in import build_stand_in, randomise
 from patcher.capture.batches import Batch, Row, make_batches, plain_rows, shared_rows
 from patcher.capture.forward import read_blocks
 from patcher.errors import InputError, first_line

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers, submodule
-from patcher.architectures.probe import build_stand_in, logits_of
 from patcher.architectures.shrink import shrink_config
-from patcher.errors import InputError
+from patcher.architectures.stand_in import FAILURES, build_stand_in, logits_of
 
 if TYPE_CHECKING:
     from patcher.architectures.analysis import Architecture
@@ -131,7 +130,7 @@ def _modules_after_blocks(architecture: Architecture) -> frozenset[str]:
         tiny, _ = shrink_config(architecture.config, 0)
         model = build_stand_in(tiny, trust_remote_code=architecture.trust_remote_code)
         return _run_after(model, architecture.blocks, int(tiny.vocab_size))
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError, InputError):
+    except FAILURES:
         return frozenset()
 
 

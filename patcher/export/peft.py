@@ -19,8 +19,8 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import on_meta, quiet_transformers, submodule
-from patcher.architectures.probe import build_stand_in, logits_of, randomise, run_on
 from patcher.architectures.shrink import shrink_config
+from patcher.architectures.stand_in import StandIn, attached, logits_of, run_on
 from patcher.errors import CheckFailed, InputError
 from patcher.export.edits import Edits
 from patcher.routes.plan import NotApplicable
@@ -139,23 +139,21 @@ def _prove(architecture: Architecture, layer: int, place: Place) -> None:
     """Stock PEFT on a tiny model with this config, against a hook on the block."""
     from peft import PeftModel
 
-    config, stand_in = shrink_config(architecture.config, layer)
-    generator = torch.Generator().manual_seed(0)
-    model = build_stand_in(config, trust_remote_code=architecture.trust_remote_code)
-    randomise(model, generator)
-    block = submodule(model, f"{architecture.blocks}.{stand_in}")
+    config, small_layer = shrink_config(architecture.config, layer)
+    stand_in = StandIn.of(config, trust_remote_code=architecture.trust_remote_code)
+    model, ids = stand_in.model, stand_in.ids
+    block = submodule(model, f"{architecture.blocks}.{small_layer}")
     inside = place.module.removeprefix(f"{architecture.blocks}.{layer}.")
     weight = block.get_submodule(inside).weight
     hidden, width = weight.shape[::-1] if place.transposed else weight.shape
-    vector = torch.randn(hidden, generator=generator)
-    ids = torch.randint(3, int(config.vocab_size), (2, 11), generator=generator)
+    vector = stand_in.random(hidden)
     # The stand-in follows the same rule with numbers of its own: its factor is measured, the real one was stated.
     tiny = Place(
-        f"{architecture.blocks}.{stand_in}.{inside}", width, place.transposed, _factor(block, inside, model, ids)
+        f"{architecture.blocks}.{small_layer}.{inside}", width, place.transposed, _factor(block, inside, model, ids)
     )
     with tempfile.TemporaryDirectory(prefix="patch-model-peft-") as name, torch.no_grad(), quiet_transformers():
         adapter = Path(name) / "adapter"
-        _write_adapter(adapter, {stand_in: tiny}, {stand_in: vector}, {})
+        _write_adapter(adapter, {small_layer: tiny}, {small_layer: vector}, {})
         plain = logits_of(model, ids)
         _, hooked = run_on(model, block, ids, add=vector)
         tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
@@ -179,9 +177,6 @@ def _factor(block: nn.Module, inside: str, model: nn.Module, ids: torch.Tensor) 
 
     with torch.no_grad(), quiet_transformers():
         before, _ = run_on(model, block, ids)
-        handle = block.get_submodule(inside).register_forward_hook(add)
-        try:
+        with attached(block.get_submodule(inside).register_forward_hook(add)):
             after, _ = run_on(model, block, ids)
-        finally:
-            handle.remove()
     return float((after - before).double().mean()) / unit

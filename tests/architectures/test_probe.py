@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING
 
 import patcher.architectures.analysis as analysis
 import patcher.architectures.probe as probe
+import patcher.architectures.stand_in as stand_in
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import causal_lm_from_config, parameter_aliases, quiet_transformers, with_flags
 from patcher.architectures.probe import ProbeResult, flags_change_nothing, probe_slot
@@ -54,7 +55,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[nn.Module], N
             change(model)
             return model
 
-        monkeypatch.setattr(probe, "causal_lm_from_config", build)
+        monkeypatch.setattr(stand_in, "causal_lm_from_config", build)
 
     return install
 

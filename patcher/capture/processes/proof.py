@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from patcher.architectures.model_class import quiet_transformers
-from patcher.architectures.probe import build_stand_in, randomise
 from patcher.architectures.shrink import shrink_config
+from patcher.architectures.stand_in import build_stand_in, randomise
 from patcher.capture.forward import EMBEDDING, run_blocks
 from patcher.capture.processes.launch import Processes, is_lost
 from patcher.capture.processes.model import (

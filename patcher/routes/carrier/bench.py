@@ -14,8 +14,8 @@ from torch import nn
 
 from patcher.architectures.config_keys import EXPERTS, EXPERTS_PER_TOKEN, block_count, whole_number
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
-from patcher.architectures.probe import build_stand_in, logits_of, randomise, run_on
 from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, kept_layers, shrink_config
+from patcher.architectures.stand_in import StandIn, attached, build_stand_in, logits_of, run_on
 from patcher.routes.carrier.fills import Fill, content
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 
@@ -64,19 +64,17 @@ class Bench:
         self.blocks, self.layer, self.hidden, self.config, self.narrow = blocks, layer, HIDDEN, tiny, narrow
         self.insertion: Insertion = insert_blocks(tiny, [layer], {layer: like}, dense=dense)
         self.place = self.insertion.copy_layers[layer]
-        self.generator = torch.Generator().manual_seed(0)
-        self.base = build_stand_in(tiny, trust_remote_code=trust_remote_code)
+        stand_in = StandIn.of(tiny, trust_remote_code=trust_remote_code)
+        self.base, self.ids = stand_in.model, stand_in.ids
         self.model = build_stand_in(with_flags(self.insertion.config, flags or {}), trust_remote_code=trust_remote_code)
-        randomise(self.base, self.generator)
         _raise_residual(self.base)
-        self.ids = torch.randint(3, int(tiny.vocab_size), (2, 11), generator=self.generator)
         self._fill_from_base(like, strict=not dense)
         self.block: nn.Module = submodule(self.model, f"{blocks}.{self.place}")
         self.parameters = _stored(self.block)
         self.template = {
             name: tensor.detach().clone() for name, tensor in _stored(submodule(self.base, f"{blocks}.{like}")).items()
         }
-        self.vector = torch.randn(self.hidden, generator=self.generator)
+        self.vector = stand_in.random(self.hidden)
 
     def _fill_from_base(self, like: int, *, strict: bool) -> None:
         stored = self.base.state_dict()
@@ -137,12 +135,13 @@ class Bench:
             seen.append((args, kwargs))
             raise _Reached
 
-        handle = self.block.register_forward_pre_hook(before, with_kwargs=True)
-        try:
-            with torch.no_grad(), quiet_transformers(), contextlib.suppress(_Reached):
-                logits_of(self.model, self.ids)
-        finally:
-            handle.remove()
+        with (
+            attached(self.block.register_forward_pre_hook(before, with_kwargs=True)),
+            torch.no_grad(),
+            quiet_transformers(),
+            contextlib.suppress(_Reached),
+        ):
+            logits_of(self.model, self.ids)
         return copy.deepcopy(seen[0])
 
     @property

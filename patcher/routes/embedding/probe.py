@@ -6,19 +6,18 @@ head where it is tied): the same vector is added to every row, on a tiny random 
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.model_class import parameter_aliases, quiet_transformers, submodule
-from patcher.architectures.probe import TOLERANCE, build_stand_in, logits_of, randomise
+from patcher.architectures.model_class import parameter_aliases, quiet_transformers, submodule, with_flags
+from patcher.architectures.probe import TOLERANCE
 from patcher.architectures.shrink import shrink_config
+from patcher.architectures.stand_in import FAILURES, StandIn, apart, run_on
 from patcher.errors import first_line
 
 UNTIED = {"tie_word_embeddings": False}
@@ -80,61 +79,36 @@ def _candidates(architecture: Architecture) -> Iterator[tuple[str, tuple[int, ..
 
 
 def _measure(
-    tiny: Any, architecture: Architecture, parameter: str, changes: dict[str, Any]
+    tiny: Any, architecture: Architecture, parameter: str, changes: Mapping[str, Any]
 ) -> tuple[float | None, str]:
-    config = copy.deepcopy(tiny)
-    for key, value in changes.items():
-        setattr(config, key, value)
-    generator = torch.Generator().manual_seed(0)
     try:
-        model = build_stand_in(config, trust_remote_code=architecture.trust_remote_code)
+        stand_in = StandIn.of(with_flags(tiny, changes), trust_remote_code=architecture.trust_remote_code)
+        model, ids = stand_in.model, stand_in.ids
         if changes and parameter in parameter_aliases(model).values():
             return None, "the class ties it whatever the config says"
-        randomise(model, generator)
         block = submodule(model, f"{architecture.blocks}.0")
         slot = dict(model.named_parameters())[parameter]
-        ids = torch.randint(3, int(config.vocab_size), (2, 11), generator=generator)
-        vector = torch.randn(slot.shape[-1], generator=generator)
+        vector = stand_in.random(slot.shape[-1])
         with torch.no_grad(), quiet_transformers():
-            before, _ = _entering(model, block, ids)
+            before, _ = run_on(model, block, ids, entering=True)
             slot.add_(vector)
-            after, logits = _entering(model, block, ids)
+            after, logits = run_on(model, block, ids, entering=True)
             slot.sub_(vector)
             gain = after - before
             if gain.shape[-1] != len(vector):
                 return None, "it is not as wide as the residual stream"
             factor = float((gain * vector).sum() / (vector @ vector) / gain[..., 0].numel())
-            _, hooked = _entering(model, block, ids, add=factor * vector)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
+            _, hooked = run_on(model, block, ids, add=factor * vector, entering=True)
+    except FAILURES as error:
         return None, f"the probe could not run on a stand-in ({first_line(error)})"
     if abs(factor) < 1e-6:
         return None, "it does not reach the residual stream that enters block 0"
     off = float((gain - factor * vector).abs().max()) / (abs(factor) * float(vector.abs().max()))
     if not off <= TOLERANCE:
         return None, f"what enters block 0 does not gain a constant (off by {off:.0%} of the vector)"
-    elsewhere = float((logits - hooked).abs().max())
-    if not elsewhere <= ELSEWHERE * max(1.0, float(hooked.abs().max())):
+    if not apart(logits, hooked) <= ELSEWHERE:
         return None, "it is used elsewhere as well"
     return factor, ""
-
-
-def _entering(
-    model: nn.Module, block: nn.Module, ids: torch.Tensor, add: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    seen: list[torch.Tensor] = []
-
-    def hook(_module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> Any:
-        hidden = inputs[0] if inputs else keywords["hidden_states"]
-        hidden = hidden if add is None else hidden + add
-        seen.append(hidden.detach().clone().float())
-        return ((hidden, *inputs[1:]), keywords) if inputs else (inputs, {**keywords, "hidden_states": hidden})
-
-    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        logits = logits_of(model, ids)
-    finally:
-        handle.remove()
-    return seen[-1], logits
 
 
 def _stated(measured: float, tiny: Any, real: Any) -> float | None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from patcher.architectures.stand_in import attached
+
 
 def outer(left: torch.Tensor, right: torch.Tensor, transposed: bool) -> torch.Tensor:
     """The outer product [hidden, width] of ``left`` [hidden] and ``right`` [width] ([experts, width]: one each)."""
@@ -55,11 +57,8 @@ def watch_routing(module: nn.Module, calls: list[RoutedCall]) -> Iterator[None]:
         if len(whole) == 1 and rest and hidden.ndim == 2 and whole[0].shape == rest[0].shape:
             calls.append(RoutedCall(hidden, whole[0], rest[0]))
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with attached(module.register_forward_pre_hook(hook, with_kwargs=True)):
         yield
-    finally:
-        handle.remove()
 
 
 def expert_inputs(

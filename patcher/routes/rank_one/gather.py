@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.stand_in import attached
 from patcher.capture.forward import block_output
 from patcher.errors import InputError
 from patcher.routes.rank_one.experts import RoutedCall, expert_inputs, watch_routing
@@ -130,11 +131,8 @@ class ConstantGatherer(Gatherer):
         handles = [self.module.register_forward_pre_hook(keep), self.module.register_forward_hook(move)]
         if self.needs_shift:
             handles.append(self.block.register_forward_hook(after))
-        try:
+        with attached(*handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def take(self, mask: torch.Tensor, *, held: bool) -> None:
         features = self.one(mask)
@@ -175,15 +173,9 @@ class NormGatherer(Gatherer):
             if not shift:
                 self._before.append(inputs[0].detach())
 
-        handles = [
-            self.module.register_forward_pre_hook(keep),
-            self.block.get_submodule(self.site.norm).register_forward_pre_hook(entering),
-        ]
-        try:
+        norm = self.block.get_submodule(self.site.norm)
+        with attached(self.module.register_forward_pre_hook(keep), norm.register_forward_pre_hook(entering)):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def take(self, mask: torch.Tensor, *, held: bool) -> None:
         features, before = self.one(mask), _tokens(self._before.pop(), mask).float()

@@ -17,9 +17,10 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers, submodule
-from patcher.architectures.probe import TOLERANCE, build_stand_in, randomise, run_on
+from patcher.architectures.probe import TOLERANCE
 from patcher.architectures.shrink import shrink_config
-from patcher.errors import InputError, first_line
+from patcher.architectures.stand_in import FAILURES, StandIn, apart, attached, run_on
+from patcher.errors import first_line
 from patcher.routes.plan import NotApplicable
 from patcher.routes.rank_one.experts import RoutedCall, expert_inputs, outer, watch_routing
 
@@ -66,18 +67,18 @@ def find_site(architecture: Architecture, layer: int) -> Site:
         if name.startswith(prefix) and name not in architecture.aliases and name not in architecture.aliases.values()
     }
     try:
-        bench = _Bench(architecture, layer)
-        found = list(_measure(bench, shapes, architecture.hidden))
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError, InputError) as error:
+        probed = _Probed(architecture, layer)
+        found = list(_measure(probed, shapes, architecture.hidden))
+    except FAILURES as error:
         raise NotApplicable(f"layer {layer}: the probe could not run on a stand-in ({first_line(error)})") from None
     order: Mapping[str, int] = {"constant": 0, "token": 1, "norm": 2}
     # A projection that is always on serves every token with one tensor; the MLP's comes after the attention's.
     found.sort(key=lambda site: (site.experts > 0, order[site.gain], any(mark in site.module for mark in _ATTENTION)))
     why = "no weight of this block writes linearly into the residual stream: " + (
-        "; ".join(bench.refused.values()) or "none is as wide as the stream"
+        "; ".join(probed.refused.values()) or "none is as wide as the stream"
     )
     for site in found:
-        factor = _real_factor(architecture, bench.config, site.factor)
+        factor = _real_factor(architecture, probed.config, site.factor)
         if factor is not None:
             return Site(**{**vars(site), "factor": factor})
         why = f"`{site.parameter}` has a factor of {site.factor:.4g}, and the registry has no rule for it"
@@ -97,89 +98,80 @@ def _real_factor(architecture: Architecture, tiny: Any, measured: float) -> floa
     return real if abs(measured / stated - 1) <= TOLERANCE else None
 
 
-class _Bench:
-    """A random stand-in of the model, prompts, and what its block puts out."""
+class _Probed:
+    """A block of a random stand-in, and why each of its weights that does not serve does not."""
 
     def __init__(self, architecture: Architecture, layer: int) -> None:
-        self.config, stand_in = shrink_config(architecture.config, layer)
-        generator = torch.Generator().manual_seed(0)
-        self.model = build_stand_in(self.config, trust_remote_code=architecture.trust_remote_code)
-        randomise(self.model, generator)
-        self.block = submodule(self.model, f"{architecture.blocks}.{stand_in}")
-        self.ids = torch.randint(3, int(self.config.vocab_size), (2, 11), generator=generator)
-        self.generator = generator
+        self.config, place = shrink_config(architecture.config, layer)
+        self.stand_in = StandIn.of(self.config, trust_remote_code=architecture.trust_remote_code)
+        self.block = submodule(self.stand_in.model, f"{architecture.blocks}.{place}")
+        self.ids, self.random = self.stand_in.ids, self.stand_in.random
         self.hidden = int(self.config.hidden_size)
         self.refused: dict[str, str] = {}
 
     def output(self, add: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The block's output [tokens, hidden] and the logits."""
         with torch.no_grad(), quiet_transformers():
-            hidden, logits = run_on(self.model, self.block, self.ids, add=add)
+            hidden, logits = run_on(self.stand_in.model, self.block, self.ids, add=add)
         return hidden.reshape(-1, self.hidden), logits
 
-    def random(self, *shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=self.generator)
 
-
-def _measure(bench: _Bench, shapes: Mapping[str, Sequence[int]], hidden: int) -> Iterator[Site]:
+def _measure(probed: _Probed, shapes: Mapping[str, Sequence[int]], hidden: int) -> Iterator[Site]:
     for name, shape in shapes.items():
         try:
-            yield from _candidate(bench, name, shape, hidden)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
-            bench.refused[name] = f"`{name}` could not be probed ({first_line(error)})"
+            yield from _candidate(probed, name, shape, hidden)
+        except FAILURES as error:
+            probed.refused[name] = f"`{name}` could not be probed ({first_line(error)})"
 
 
-def _candidate(bench: _Bench, name: str, shape: Sequence[int], hidden: int) -> Iterator[Site]:
+def _candidate(probed: _Probed, name: str, shape: Sequence[int], hidden: int) -> Iterator[Site]:
     owner, _, leaf = name.rpartition(".")
-    module = submodule(bench.block, owner)
+    module = submodule(probed.block, owner)
     parameter = getattr(module, leaf, None)
     if module is None or not isinstance(parameter, nn.Parameter) or parameter.ndim != len(shape):
         if hidden in shape and len(shape) > 1:
-            bench.refused[name] = f"the stand-in has no `{name}`"
+            probed.refused[name] = f"the stand-in has no `{name}`"
         return
     if len(shape) == 2 and leaf == "weight" and not isinstance(module, nn.Embedding):
         transposed = type(module).__name__ == "Conv1D"
-        if shape[1 if transposed else 0] == hidden and parameter.shape[1 if transposed else 0] == bench.hidden:
+        if shape[1 if transposed else 0] == hidden and parameter.shape[1 if transposed else 0] == probed.hidden:
             width = shape[0 if transposed else 1]
-            yield from _linear(bench, name, owner, module, parameter, width, transposed)
+            yield from _linear(probed, name, owner, module, parameter, width, transposed)
     elif len(shape) == 3 and hidden in shape[1:]:
         for transposed in (False, True):
-            if shape[2 if transposed else 1] == hidden and parameter.shape[2 if transposed else 1] == bench.hidden:
+            if shape[2 if transposed else 1] == hidden and parameter.shape[2 if transposed else 1] == probed.hidden:
                 width = shape[1 if transposed else 2]
-                yield from _experts(bench, name, owner, module, parameter, (shape[0], width), transposed)
+                yield from _experts(probed, name, owner, module, parameter, (shape[0], width), transposed)
 
 
 def _linear(
-    bench: _Bench, name: str, owner: str, module: nn.Module, parameter: nn.Parameter, width: int, transposed: bool
+    probed: _Probed, name: str, owner: str, module: nn.Module, parameter: nn.Parameter, width: int, transposed: bool
 ) -> Iterator[Site]:
     inputs: list[torch.Tensor] = []
     norms = [
         (path, part)
-        for path, part in bench.block.named_modules()
-        if tuple(getattr(getattr(part, "weight", None), "shape", ())) == (bench.hidden,)
+        for path, part in probed.block.named_modules()
+        if tuple(getattr(getattr(part, "weight", None), "shape", ())) == (probed.hidden,)
     ]
     entering: dict[str, torch.Tensor] = {}
     handles = [module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].detach()))]
     for path, part in norms:
         handles.append(part.register_forward_hook(_keep_pair(entering, path)))
-    try:
-        before, _ = bench.output()
-        if len(inputs) != 1 or inputs[0].numel() != bench.ids.numel() * inputs[0].shape[-1]:
-            bench.refused[name] = f"`{name}` does not see every token once"
+    with attached(*handles):
+        before, _ = probed.output()
+        if len(inputs) != 1 or inputs[0].numel() != probed.ids.numel() * inputs[0].shape[-1]:
+            probed.refused[name] = f"`{name}` does not see every token once"
             return
         activations = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-        left, right = bench.random(bench.hidden), bench.random(activations.shape[1]) / activations.norm(dim=1).mean()
+        left, right = probed.random(probed.hidden), probed.random(activations.shape[1]) / activations.norm(dim=1).mean()
         still = dict(entering)
         with _added(parameter, left, right, transposed):
-            after, logits = bench.output()
-    finally:
-        for handle in handles:
-            handle.remove()
+            after, logits = probed.output()
     constant = activations @ right
     gain, deviation = _along(after - before, left, constant)
     if deviation <= TOLERANCE and float(gain.abs().max()) > 1e-6:
-        if not _same_downstream(bench, before, after, logits):
-            bench.refused[name] = f"`{name}`: later blocks see another change than the residual's"
+        if not _same_downstream(probed, before, after, logits):
+            probed.refused[name] = f"`{name}`: later blocks see another change than the residual's"
             return
         spread = float((gain - gain.mean()).abs().max() / gain.mean().abs())
         kind: Gain = "constant" if spread <= 10 * TOLERANCE else "token"
@@ -189,7 +181,7 @@ def _linear(
         if path + "/in" not in still:
             continue
         into, out = (entering[path + side] - still[path + side] for side in ("/in", "/out"))
-        into, out = into.reshape(-1, bench.hidden), out.reshape(-1, bench.hidden)
+        into, out = into.reshape(-1, probed.hidden), out.reshape(-1, probed.hidden)
         scale, off = _along(into, left, constant)
         # The norm takes the whole output of the MLP, and hands on nothing but its own output.
         if off > TOLERANCE or float((scale - 1).abs().max()) > 10 * TOLERANCE or float(out.norm()) < 1e-6:
@@ -199,11 +191,11 @@ def _linear(
         if float((shift - factor * out).abs().max()) <= TOLERANCE * float(shift.abs().max()):
             yield Site(name, owner, width, transposed, 0, "norm", factor, path)
             return
-    bench.refused[name] = f"what `{name}` adds does not reach the residual stream unchanged"
+    probed.refused[name] = f"what `{name}` adds does not reach the residual stream unchanged"
 
 
 def _experts(
-    bench: _Bench,
+    probed: _Probed,
     name: str,
     owner: str,
     module: nn.Module,
@@ -213,29 +205,29 @@ def _experts(
 ) -> Iterator[Site]:
     calls: list[RoutedCall] = []
     with watch_routing(module, calls):
-        before, _ = bench.output()
+        before, _ = probed.output()
     if len(calls) != 1:
-        bench.refused[name] = f"`{name}`: its module is not called with tokens, indices and weights"
+        probed.refused[name] = f"`{name}`: its module is not called with tokens, indices and weights"
         return
     call = calls[0]
     count, width = parameter.shape[0], parameter.shape[1 if transposed else 2]
-    left, rights = bench.random(bench.hidden), bench.random(count, width)
+    left, rights = probed.random(probed.hidden), probed.random(count, width)
     total = torch.zeros(len(before))
     for expert in range(count):
         inputs = expert_inputs(module, parameter, call, expert, width)
         if inputs is None or inputs.activations.shape[1:] != (width,):
-            bench.refused[name] = f"`{name}` is not multiplied expert by expert"
+            probed.refused[name] = f"`{name}` is not multiplied expert by expert"
             return
         rights[expert] /= inputs.activations.norm(dim=1).mean().clamp(min=1e-6) if len(inputs.activations) else 1.0
         total.index_add_(0, inputs.tokens, inputs.weights.float() * (inputs.activations.float() @ rights[expert]))
     with _added(parameter, left, rights, transposed):
-        after, logits = bench.output()
+        after, logits = probed.output()
     gain, deviation = _along(after - before, left, total)
     spread = float((gain - gain.mean()).abs().max() / gain.mean().abs())
-    if deviation <= TOLERANCE and spread <= 10 * TOLERANCE and _same_downstream(bench, before, after, logits):
+    if deviation <= TOLERANCE and spread <= 10 * TOLERANCE and _same_downstream(probed, before, after, logits):
         yield Site(name, owner, sizes[1], transposed, sizes[0], "constant", float(gain.mean()))
     else:
-        bench.refused[name] = f"what the experts' `{name}` adds does not reach the residual stream unchanged"
+        probed.refused[name] = f"what the experts' `{name}` adds does not reach the residual stream unchanged"
 
 
 def _along(shift: torch.Tensor, left: torch.Tensor, constant: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -246,10 +238,10 @@ def _along(shift: torch.Tensor, left: torch.Tensor, constant: torch.Tensor) -> t
     return (along / constant)[clear], deviation
 
 
-def _same_downstream(bench: _Bench, before: torch.Tensor, after: torch.Tensor, logits: torch.Tensor) -> bool:
-    shift = (after - before).reshape(*bench.ids.shape, -1)
-    _, hooked = bench.output(add=shift)
-    return float((logits - hooked).abs().max()) <= 1e-3 * max(1.0, float(hooked.abs().max()))
+def _same_downstream(probed: _Probed, before: torch.Tensor, after: torch.Tensor, logits: torch.Tensor) -> bool:
+    shift = (after - before).reshape(*probed.ids.shape, -1)
+    _, hooked = probed.output(add=shift)
+    return apart(logits, hooked) <= 1e-3
 
 
 def _keep_pair(into: dict[str, torch.Tensor], path: str) -> Any:

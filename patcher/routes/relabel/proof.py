@@ -10,9 +10,9 @@ from torch import nn
 
 from patcher.architectures.analysis import BiasSlot
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers
-from patcher.architectures.probe import build_stand_in, randomise
 from patcher.architectures.shrink import VOCABULARY, shrink_config
-from patcher.errors import InputError, first_line
+from patcher.architectures.stand_in import FAILURES, build_stand_in, randomise, run_on
+from patcher.errors import first_line
 from patcher.routes.relabel.config import parsed, target_config
 from patcher.routes.relabel.guards import has_window
 from patcher.routes.relabel.rows import Candidate
@@ -55,7 +55,7 @@ def prove(config: Any, row: Candidate, slot: BiasSlot) -> Proof:
     """
     try:
         return _prove(config, row, slot)
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, InputError) as error:
+    except FAILURES as error:
         raise NoRelabel(f"no proof: the stand-in failed ({first_line(error)})") from error
 
 
@@ -78,11 +78,11 @@ def _prove(config: Any, row: Candidate, slot: BiasSlot) -> Proof:
     for ids, mask in _prompts(generator):
         with torch.no_grad(), quiet_transformers():
             carrier.zero_()
-            logits, residual = run_on(source, path, ids, mask)
-            relabelled, gained = run_on(target, path, ids, mask)
-            hooked, _ = run_on(source, path, ids, mask, add=vector)
+            residual, logits = _run(source, path, ids, mask)
+            gained, relabelled = _run(target, path, ids, mask)
+            _, hooked = _run(source, path, ids, mask, vector)
             carrier.copy_((in_copy / slot.factor).expand_as(carrier))
-            baked, _ = run_on(target, path, ids, mask)
+            _, baked = _run(target, path, ids, mask)
         if not all(bool(torch.isfinite(seen).all()) for seen in (logits, relabelled, hooked, baked)):
             raise NoRelabel("the stand-ins do not compute finite numbers")
         if row.residual == "centred":
@@ -96,6 +96,14 @@ def _prove(config: Any, row: Candidate, slot: BiasSlot) -> Proof:
         if not value <= LIMIT:
             raise NoRelabel(f"on a tiny stand-in it computes otherwise ({key} off by {value:.2g} of the largest value)")
     return Proof(**worst, effect=effect)
+
+
+def _run(
+    model: nn.Module, path: str, ids: torch.Tensor, mask: torch.Tensor, add: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual stream after the block ``path`` and the logits, at the positions that are no padding."""
+    residual, logits = run_on(model, model.get_submodule(path), ids, add, mask=mask)
+    return residual[mask.bool()], logits[mask.bool()]
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -153,25 +161,3 @@ def _prompts(generator: torch.Generator) -> list[tuple[torch.Tensor, torch.Tenso
     padded = torch.ones_like(long)
     padded[0, :_PADDED] = 0
     return [(short, torch.ones_like(short)), (long, padded)]
-
-
-def run_on(
-    model: nn.Module, path: str, ids: torch.Tensor, mask: torch.Tensor, add: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and residual after the block ``path``, at the positions that are no padding."""
-    seen: list[torch.Tensor] = []
-
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        hidden = output if isinstance(output, torch.Tensor) else output[0]
-        hidden = hidden if add is None else hidden + add
-        seen.append(hidden.detach())
-        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
-
-    handle = model.get_submodule(path).register_forward_hook(hook)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    try:
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-    finally:
-        handle.remove()
-    kept = mask.bool()
-    return logits[kept].float(), seen[-1][kept].float()

@@ -1,0 +1,156 @@
+"""A tiny random model that stands for a real one: built, given weights that hide nothing, and run under a hook."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from patcher.architectures.model_class import causal_lm_from_config, on_meta
+from patcher.errors import InputError
+
+MAX_PARAMETERS = 200_000_000
+FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, InputError)
+"""What classes raise on a stand-in that they were not made for; that is a finding, not a failure of ours."""
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A tiny random model, and a prompt for it.
+
+    Attributes:
+        model: in fp32, with the same weights each time.
+        ids: [2, 11] int64.
+        generator: what is drawn next is the same each time as well.
+    """
+
+    model: nn.Module
+    ids: torch.Tensor
+    generator: torch.Generator
+
+    @classmethod
+    def of(cls, tiny_config: Any, *, trust_remote_code: bool) -> StandIn:
+        """The stand-in under a config from :func:`patcher.architectures.shrink.shrink_config`.
+
+        Raises:
+            InputError: it would not be tiny, or the class cannot be built.
+        """
+        generator = torch.Generator().manual_seed(0)
+        model = build_stand_in(tiny_config, trust_remote_code=trust_remote_code)
+        randomise(model, generator)
+        ids = torch.randint(3, int(tiny_config.vocab_size), (2, 11), generator=generator)
+        return cls(model, ids, generator)
+
+    def random(self, *shape: int) -> torch.Tensor:
+        """Normally distributed numbers of this shape, fp32."""
+        return torch.randn(*shape, generator=self.generator)
+
+
+def build_stand_in(tiny_config: Any, *, trust_remote_code: bool) -> nn.Module:
+    """A tiny model in fp32, with the same initial weights each time.
+
+    Raises:
+        InputError: it would not be tiny, or the class cannot be built.
+    """
+    size = sum(
+        parameter.numel() for parameter in on_meta(tiny_config, trust_remote_code=trust_remote_code).parameters()
+    )
+    if size > MAX_PARAMETERS:
+        raise InputError(f"the stand-in has {size:,} parameters: sizes that it keeps elsewhere were not made small")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return causal_lm_from_config(tiny_config, trust_remote_code=trust_remote_code).float().eval()
+
+
+def randomise(model: nn.Module, generator: torch.Generator) -> None:
+    """Norms and scales of one and biases of zero would hide what a slot goes through.
+
+    A factor that is a weight differs from model to model, so no rule over the config can state it; here it shows.
+    """
+    with torch.no_grad():
+        stored = model.state_dict()
+        buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
+        for name, tensor in (*model.named_parameters(), *buffers):
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("bias"):
+                tensor.add_(0.1 * noise)
+            elif tensor.ndim <= 1:
+                tensor.add_(0.2 * noise)
+            else:
+                tensor.mul_(2.0)
+
+
+def logits_of(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """[batch, position, vocabulary] fp32, computed without a cache.
+
+    Args:
+        ids: [batch, position].
+        mask: [batch, position], 0 where a row is filled up on its left.
+    """
+    call: Callable[..., Any] = model
+    places = {} if mask is None else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    mask = torch.ones_like(ids) if mask is None else mask
+    logits: torch.Tensor = call(input_ids=ids, attention_mask=mask, use_cache=False, **places).logits
+    return logits.float()
+
+
+@contextlib.contextmanager
+def attached(*handles: RemovableHandle) -> Iterator[None]:
+    """Hooks that are removed at the end."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_on(
+    model: nn.Module,
+    block: nn.Module,
+    ids: torch.Tensor,
+    add: torch.Tensor | None = None,
+    *,
+    mask: torch.Tensor | None = None,
+    entering: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual stream after ``block`` ([batch, position, hidden] fp32), and the logits.
+
+    Args:
+        ids, mask: see :func:`logits_of`.
+        add: what the residual stream gains there, [hidden] or of its own shape.
+        entering: look at (and add to) the residual stream before the block instead.
+    """
+    seen: list[torch.Tensor] = []
+
+    def changed(hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden if add is None else hidden + add
+        seen.append(hidden.detach().clone().float())
+        return hidden
+
+    def before(_module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> Any:
+        if inputs:
+            return (changed(inputs[0]), *inputs[1:]), keywords
+        return inputs, {**keywords, "hidden_states": changed(keywords["hidden_states"])}
+
+    def after(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return changed(output) if isinstance(output, torch.Tensor) else (changed(output[0]), *output[1:])
+
+    if entering:
+        handle = block.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = block.register_forward_hook(after)
+    with attached(handle):
+        logits = logits_of(model, ids, mask)
+    return seen[-1], logits
+
+
+def apart(logits: torch.Tensor, hooked: torch.Tensor) -> float:
+    """The largest difference, in units of the largest of the second (at least 1); NaN if there is any."""
+    return float((logits - hooked).abs().max()) / max(1.0, float(hooked.abs().max()))
