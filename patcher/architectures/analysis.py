@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -28,6 +28,8 @@ from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import FAILURES
 from patcher.errors import InputError, first_line
 from patcher.stacks.names import TRANSFORMERS_ALONE
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Architecture:
 
     def __init__(self, config: Any, *, trust_remote_code: bool = False) -> None:
         refuse_wrappers(config)
+        self._cache: dict[Hashable, Any] = {}
         self.config = config
         self.trust_remote_code = trust_remote_code
         self._meta = on_meta(config, trust_remote_code=trust_remote_code)
@@ -219,68 +222,63 @@ class Architecture:
         return stated is not None and math.isclose(result.factor, stated, rel_tol=1e-3)
 
     def _why_refused(self, flags: Mapping[str, Any]) -> str | None:
-        key = ("refused", tuple(sorted(flags.items())))
-        if key not in self._cache:
-            self._cache[key] = why_config_is_refused(self.config, flags)
-        refused: str | None = self._cache[key]
-        return refused
+        key = ("refused", *sorted(flags.items()))
+        return self._once(key, lambda: why_config_is_refused(self.config, flags))
 
     def _neutral(self, layer: int, flags: Mapping[str, Any]) -> bool:
-        key = ("neutral", self._kind(layer), tuple(sorted(flags.items())))
-        if key not in self._cache:
+        def test() -> bool:
             tiny, _ = shrink_config(self.config, layer)
-            self._cache[key] = flags_change_nothing(tiny, flags, trust_remote_code=self.trust_remote_code)
-        return bool(self._cache[key])
+            return flags_change_nothing(tiny, flags, trust_remote_code=self.trust_remote_code)
+
+        return self._once(("neutral", self._kind(layer), *sorted(flags.items())), test)
 
     def _candidates(self, layer: int, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        prefix = f"{self.blocks}.{layer}."
-        found = [
-            name.removeprefix(prefix)
-            for name, shape in shapes.items()
-            if name.startswith(prefix) and name.endswith("bias") and len(shape) <= 2 and shape[-1] == self.hidden
-        ]
         # An attention output bias also feeds the MLP of a sequential block; the parallel case is a route of its own.
-        found = [name for name in reversed(found) if "attn" not in name and "attention" not in name]
+        found = [name for name in self._biases(layer, shapes) if not _of_attention(name)]
         if self.row is None or not self.row.slots:
             return found
-        stated = [slot for slot in self.row.slots if prefix + slot in shapes]
+        stated = [slot for slot in self.row.slots if f"{self.blocks}.{layer}.{slot}" in shapes]
         # Where a norm ends the block (post-LN), its bias takes the vector.
         return stated + [name for name in found if "norm" in name and name not in stated]
 
     def _attention_biases(self, layer: int, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        prefix = f"{self.blocks}.{layer}."
-        names = [name.removeprefix(prefix) for name in shapes if name.startswith(prefix) and name.endswith("bias")]
-        widths = {name: shapes[prefix + name] for name in names}
-        # The output projection comes last.
-        wanted = [name for name in names if ("attn" in name or "attention" in name) and widths[name] == (self.hidden,)]
-        return wanted[::-1]
+        return [name for name, shape in self._biases(layer, shapes).items() if _of_attention(name) and len(shape) == 1]
 
-    @functools.cached_property
-    def _cache(self) -> dict[Any, Any]:
-        return {}
+    def _biases(self, layer: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Biases of a block as wide as the residual stream, the last (of an output projection) first."""
+        prefix = f"{self.blocks}.{layer}."
+        return {
+            name.removeprefix(prefix): shape
+            for name, shape in list(shapes.items())[::-1]
+            if name.startswith(prefix) and name.endswith("bias") and len(shape) <= 2 and shape[-1] == self.hidden
+        }
 
     def _parameters_with(
         self, flags: tuple[tuple[str, Any], ...]
     ) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, str]]:
-        if not flags:
-            return self.parameters, self.aliases
-        if flags not in self._cache:
+        def look() -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, str]]:
             meta = on_meta(self.config, dict(flags), trust_remote_code=self.trust_remote_code)
-            self._cache[flags] = parameter_shapes(meta), parameter_aliases(meta)
-        shapes, aliases = self._cache[flags]
-        return shapes, aliases
+            return parameter_shapes(meta), parameter_aliases(meta)
+
+        return self._once(("parameters", *flags), look) if flags else (self.parameters, self.aliases)
 
     def probe(self, layer: int, slot_name: str, flags: Mapping[str, Any]) -> ProbeResult:
         """Probe ``slot_name`` on a tiny stand-in of this config; see :mod:`patcher.architectures.probe`."""
-        key = ("probe", self._kind(layer), slot_name, tuple(sorted(flags.items())))
-        if key not in self._cache:
+
+        def measure() -> ProbeResult:
             try:
                 tiny, stand_in = shrink_config(with_flags(self.config, flags), layer)
-                result = probe_slot(tiny, self.blocks, slot_name, stand_in, trust_remote_code=self.trust_remote_code)
+                return probe_slot(tiny, self.blocks, slot_name, stand_in, trust_remote_code=self.trust_remote_code)
             except FAILURES as error:
-                result = ProbeResult.refused(f"the probe could not run on a stand-in ({first_line(error)})")
-            self._cache[key] = result
-        found: ProbeResult = self._cache[key]
+                return ProbeResult.refused(f"the probe could not run on a stand-in ({first_line(error)})")
+
+        return self._once(("probe", self._kind(layer), slot_name, *sorted(flags.items())), measure)
+
+    def _once(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What ``make`` returned when it was first asked for under this key."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        found: _T = self._cache[key]
         return found
 
     def _kind(self, layer: int) -> tuple[str, ...]:
@@ -288,6 +286,10 @@ class Architecture:
         names = tuple(sorted(name.removeprefix(prefix) for name in self.parameters if name.startswith(prefix)))
         types = getattr(self.config, "layer_types", None)
         return (*names, str(types[layer]) if isinstance(types, list) and layer < len(types) else "")
+
+
+def _of_attention(name: str) -> bool:
+    return "attn" in name or "attention" in name
 
 
 def refuse_wrappers(config: Any) -> None:

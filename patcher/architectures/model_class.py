@@ -124,21 +124,29 @@ def parameter_aliases(model: nn.Module) -> dict[str, str]:
     return aliases
 
 
-def saved_names(model: nn.Module, parameters: Iterable[str]) -> dict[str, str]:
-    """Parameter -> the name under which transformers stores it.
+def as_saved(model: nn.Module, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """Tensors of the class under the names, and in the parts, that transformers stores them in; None: not known.
 
     A class that was renamed since its first release is still stored under the old names.
     """
-    names = list(parameters)
     try:
+        # It is no public function.
         from transformers.core_model_loading import revert_weight_conversion
 
-        numbered = {name: torch.tensor(index) for index, name in enumerate(names)}
-        reverted = {int(tensor): name for name, tensor in revert_weight_conversion(model, numbered).items()}
+        return dict(revert_weight_conversion(model, dict(named)))
     except (ImportError, TypeError, ValueError, AttributeError, RuntimeError):
-        # It is no public function. Without it a checkpoint under other names is refused, never written wrongly.
-        reverted = {}
-    return {name: reverted.get(index, name) for index, name in enumerate(names)}
+        return None
+
+
+def saved_names(model: nn.Module, parameters: Iterable[str]) -> dict[str, str]:
+    """Parameter -> the name under which transformers stores it; where that is not known, its own.
+
+    A checkpoint under other names is then refused, never written wrongly.
+    """
+    names = list(parameters)
+    reverted = as_saved(model, {name: torch.tensor(index) for index, name in enumerate(names)}) or {}
+    saved = {int(tensor): name for name, tensor in reverted.items() if tensor.numel() == 1}
+    return {name: saved.get(index, name) for index, name in enumerate(names)}
 
 
 def submodule(model: nn.Module, path: str) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from patcher.architectures.model_class import submodule
+from patcher.architectures.model_class import as_saved, submodule
 from patcher.routes.carrier.bench import Bench
 from patcher.routes.carrier.fills import Fill, matches
 from patcher.routes.carrier.insertion import CannotInsert
@@ -89,14 +89,8 @@ def saved_block(model: nn.Module, blocks: str, place: int) -> dict[str, tuple[in
 def _reverted(
     model: nn.Module, blocks: str, place: int, state: Mapping[str, torch.Tensor]
 ) -> tuple[str, dict[str, torch.Tensor]]:
-    named = {f"{blocks}.{place}.{name}": tensor for name, tensor in state.items()}
-    try:
-        from transformers.core_model_loading import revert_weight_conversion
-
-        named = dict(revert_weight_conversion(model, named))
-    except (ImportError, TypeError, ValueError, AttributeError, RuntimeError):
-        # It is no public function. Without it the class's own names are taken.
-        pass
+    own = {f"{blocks}.{place}.{name}": tensor for name, tensor in state.items()}
+    named = as_saved(model, own) or own
     marker = f".{place}."
     prefixes = {name[: name.find(marker) + 1] for name in named}
     if len(prefixes) != 1 or not all(marker in name for name in named):

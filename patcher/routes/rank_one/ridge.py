@@ -39,25 +39,17 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit and how well it does on held-out activations.
+    """A fit.
 
     Attributes:
         right: [width] fp32; the fitted a.
         ridge: the strength that was chosen, in units of the mean second moment of a feature.
-        error_mean: mean of |a'z / target - 1| over the held-out tokens.
-        error_p95: its 95th percentile.
-        mean: mean of a'z / target.
         tokens: tokens that were fitted.
-        held_out_tokens: tokens that were not, as many as were kept.
     """
 
     right: torch.Tensor
     ridge: float
-    error_mean: float
-    error_p95: float
-    mean: float
     tokens: int
-    held_out_tokens: int
 
 
 class ConstantFit:
@@ -79,7 +71,6 @@ class ConstantFit:
         if self.rank is not None and self.rank >= width:
             self.rank = None
         self.tokens = 0
-        self.held_out_tokens = 0
         self._gram: torch.Tensor | None = None
         self._moment: torch.Tensor | None = None
         self._target_sum = 0.0
@@ -150,7 +141,7 @@ class ConstantFit:
         loss, ridge, right = min(scored, key=lambda entry: entry[0])
         if loss != loss:
             raise InputError("the rank-one fit does not give finite numbers", remedy="use another layer")
-        return measured(right, held, ridge=ridge, tokens=self.tokens)
+        return Fitted(right, ridge, self.tokens)
 
     def candidates(self, ridges: Sequence[float] = RIDGES, *, exact_mean: bool = False) -> dict[float, torch.Tensor]:
         """For each ridge that can be solved, its fit: [width] fp32 on the CPU.
@@ -171,7 +162,7 @@ class ConstantFit:
             if int(failed):
                 continue
             solution = torch.cholesky_solve(self._moment[:, None], factor)[:, 0]
-            reached = float(solution @ self._mean_moment())
+            reached = float(solution @ self._sum)
             if exact_mean and reached > 0:
                 solution = solution * (self._target_sum / reached)
             if self._basis is not None:
@@ -208,9 +199,6 @@ class ConstantFit:
         self._sum += weighted.sum(dim=0)
         self._target_sum += float(weight @ goal)
 
-    def _mean_moment(self) -> torch.Tensor:
-        return self._sum
-
     def _settle_basis(self) -> None:
         waiting, self._waiting = self._waiting, []
         sample = torch.cat([part for part, _goal, _weight in waiting])[: self.rank].float()
@@ -221,7 +209,6 @@ class ConstantFit:
             self._add(part, goal, weight)
 
     def _keep(self, activations: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor) -> None:
-        self.held_out_tokens += len(activations)
         self._kept.append((activations, goal, weight))
         self._keys.append(torch.rand(len(activations), generator=self._generator))
         self._thin()
@@ -241,21 +228,3 @@ class ConstantFit:
             return 0.0 if self._gram is not None else float("nan")
         reached = held.activations.double() @ right.double()
         return float(((reached - held.targets).square() * held.weights).sum())
-
-
-def measured(right: torch.Tensor, held: HeldOut, *, ridge: float, tokens: int) -> Fitted:
-    """``right`` ([width]) with its errors on ``held``; NaN where nothing was held out."""
-    if not len(held.targets):
-        nan = float("nan")
-        return Fitted(right, ridge, nan, nan, nan, tokens, 0)
-    gain = (held.activations.double() @ right.double()) / held.targets
-    error = (gain - 1).abs()
-    return Fitted(
-        right=right,
-        ridge=ridge,
-        error_mean=float(error.mean()),
-        error_p95=float(error.quantile(0.95)),
-        mean=float(gain.mean()),
-        tokens=tokens,
-        held_out_tokens=len(held.targets),
-    )

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.model_class import on_meta
+from patcher.architectures.model_class import as_saved, on_meta
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.names import stored_name
 from patcher.checkpoint.safetensors_file import TensorInfo
@@ -90,14 +90,10 @@ def _places(
 
 def _expert_names(architecture: Architecture, parameter: str, count: int) -> dict[int, str]:
     """What each slice of a fused parameter [experts, ...] is called on disk, by transformers' own conversion."""
-    try:
-        from transformers.core_model_loading import revert_weight_conversion
-
-        model = on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code)
-        numbered = torch.arange(count).reshape(-1, 1, 1)
-        reverted = revert_weight_conversion(model, {parameter: numbered})
-    except (ImportError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise NotApplicable(f"how the experts' `{parameter}` is stored is not known ({error})") from None
+    model = on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code)
+    reverted = as_saved(model, {parameter: torch.arange(count).reshape(-1, 1, 1)})
+    if reverted is None:
+        raise NotApplicable(f"how the experts' `{parameter}` is stored is not known")
     names = {int(tensor): name for name, tensor in reverted.items() if tensor.numel() == 1}
     if sorted(names) != list(range(count)) or (count == 1 and parameter in reverted):
         raise NotApplicable(
@@ -118,18 +114,10 @@ def fit(
     seed: int = 0,
     progress: Callable[[str], None] = print,
 ) -> Plan:
-    """Complete a plan of this route on the loaded stock model.
+    """Complete a plan of this route on the loaded stock model; see :class:`patcher.routes.route.Fit`.
 
-    Args:
-        plan: from :func:`plan`.
-        model: the base, loaded by stock code, in any dtype and on any device.
-        tokenizer: its tokenizer.
-        texts: calibration passages, from :func:`patcher.routes.rank_one.calibration.load_calibration`.
-        vectors: layer -> [hidden]; what the residual stream is to gain after each block.
-        tokens: use at most this many calibration tokens. Where the texts are few for the MLP's width, the model writes
-            the rest itself (:mod:`patcher.routes.rank_one.calibration`).
-        seed: of the order, the held-out split and the samples.
-        progress: called with a line about what is going on.
+    Where the texts are few for the MLP's width, the model writes the rest itself
+    (:mod:`patcher.routes.rank_one.calibration`).
 
     Returns:
         The plan with ``right`` in every carrier and with the report: ``tokens``, ``held_out_tokens``,
@@ -169,12 +157,8 @@ def fit(
 
 def _report(fits: Mapping[int, LayerFit]) -> dict[str, Any]:
     layers = {str(layer): found.report() for layer, found in fits.items()}
-    worst = max(layers.values(), key=lambda entry: _or_infinite(entry["error_mean"]))
+    worst = max(layers.values(), key=lambda entry: (not math.isfinite(entry["error_mean"]), entry["error_mean"]))
     return {**worst, "layers": layers}
-
-
-def _or_infinite(number: float) -> float:
-    return number if math.isfinite(number) else math.inf
 
 
 ROUTE = Route(NAME, plan, fit=fit)
