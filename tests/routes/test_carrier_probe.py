@@ -10,11 +10,11 @@ from support.default_configs import default_config
 
 from patcher.architectures.analysis import Architecture
 from patcher.routes.carrier import fills as contents
-from patcher.routes.carrier.bench import Bench
 from patcher.routes.carrier.choice import choose_insertion
 from patcher.routes.carrier.fills import Fill, balance, content, matches, right_of
 from patcher.routes.carrier.insertion import CannotInsert
 from patcher.routes.carrier.probe import constant_gain, find_forms, neutral_fills, why_none
+from patcher.routes.carrier.trial import InsertionTrial, Stage
 
 # model type, template, source of the constant, what carries the vector, gain per unit
 FORMS = [
@@ -39,8 +39,8 @@ FORMS = [
 @pytest.mark.parametrize(("model_type", "template", "source", "carrier", "unit"), FORMS)
 def test_a_content_is_found_and_proven(model_type: str, template: int, source: str, carrier: str, unit: float) -> None:
     config = default_config(model_type)
-    bench = Bench(config, Architecture(config).blocks, template)
-    form = next(find_forms(bench))
+    trial = InsertionTrial(config, Architecture(config).blocks, template)
+    form = next(find_forms(trial))
     assert (form.source, form.carrier) == (source, carrier)
     assert form.unit == pytest.approx(unit, rel=1e-4)
     assert form.difference <= 2e-5 * max(1.0, form.effect) and form.effect > 0.01
@@ -49,63 +49,63 @@ def test_a_content_is_found_and_proven(model_type: str, template: int, source: s
 @pytest.mark.parametrize("model_type", ["dbrx", "mpt", "diffllama"])
 def test_no_content_is_made_up(model_type: str) -> None:
     config = default_config(model_type)
-    bench = Bench(config, Architecture(config).blocks, config.num_hidden_layers - 1, narrow=True)
-    assert next(find_forms(bench), None) is None
-    assert why_none(bench) == "no content of the block makes its output constant"
+    trial = InsertionTrial(config, Architecture(config).blocks, config.num_hidden_layers - 1, Stage(narrow=True))
+    assert next(find_forms(trial), None) is None
+    assert why_none(trial) == "no content of the block makes its output constant"
 
 
 @pytest.mark.parametrize("model_type", ["hy_v4", "xmod"])
 def test_several_residual_streams_and_post_layer_norm_are_refused(model_type: str) -> None:
     config = default_config(model_type)
-    bench = Bench(config, Architecture(config).blocks, 0)
-    assert neutral_fills(bench) is None and "not the identity" in why_none(bench)
+    trial = InsertionTrial(config, Architecture(config).blocks, 0)
+    assert neutral_fills(trial) is None and "not the identity" in why_none(trial)
 
 
 @pytest.mark.parametrize(("model_type", "epsilon"), [("qwen3", 1e-6), ("phi3", 1e-5), ("qwen2", 0.0), ("olmo2", 0.0)])
 def test_what_the_norms_epsilon_takes_is_measured(model_type: str, epsilon: float) -> None:
-    form = next(find_forms(Bench(default_config(model_type), "model.layers", 0)))
+    form = next(find_forms(InsertionTrial(default_config(model_type), "model.layers", 0)))
     assert form.epsilon == pytest.approx(epsilon, rel=0.1, abs=1e-7)
 
 
 class TestWhatIsNoConstant:
     @pytest.fixture
-    def bench(self) -> Bench:
-        return Bench(default_config("qwen3"), "model.layers", 1)
+    def trial(self) -> InsertionTrial:
+        return InsertionTrial(default_config("qwen3"), "model.layers", 1)
 
-    def test_without_the_negative_neurons(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_the_negative_neurons(self, trial: InsertionTrial, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = right_of
 
         def half(right: contents.Right, inner: int, hidden: int) -> torch.Tensor:
             return whole(right, inner, hidden).clamp(min=0.0)
 
-        form = next(find_forms(bench))
-        assert constant_gain(bench, form.fills, bench.vector) is not None
+        form = next(find_forms(trial))
+        assert constant_gain(trial, form.fills, trial.vector) is not None
         monkeypatch.setattr(contents, "right_of", half)
-        assert constant_gain(bench, form.fills, bench.vector) is None
-        assert next(find_forms(bench), None) is None
+        assert constant_gain(trial, form.fills, trial.vector) is None
+        assert next(find_forms(trial), None) is None
 
-    def test_behind_a_norm_that_scales(self, bench: Bench) -> None:
-        form = next(find_forms(bench))
+    def test_behind_a_norm_that_scales(self, trial: InsertionTrial) -> None:
+        form = next(find_forms(trial))
         fills = {**form.fills, "post_attention_layernorm.weight": Fill("copied")}
-        assert constant_gain(bench, fills, bench.vector) is None
+        assert constant_gain(trial, fills, trial.vector) is None
 
     def test_with_fewer_neurons_than_the_identity_needs(self) -> None:
-        narrow = Bench(default_config("qwen3"), "model.layers", 1, narrow=True)
+        narrow = InsertionTrial(default_config("qwen3"), "model.layers", 1, Stage(narrow=True))
         assert next(find_forms(narrow), None) is None
-        after_norm = Bench(default_config("olmo2"), "model.layers", 1, narrow=True)
+        after_norm = InsertionTrial(default_config("olmo2"), "model.layers", 1, Stage(narrow=True))
         assert next(find_forms(after_norm)).carrier == "post_feedforward_layernorm.weight"
 
     def test_a_norm_behind_the_projection_does_not_pass_for_a_gain(self) -> None:
-        bench = Bench(default_config("olmo2"), "model.layers", 1)
-        form = next(find_forms(bench))
-        sink = Fill("carrier", right="gated", factor=contents.gain("gated", bench.hidden))
+        trial = InsertionTrial(default_config("olmo2"), "model.layers", 1)
+        form = next(find_forms(trial))
+        sink = Fill("carrier", right="gated", factor=contents.gain("gated", trial.hidden))
         fills = {**form.fills, form.carrier: Fill("constant", 1.0), form.sink: sink}
-        assert constant_gain(bench, fills, bench.vector) is None
+        assert constant_gain(trial, fills, trial.vector) is None
 
-    def test_half_the_vector_is_another_model(self, bench: Bench) -> None:
-        form = next(find_forms(bench))
-        fills = {**form.fills, form.carrier: replace(form.fills[form.carrier], factor=2 * form.factor(bench.hidden))}
-        difference, effect, _ = bench.prove(fills)
+    def test_half_the_vector_is_another_model(self, trial: InsertionTrial) -> None:
+        form = next(find_forms(trial))
+        fills = {**form.fills, form.carrier: replace(form.fills[form.carrier], factor=2 * form.factor(trial.hidden))}
+        difference, effect, _ = trial.prove(fills)
         assert difference > 0.2 * effect
 
 

@@ -12,22 +12,13 @@ from torch import nn
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import on_meta, submodule, with_flags
 from patcher.errors import InputError, first_line
-from patcher.routes.carrier.bench import Bench
 from patcher.routes.carrier.guard import block_kinds, require_neutral
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks
 from patcher.routes.carrier.probe import Form, find_forms, why_none
+from patcher.routes.carrier.trial import InsertionTrial, Stage
 
 _MOST_TYPES = 6
 _SIZE_DEPENDENT = ("attn", "attention", "mamba", "conv", "rotary", "indexer", "mixer")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One way to look for a content: what the config may be told, and what may be found too narrow."""
-
-    dense: bool = False
-    narrow: bool = False
-    flags: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,7 @@ class Choice:
     Attributes:
         insertion: the extended config, with the flags.
         forms: layer -> the content of the block after it.
-        benches: layer -> the stand-in on which that was proven.
+        trials: layer -> the stand-in on which that was proven.
         flags: config keys that the contents need.
         base: the base's class on meta.
         extended: the extended class on meta, with the flags.
@@ -45,7 +36,7 @@ class Choice:
 
     insertion: Insertion
     forms: Mapping[int, Form]
-    benches: Mapping[int, Bench]
+    trials: Mapping[int, InsertionTrial]
     flags: Mapping[str, Any]
     base: nn.Module
     extended: nn.Module
@@ -83,7 +74,7 @@ class _Search:
         self.architecture, self.base = architecture, base
         self.config, self.trust = architecture.config, architecture.trust_remote_code
         self.kinds = block_kinds(base, architecture.blocks)
-        self._found: dict[Any, tuple[Bench, Form] | str] = {}
+        self._found: dict[Any, tuple[InsertionTrial, Form] | str] = {}
         self._last: tuple[Any, tuple[Insertion, nn.Module]] | None = None
 
     def stages(self) -> Iterator[Stage]:
@@ -99,8 +90,8 @@ class _Search:
         templates = {layer: template for layer, (template, _, _) in chosen.items()}
         insertion, extended = self._inserted(tuple(layers), templates, stage)
         forms = {layer: form for layer, (_, _, form) in chosen.items()}
-        benches = {layer: bench for layer, (_, bench, _) in chosen.items()}
-        return Choice(insertion, forms, benches, dict(stage.flags), self.base, extended)
+        trials = {layer: trial for layer, (_, trial, _) in chosen.items()}
+        return Choice(insertion, forms, trials, dict(stage.flags), self.base, extended)
 
     def _inserted(
         self, layers: tuple[int, ...], templates: Mapping[int, int], stage: Stage
@@ -122,15 +113,15 @@ class _Search:
             insertion = replace(insertion, config=flagged, changes=changes)
         return insertion, extended
 
-    def _one_layer(self, layer: int, stage: Stage) -> tuple[int, Bench, Form]:
+    def _one_layer(self, layer: int, stage: Stage) -> tuple[int, InsertionTrial, Form]:
         why = ""
         for template in self._templates(layer):
             try:
                 insertion, extended = self._inserted((layer,), {layer: template}, stage)
                 block = submodule(extended, f"{self.architecture.blocks}.{insertion.copy_layers[layer]}")
-                bench, form = self._form(template, stage, block)
-                self._require_proof(layer, template, stage, bench, form)
-                return template, bench, form
+                trial, form = self._form(template, stage, block)
+                self._require_proof(layer, template, stage, trial, form)
+                return template, trial, form
             except CannotInsert as finding:
                 why = why or str(finding)
         raise CannotInsert(why)
@@ -141,7 +132,7 @@ class _Search:
         by_kind = {self.kinds[block]: block for block in reversed(near)}
         return sorted(by_kind.values(), key=near.index)[:_MOST_TYPES]
 
-    def _form(self, template: int, stage: Stage, block: nn.Module) -> tuple[Bench, Form]:
+    def _form(self, template: int, stage: Stage, block: nn.Module) -> tuple[InsertionTrial, Form]:
         key = (self.kinds[template], stage)
         if key not in self._found:
             try:
@@ -155,31 +146,31 @@ class _Search:
             raise CannotInsert(found)
         return found
 
-    def _search(self, template: int, stage: Stage, block: nn.Module) -> tuple[Bench, Form]:
+    def _search(self, template: int, stage: Stage, block: nn.Module) -> tuple[InsertionTrial, Form]:
         shapes = {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()}
-        bench = self._bench(template, stage)
+        trial = self._trial(template, stage)
         weights = {name for name, tensor in block.state_dict().items() if tensor.is_floating_point()}
-        lacking = sorted(bench.parameters.keys() ^ weights)
+        lacking = sorted(trial.parameters.keys() ^ weights)
         if lacking:
             raise CannotInsert(f"its stand-in is built otherwise (`{lacking[0]}`)")
-        _require_same_factors(bench, block)
-        form = next(find_forms(bench, shapes, self.architecture.hidden), None)
+        _require_same_factors(trial, block)
+        form = next(find_forms(trial, shapes, self.architecture.hidden), None)
         if form is None:
-            raise CannotInsert(why_none(bench))
-        if bench.parameters[form.sink].ndim == 3 and form.carrier == form.sink:
+            raise CannotInsert(why_none(trial))
+        if trial.parameters[form.sink].ndim == 3 and form.carrier == form.sink:
             # What an expert weighs may depend on how many there are.
-            bench = self._bench(template, stage, all_experts=True)
-            again = find_forms(bench, shapes, self.architecture.hidden)
+            trial = self._trial(template, stage, all_experts=True)
+            again = find_forms(trial, shapes, self.architecture.hidden)
             form = next((found for found in again if found.sink == form.sink), None)
             if form is None:
                 raise CannotInsert("with all experts its output is no constant")
-        return bench, form
+        return trial, form
 
-    def _require_proof(self, layer: int, template: int, stage: Stage, bench: Bench, form: Form) -> None:
+    def _require_proof(self, layer: int, template: int, stage: Stage, trial: InsertionTrial, form: Form) -> None:
         """The whole model again, as deep as the real one, with the block where it will be."""
-        many = bench.parameters[form.sink].ndim == 3
-        deep = self._bench(template, stage, all_experts=many, after=layer)
-        if deep.parameters.keys() != bench.parameters.keys():
+        many = trial.parameters[form.sink].ndim == 3
+        deep = self._trial(template, stage, all_experts=many, after=layer)
+        if deep.parameters.keys() != trial.parameters.keys():
             raise CannotInsert("in a stand-in of full depth its block is of another type")
         difference, effect, largest = deep.prove(form.fills)
         if not difference <= 1e-4 * max(1.0, largest) or not difference <= 2e-3 * effect:
@@ -188,23 +179,16 @@ class _Search:
                 "effect: the class computes something from a block's index"
             )
 
-    def _bench(self, template: int, stage: Stage, *, all_experts: bool = False, after: int | None = None) -> Bench:
-        return Bench(
-            self.config,
-            self.architecture.blocks,
-            template,
-            dense=stage.dense,
-            narrow=stage.narrow,
-            all_experts=all_experts,
-            flags=dict(stage.flags),
-            after=after,
-            trust_remote_code=self.trust,
-        )
+    def _trial(
+        self, template: int, stage: Stage, *, all_experts: bool = False, after: int | None = None
+    ) -> InsertionTrial:
+        options: dict[str, Any] = {"all_experts": all_experts, "after": after, "trust_remote_code": self.trust}
+        return InsertionTrial(self.config, self.architecture.blocks, template, stage, **options)
 
 
-def _require_same_factors(bench: Bench, block: nn.Module) -> None:
+def _require_same_factors(trial: InsertionTrial, block: nn.Module) -> None:
     """A factor that is computed from sizes was measured wrongly on a stand-in."""
-    small = dict(bench.block.named_modules())
+    small = dict(trial.block.named_modules())
     for path, module in block.named_modules():
         if any(word in path for word in _SIZE_DEPENDENT):
             continue

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from patcher.architectures.model_class import as_saved, submodule
-from patcher.routes.carrier.bench import Bench
 from patcher.routes.carrier.fills import Fill, matches
 from patcher.routes.carrier.insertion import CannotInsert
 from patcher.routes.carrier.probe import Form
+from patcher.routes.carrier.trial import InsertionTrial
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MOST_EXPERTS = 4096
@@ -38,20 +38,22 @@ class DiskTensor:
     fill: Fill
 
 
-def disk_tensors(extended: nn.Module, blocks: str, place: int, bench: Bench, form: Form) -> dict[str, DiskTensor]:
+def disk_tensors(
+    extended: nn.Module, blocks: str, place: int, trial: InsertionTrial, form: Form
+) -> dict[str, DiskTensor]:
     """The inserted block as transformers would save it, by the part of the name after the block's index.
 
     Args:
         extended: the extended class on meta.
         blocks: path of the list of decoder blocks.
         place: index of the inserted block.
-        bench: the stand-in with ``form``.
+        trial: the stand-in with ``form``.
         form: the content.
 
     Raises:
         CannotInsert: the class stores the block in a way that is not understood.
     """
-    contents = _contents(bench, form)
+    contents = _contents(trial, form)
     found = {}
     block = submodule(extended, f"{blocks}.{place}")
     prefix, stored = _reverted(extended, blocks, place, dict(block.state_dict()))
@@ -100,18 +102,18 @@ def _reverted(
     return prefix, {name[start:]: tensor for name, tensor in named.items()}
 
 
-def _contents(bench: Bench, form: Form) -> dict[str, tuple[str, bool, Fill]]:
+def _contents(trial: InsertionTrial, form: Form) -> dict[str, tuple[str, bool, Fill]]:
     """Name on disk with # for numbers -> the class's parameter, whether it is one of several experts, the content."""
-    bench.set(form.fills, bench.vector)
-    state = {name: tensor.detach().clone() for name, tensor in bench.block.state_dict().items()}
+    trial.set(form.fills, trial.vector)
+    state = {name: tensor.detach().clone() for name, tensor in trial.block.state_dict().items()}
     names = list(state)
     tags = {}
     for number, name in enumerate(names, 1):
         tags[name] = torch.full(state[name].shape, float(number * _MOST_EXPERTS))
         if state[name].ndim == 3:
             tags[name] += torch.arange(state[name].shape[0]).view(-1, 1, 1)
-    _, stored = _reverted(bench.model, bench.blocks, bench.place, state)
-    _, tagged = _reverted(bench.model, bench.blocks, bench.place, tags)
+    _, stored = _reverted(trial.model, trial.blocks, trial.place, state)
+    _, tagged = _reverted(trial.model, trial.blocks, trial.place, tags)
     found: dict[str, tuple[str, bool, Fill]] = {}
     for name, tensor in stored.items():
         tag = tagged[name].flatten()[0].item()
@@ -119,7 +121,7 @@ def _contents(bench: Bench, form: Form) -> dict[str, tuple[str, bool, Fill]]:
         per_expert = state[parameter].ndim == 3 and tensor.ndim == 2
         fill: Fill | None = form.fills.get(parameter, Fill("zeros"))
         if fill is not None and fill.kind != "copied":
-            fill = matches(tensor, bench.hidden, [fill], bench.vector) if tensor.is_floating_point() else Fill("copied")
+            fill = matches(tensor, trial.hidden, [fill], trial.vector) if tensor.is_floating_point() else Fill("copied")
         if fill is None:
             raise CannotInsert(f"what `{name}` holds on disk is not what `{parameter}` holds in the class")
         key = _NUMBER.sub("#", "." + name)

@@ -8,7 +8,7 @@ f(x) - f(-x) = x (SiLU, GELU) gives f(x) x - f(-x) x = x^2, in two neurons a coo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -153,11 +153,5 @@ def _variants(fills: list[Fill]) -> list[Fill]:
         for part in sorted(parts, key=len, reverse=True):
             for transposed in (fill.transposed, not fill.transposed):
                 for interleaved in (False, True) if len(part) > 1 else (False,):
-                    found.append(_replace(fill, part, interleaved, transposed))
+                    found.append(replace(fill, parts=part, interleaved=interleaved, transposed=transposed))
     return found
-
-
-def _replace(fill: Fill, parts: tuple[str, ...], interleaved: bool, transposed: bool) -> Fill:
-    return Fill(
-        fill.kind, fill.value, parts, interleaved, fill.right, transposed, factor=fill.factor, offset=fill.offset
-    )

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from patcher.architectures.model_class import submodule
-from patcher.routes.carrier.bench import SCALES, Bench
 from patcher.routes.carrier.fills import Fill, Right, gain
+from patcher.routes.carrier.trial import SCALES, InsertionTrial
 
 TOLERANCE = 1e-3
 _LOUD, _FAINT = 2.0**10, 2.0**-16
@@ -37,13 +36,10 @@ class Form:
     Attributes:
         fills: name in the block -> its content; what is not named holds zeros.
         carrier: the name of what carries the vector.
-        source: where the constant comes from: ``bias``, ``norm bias``, ``norm`` or ``flag``.
+        source: where the constant comes from: ``bias``, ``norm bias`` or ``norm``.
         sink: the output projection.
         unit: residual gain per unit of the carrier, divided by what the width gives (:func:`gain`).
-        flags: config keys that create what it needs.
-        created: parameters outside of the inserted block that the flags create.
         epsilon: of the norm before the MLP; a residual of mean square m gains 1 - epsilon / m of the vector.
-        deviation: the largest deviation from a constant, relative to the shift.
         difference: max |difference in logits| between the whole stand-in and the base under a hook.
         effect: that hook's effect on the logits.
     """
@@ -53,10 +49,7 @@ class Form:
     source: str
     sink: str
     unit: float
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    created: tuple[str, ...] = ()
     epsilon: float = 0.0
-    deviation: float = 0.0
     difference: float = math.inf
     effect: float = 0.0
 
@@ -66,28 +59,30 @@ class Form:
         return self.unit * (gain(right, hidden) if right else 1.0)
 
 
-def find_forms(bench: Bench, shapes: Mapping[str, tuple[int, ...]] | None = None, hidden: int = 0) -> Iterator[Form]:
+def find_forms(
+    trial: InsertionTrial, shapes: Mapping[str, tuple[int, ...]] | None = None, hidden: int = 0
+) -> Iterator[Form]:
     """Every content of the inserted block that is proven on the stand-in, best first; see :func:`why_none`.
 
     Args:
-        bench: the extended stand-in.
+        trial: the extended stand-in.
         shapes: of the real model's block, by name; what is too narrow there for the identity is left out.
         hidden: width of the real residual stream.
     """
-    neutral = neutral_fills(bench)
+    neutral = neutral_fills(trial)
     if neutral is None:
         return
-    sinks = [name for name, tensor in reversed(bench.parameters.items()) if tensor.ndim in (2, 3)]
+    sinks = [name for name, tensor in reversed(trial.parameters.items()) if tensor.ndim in (2, 3)]
     for source in ("bias", "norm bias", "norm"):
         for sink in sinks:
-            if source == "norm" and not bench.narrow and shapes is not None and _too_narrow(shapes, sink, hidden):
+            if source == "norm" and not trial.narrow and shapes is not None and _too_narrow(shapes, sink, hidden):
                 continue
-            for fills, right, transposed in _sources(bench, neutral, sink, source):
-                form = _measured(bench, neutral, fills, sink, right, transposed, source)
-                if form is not None and (proven := _proven(bench, form)) is not None:
+            for fills, right, transposed in _sources(trial, neutral, sink, source):
+                form = _measured(trial, neutral, fills, sink, right, transposed, source)
+                if form is not None and (proven := _proven(trial, form)) is not None:
                     yield proven
                     break
-    yield from _direct(bench, neutral)
+    yield from _direct(trial, neutral)
 
 
 def _too_narrow(shapes: Mapping[str, tuple[int, ...]], sink: str, hidden: int) -> bool:
@@ -97,21 +92,21 @@ def _too_narrow(shapes: Mapping[str, tuple[int, ...]], sink: str, hidden: int) -
     return (shape[-1] if shape[-2] == hidden else shape[-2]) < 2 * hidden
 
 
-def why_none(bench: Bench) -> str:
+def why_none(trial: InsertionTrial) -> str:
     """Why a block type has no form, in words."""
-    if neutral_fills(bench) is None:
+    if neutral_fills(trial) is None:
         return "a block of zeros is not the identity (or there are several residual streams)"
     return "no content of the block makes its output constant"
 
 
-def neutral_fills(bench: Bench) -> dict[str, Fill] | None:
+def neutral_fills(trial: InsertionTrial) -> dict[str, Fill] | None:
     """Contents under which the block is the identity, or None."""
     fills = {}
     others = []
-    for name, tensor in bench.parameters.items():
+    for name, tensor in trial.parameters.items():
         if name.endswith("bias") or tensor.ndim >= 2:
             continue
-        owner = submodule(bench.block, name.rpartition(".")[0])
+        owner = submodule(trial.block, name.rpartition(".")[0])
         if name.endswith("weight") and "norm" in type(owner).__name__.lower():
             fills[name] = Fill("constant", _unit_weight(owner))
         else:
@@ -119,9 +114,9 @@ def neutral_fills(bench: Bench) -> dict[str, Fill] | None:
     # What a factor may depend on is set, not copied: the template's own values are not the stand-in's.
     for value in (1.0, 0.0):
         choice = dict.fromkeys(others, Fill("constant", value))
-        bench.set({**fills, **choice})
-        gains = bench.gains()
-        if not gains or gains[0].ndim != 3 or gains[0].shape[-1] != bench.hidden:
+        trial.set({**fills, **choice})
+        gains = trial.gains()
+        if not gains or gains[0].ndim != 3 or gains[0].shape[-1] != trial.hidden:
             return None
         if all(float(gained.abs().max()) <= 1e-5 * scale for gained, scale in zip(gains, SCALES, strict=True)):
             return {**fills, **choice}
@@ -146,24 +141,24 @@ def _unit_weight(norm: nn.Module) -> float:
             weight.copy_(kept)
 
 
-def _parent(bench: Bench, sink: str) -> str:
+def _parent(trial: InsertionTrial, sink: str) -> str:
     owner, _, leaf = sink.rpartition(".")
     return owner.rpartition(".")[0] if leaf == "weight" else owner
 
 
 def _sources(
-    bench: Bench, neutral: Mapping[str, Fill], sink: str, source: str
+    trial: InsertionTrial, neutral: Mapping[str, Fill], sink: str, source: str
 ) -> Iterator[tuple[dict[str, Fill], Right, bool]]:
     """Contents of all but ``sink`` that may make its input constant, with what is to be read of it."""
-    shape = tuple(bench.parameters[sink].shape)
-    hidden, parent = bench.hidden, _parent(bench, sink)
-    beside = [name for name in bench.parameters if name.startswith(parent + ".") and name != sink] if parent else []
+    shape = tuple(trial.parameters[sink].shape)
+    hidden, parent = trial.hidden, _parent(trial, sink)
+    beside = [name for name in trial.parameters if name.startswith(parent + ".") and name != sink] if parent else []
     for transposed in (False, True):
         if shape[-1 if transposed else -2] != hidden:
             continue
         inner = shape[-2 if transposed else -1]
         if source == "norm":
-            yield from ((fills, right, transposed) for fills, right in _quadratic(bench, beside, inner))
+            yield from ((fills, right, transposed) for fills, right in _quadratic(trial, beside, inner))
             continue
         own = sink.removesuffix("weight") + "bias"
         if source == "bias":
@@ -171,25 +166,25 @@ def _sources(
             if biases:
                 yield dict.fromkeys(biases, Fill("constant", 1.0)), "first", transposed
             continue
-        norms = [name for name in neutral if name.removesuffix("weight") + "bias" in bench.parameters]
+        norms = [name for name in neutral if name.removesuffix("weight") + "bias" in trial.parameters]
         if norms:
             fills = dict.fromkeys(norms, Fill("constant", 0.0))
             fills |= {name.removesuffix("weight") + "bias": Fill("constant", 1.0) for name in norms}
             for name in beside:
-                tensor = bench.parameters[name]
+                tensor = trial.parameters[name]
                 if tensor.ndim in (2, 3) and hidden in tensor.shape[-2:]:
                     fills[name] = Fill("column", 1.0, transposed=tensor.shape[-1] != hidden)
             yield fills, "first", transposed
 
 
-def _quadratic(bench: Bench, beside: list[str], inner: int) -> Iterator[tuple[dict[str, Fill], Right]]:
+def _quadratic(trial: InsertionTrial, beside: list[str], inner: int) -> Iterator[tuple[dict[str, Fill], Right]]:
     single: list[tuple[str, bool]] = []
     double: list[tuple[str, bool]] = []
     for name in beside:
-        shape = tuple(bench.parameters[name].shape)
-        if len(shape) < 2 or bench.hidden not in shape[-2:]:
+        shape = tuple(trial.parameters[name].shape)
+        if len(shape) < 2 or trial.hidden not in shape[-2:]:
             continue
-        transposed = shape[-1] != bench.hidden
+        transposed = shape[-1] != trial.hidden
         rows = shape[-1] if transposed else shape[-2]
         if rows in (inner, 2 * inner):
             (single if rows == inner else double).append((name, transposed))
@@ -211,7 +206,7 @@ def _quadratic(bench: Bench, beside: list[str], inner: int) -> Iterator[tuple[di
 
 
 def _measured(
-    bench: Bench,
+    trial: InsertionTrial,
     neutral: Mapping[str, Fill],
     fills: Mapping[str, Fill],
     sink: str,
@@ -220,21 +215,19 @@ def _measured(
     source: str,
 ) -> Form | None:
     base = {**neutral, **fills}
-    size = gain(right, bench.hidden)
-    plain = Fill("carrier", right=right, transposed=transposed, factor=size)
-    found = constant_gain(bench, {**base, sink: plain}, bench.vector)
-    if found is not None:
-        unit, deviation, epsilon = found
-        carrier = replace(plain, factor=unit * size)
-        return Form({**base, sink: carrier}, sink, source, sink, unit, deviation=deviation, epsilon=epsilon)
-    if not _moves(bench, {**base, sink: plain}):
+    plain = Fill("carrier", right=right, transposed=transposed, factor=gain(right, trial.hidden))
+    form = _form(trial, base, sink, plain, source, sink)
+    if form is not None:
+        return form
+    if not _moves(trial, {**base, sink: plain}):
         return None
     for norm, fill in neutral.items():
-        if fill.kind != "constant" or tuple(bench.parameters[norm].shape) != (bench.hidden,) or norm in fills:
+        if fill.kind != "constant" or tuple(trial.parameters[norm].shape) != (trial.hidden,) or norm in fills:
             continue
         for value in (_LOUD, _FAINT) if fill.value == 0.0 else (_LOUD,):
             flat = {**base, sink: Fill("flat", value, right=right, transposed=transposed)}
-            form = _through_norm(bench, flat, norm, -1.0 if fill.value == 0.0 else 0.0, source, sink)
+            carrier = Fill("carrier", offset=-1.0 if fill.value == 0.0 else 0.0)
+            form = _form(trial, flat, norm, carrier, source, sink)
             if form is not None and (fill.value == 1.0 or value == _FAINT):
                 return form
             if form is None:
@@ -242,42 +235,41 @@ def _measured(
     return None
 
 
-def _through_norm(
-    bench: Bench, fills: Mapping[str, Fill], norm: str, offset: float, source: str, sink: str
+def _form(
+    trial: InsertionTrial, fills: Mapping[str, Fill], carrier: str, fill: Fill, source: str, sink: str
 ) -> Form | None:
-    """The form in which a norm's weight carries the vector, given that the norm sees a constant."""
-    found = constant_gain(bench, {**fills, norm: Fill("carrier", offset=offset)}, bench.vector)
+    """The form in which ``carrier`` holds the vector, if the block then adds a multiple of it to everything."""
+    found = constant_gain(trial, {**fills, carrier: fill}, trial.vector)
     if found is None:
         return None
-    unit, deviation, epsilon = found
-    carrier = Fill("carrier", factor=unit, offset=offset)
-    return Form({**fills, norm: carrier}, norm, source, sink, unit, deviation=deviation, epsilon=epsilon)
+    unit, _, epsilon = found
+    held = replace(fill, factor=unit * fill.factor)
+    return Form({**fills, carrier: held}, carrier, source, sink, unit, epsilon=epsilon)
 
 
-def _direct(bench: Bench, neutral: Mapping[str, Fill]) -> Iterator[Form]:
+def _direct(trial: InsertionTrial, neutral: Mapping[str, Fill]) -> Iterator[Form]:
     """Biases of the residual's width that reach it as they are."""
-    for name in reversed(bench.parameters):
-        if not name.endswith("bias") or tuple(bench.parameters[name].shape) != (bench.hidden,):
+    for name in reversed(trial.parameters):
+        if not name.endswith("bias") or tuple(trial.parameters[name].shape) != (trial.hidden,):
             continue
-        found = constant_gain(bench, {**neutral, name: Fill("carrier")}, bench.vector)
-        if found is not None:
-            unit, deviation, _ = found
-            fills = {**neutral, name: Fill("carrier", factor=unit)}
-            form = _proven(bench, Form(fills, name, "bias", name, unit, deviation=deviation))
-            if form is not None:
-                yield form
+        form = _form(trial, neutral, name, Fill("carrier"), "bias", name)
+        # No norm is in front of it, so that no epsilon takes anything away.
+        if form is not None and (proven := _proven(trial, replace(form, epsilon=0.0))) is not None:
+            yield proven
 
 
-def _moves(bench: Bench, fills: Mapping[str, Fill]) -> bool:
-    bench.set(fills, bench.vector)
-    gains = bench.gains(SCALES[1:2])
+def _moves(trial: InsertionTrial, fills: Mapping[str, Fill]) -> bool:
+    trial.set(fills, trial.vector)
+    gains = trial.gains(SCALES[1:2])
     return bool(torch.isfinite(gains[0]).all()) and float(gains[0].abs().max()) > 1e-6
 
 
-def constant_gain(bench: Bench, fills: Mapping[str, Fill], vector: torch.Tensor) -> tuple[float, float, float] | None:
+def constant_gain(
+    trial: InsertionTrial, fills: Mapping[str, Fill], vector: torch.Tensor
+) -> tuple[float, float, float] | None:
     """Gain per unit, deviation and epsilon where the block adds a multiple of the vector, else None."""
-    bench.set(fills, vector)
-    gains = bench.gains()
+    trial.set(fills, vector)
+    gains = trial.gains()
     if not all(bool(torch.isfinite(gained).all()) for gained in gains):
         return None
     square = float(vector @ vector)
@@ -289,8 +281,8 @@ def constant_gain(bench: Bench, fills: Mapping[str, Fill], vector: torch.Tensor)
     deviation = max(float((gained - unit * vector).abs().max()) / scale for gained in gains)
     # A norm behind the projection would return the same for a vector of any length.
     other = vector.flip(0) * 3.0
-    bench.set(fills, other)
-    (again,) = bench.gains(SCALES[1:2])
+    trial.set(fills, other)
+    (again,) = trial.gains(SCALES[1:2])
     deviation = max(deviation, float((again - unit * other).abs().max()) / (3.0 * scale))
     if not deviation <= TOLERANCE:
         return None
@@ -301,9 +293,9 @@ def constant_gain(bench: Bench, fills: Mapping[str, Fill], vector: torch.Tensor)
     return exact, deviation, epsilon if epsilon > 1e-8 else 0.0
 
 
-def _proven(bench: Bench, form: Form) -> Form | None:
+def _proven(trial: InsertionTrial, form: Form) -> Form | None:
     """The form with what the whole stand-in computes, or None where that is not what the hook computes."""
-    difference, effect, largest = bench.prove(form.fills)
+    difference, effect, largest = trial.prove(form.fills)
     if not difference <= 1e-4 * max(1.0, largest) or not difference <= 1e-3 * effect:
         return None
-    return replace(form, difference=difference, effect=effect, created=bench.created)
+    return replace(form, difference=difference, effect=effect)

@@ -103,7 +103,7 @@ def _block_tensors(
     blocks, form = architecture.blocks, choice.forms[layer]
     template = choice.insertion.templates[layer]
     beside = names.blocks.get(template, {})
-    split = disk_tensors(choice.extended, blocks, place, choice.benches[layer], form)
+    split = disk_tensors(choice.extended, blocks, place, choice.trials[layer], form)
     fused = class_tensors(choice.extended, blocks, place, form)
     wanted = []
     for tensor in split.values():

@@ -7,6 +7,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,22 @@ class _Reached(Exception):  # noqa: N818 - ends a forward pass that has shown en
     pass
 
 
-class Bench:
+@dataclass(frozen=True)
+class Stage:
+    """One way to look for a content of the inserted block.
+
+    Attributes:
+        dense: give it a dense MLP where others have experts.
+        narrow: look for contents that serve an MLP of fewer than two neurons a coordinate.
+        flags: config keys, and what they are set to.
+    """
+
+    dense: bool = False
+    narrow: bool = False
+    flags: tuple[tuple[str, Any], ...] = ()
+
+
+class InsertionTrial:
     """The tiny base of one block type, extended after that block.
 
     Attributes:
@@ -49,26 +65,26 @@ class Bench:
         config: Any,
         blocks: str,
         template: int,
+        stage: Stage = Stage(),
         *,
-        dense: bool = False,
-        narrow: bool = False,
         all_experts: bool = False,
-        flags: Mapping[str, Any] | None = None,
         after: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        tiny, layer = stand_in_config(config, template, NARROW if narrow else WIDE, all_experts=all_experts)
+        tiny, layer = stand_in_config(config, template, NARROW if stage.narrow else WIDE, all_experts=all_experts)
         like = layer
         if after is not None:
             tiny, layer, like = as_deep(tiny, config, template), after, template
-        self.blocks, self.layer, self.hidden, self.config, self.narrow = blocks, layer, HIDDEN, tiny, narrow
-        self.insertion: Insertion = insert_blocks(tiny, [layer], {layer: like}, dense=dense)
+        self.blocks, self.layer, self.hidden, self.config, self.narrow = blocks, layer, HIDDEN, tiny, stage.narrow
+        self.insertion: Insertion = insert_blocks(tiny, [layer], {layer: like}, dense=stage.dense)
         self.place = self.insertion.copy_layers[layer]
         stand_in = StandIn.of(tiny, trust_remote_code=trust_remote_code)
         self.base, self.ids = stand_in.model, stand_in.ids
-        self.model = build_stand_in(with_flags(self.insertion.config, flags or {}), trust_remote_code=trust_remote_code)
+        self.model = build_stand_in(
+            with_flags(self.insertion.config, dict(stage.flags)), trust_remote_code=trust_remote_code
+        )
         _raise_residual(self.base)
-        self._fill_from_base(like, strict=not dense)
+        self._fill_from_base(like, strict=not stage.dense)
         self.block: nn.Module = submodule(self.model, f"{blocks}.{self.place}")
         self.parameters = _stored(self.block)
         self.template = {
@@ -98,7 +114,6 @@ class Bench:
             own = self.model.state_dict()
             for name in result.missing_keys:
                 own[name].zero_()
-        self.created = tuple(name for name in result.missing_keys if not name.startswith(f"{prefix}{self.place}."))
 
     def set(self, fills: Mapping[str, Fill], vector: torch.Tensor | None = None) -> None:
         """Fill the inserted block; what ``fills`` does not name is zero."""
