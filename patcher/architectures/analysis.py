@@ -223,14 +223,14 @@ class Architecture:
 
     def _why_refused(self, flags: Mapping[str, Any]) -> str | None:
         key = ("refused", *sorted(flags.items()))
-        return self._once(key, lambda: why_config_is_refused(self.config, flags))
+        return self.once(key, lambda: why_config_is_refused(self.config, flags))
 
     def _neutral(self, layer: int, flags: Mapping[str, Any]) -> bool:
         def test() -> bool:
             tiny, _ = shrink_config(self.config, layer)
             return flags_change_nothing(tiny, flags, trust_remote_code=self.trust_remote_code)
 
-        return self._once(("neutral", self._kind(layer), *sorted(flags.items())), test)
+        return self.once(("neutral", self.kind(layer), *sorted(flags.items())), test)
 
     def _candidates(self, layer: int, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         # An attention output bias also feeds the MLP of a sequential block; the parallel case is a route of its own.
@@ -260,7 +260,7 @@ class Architecture:
             meta = on_meta(self.config, dict(flags), trust_remote_code=self.trust_remote_code)
             return parameter_shapes(meta), parameter_aliases(meta)
 
-        return self._once(("parameters", *flags), look) if flags else (self.parameters, self.aliases)
+        return self.once(("parameters", *flags), look) if flags else (self.parameters, self.aliases)
 
     def probe(self, layer: int, slot_name: str, flags: Mapping[str, Any]) -> ProbeResult:
         """Probe ``slot_name`` on a tiny stand-in of this config; see :mod:`patcher.architectures.probe`."""
@@ -272,16 +272,17 @@ class Architecture:
             except FAILURES as error:
                 return ProbeResult.refused(f"the probe could not run on a stand-in ({first_line(error)})")
 
-        return self._once(("probe", self._kind(layer), slot_name, *sorted(flags.items())), measure)
+        return self.once(("probe", self.kind(layer), slot_name, *sorted(flags.items())), measure)
 
-    def _once(self, key: Hashable, make: Callable[[], _T]) -> _T:
+    def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """What ``make`` returned when it was first asked for under this key."""
         if key not in self._cache:
             self._cache[key] = make()
         found: _T = self._cache[key]
         return found
 
-    def _kind(self, layer: int) -> tuple[str, ...]:
+    def kind(self, layer: int) -> tuple[str, ...]:
+        """What tells the types of blocks apart: the parameters, and the entry in the config's list of types."""
         prefix = f"{self.blocks}.{layer}."
         names = tuple(sorted(name.removeprefix(prefix) for name in self.parameters if name.startswith(prefix)))
         types = getattr(self.config, "layer_types", None)

@@ -36,8 +36,9 @@ _AT_MOST = {
     "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "mamba_d_state": 8, "ssm_state_size": 8, "state_size": 8, "time_step_rank": 8,
     "n_shared_experts": 1, "moe_num_shared_experts": 1, "index_topk": 16, "adapter_rank": 8,
-    "linear_head_dim": 16, "linear_num_heads": 4, "vocab_size_per_layer_input": VOCABULARY,
-    "unpadded_vocab_size": VOCABULARY,
+    "n_group": 1, "topk_group": 1, "n_groups": 1, "mamba_n_groups": 1, "mamba_ngroups": 1,
+    "chunk_size": 16, "mamba_chunk_size": 16, "linear_head_dim": 16, "linear_num_heads": 4,
+    "vocab_size_per_layer_input": VOCABULARY, "unpadded_vocab_size": VOCABULARY,
 }  # fmt: skip
 _LAYER_INDICES = ("attn_layer_indices", "hybrid_layer_ids", "mlp_only_layers", "moe_layers")
 _HEADS = 4
@@ -92,7 +93,6 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     if isinstance(getattr(config, "axial_pos_embds_dim", None), (list, tuple)):
         _set(tiny, "axial_pos_embds_dim", [HIDDEN // 4, HIDDEN - HIDDEN // 4])
     _shrink_parts(tiny)
-    _shrink_expert_groups(tiny, config)
     _shrink_state_space(tiny, config)
     _shrink_rope(tiny, config, head_dim)
 
@@ -210,12 +210,6 @@ def _shrink_parts(tiny: Any) -> None:
                 _set(part, name, min(limit, size))
 
 
-def _shrink_expert_groups(tiny: Any, config: Any) -> None:
-    if _states(config, "n_group"):
-        _set(tiny, "n_group", 1)
-        _set(tiny, "topk_group", 1)
-
-
 def _shrink_expert_range(tiny: Any, config: Any, layer: int, stand_in: int) -> None:
     start, end, interval = config.moe_layer_start_index, config.moe_layer_end_index, config.moe_layer_interval
     routed = start <= layer <= (end if end >= 0 else block_count(config) - 1) and (layer + 1) % interval == 0
@@ -238,11 +232,6 @@ def _shrink_periods(tiny: Any, config: Any, kept: list[int], layer: int) -> None
 
 
 def _shrink_state_space(tiny: Any, config: Any) -> None:
-    for prefix in ("mamba_", ""):
-        if _states(config, f"{prefix}n_groups") or _states(config, "mamba_n_groups"):
-            _set(tiny, f"{prefix}n_groups", 1)
-    if _states(config, "mamba_ngroups"):
-        _set(tiny, "mamba_ngroups", 1)
     inner = HIDDEN * int(getattr(config, "mamba_expand", None) or getattr(config, "expand", None) or 2)
     if _states(config, "mamba_d_ssm"):
         _set(tiny, "mamba_d_ssm", inner)
@@ -259,9 +248,6 @@ def _shrink_state_space(tiny: Any, config: Any) -> None:
             _set(tiny, heads, inner // 16)
     if getattr(config, "model_type", "") == "mamba" or _states(config, "time_step_rank"):
         _set(tiny, "intermediate_size", inner)
-    for name in ("chunk_size", "mamba_chunk_size"):
-        if _states(config, name):
-            _set(tiny, name, 16)
 
 
 def _shrink_rope(tiny: Any, config: Any, head_dim: int) -> None:

@@ -2,50 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
-from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.routes.plan import FREE, NotApplicable, Plan
-
-
-class Fit(Protocol):
-    """Completes the plan of a fitted route with what is measured on the loaded model."""
-
-    def __call__(
-        self,
-        plan: Plan,
-        model: nn.Module,
-        tokenizer: Any,
-        texts: Sequence[str],
-        *,
-        architecture: Architecture,
-        vectors: Mapping[int, torch.Tensor],
-        tokens: int = ...,
-        seed: int = ...,
-        progress: Callable[[str], None] = ...,
-    ) -> Plan:
-        """Fit on the stock ``model``, loaded in any dtype on any device.
-
-        Args:
-            plan: from the route's ``plan``.
-            model: the base.
-            tokenizer: its tokenizer.
-            texts: calibration passages.
-            architecture: the base's.
-            vectors: layer -> [hidden]; what the residual stream is to gain after each block.
-            tokens: use at most this many of the texts' tokens.
-            seed: of everything that is drawn.
-            progress: called with a line about what is going on.
-
-        Returns:
-            The plan with all its tensors, and with ``fit``: what it is off by on held-out text.
-        """
 
 
 @dataclass(frozen=True)
@@ -57,7 +19,8 @@ class Route:
         plan: architecture, layers (0-based; -1 is the embedding) and base (None: names on disk are the class's own) ->
             what would be written. It raises :class:`NotApplicable` with the reason where the route does not fit.
         cost: what any copy costs at run time, in words, as it is known before one is planned.
-        fit: of a fitted route, what completes its plan; None: the stock model computes exactly what the hook computes.
+        fit: of a fitted route, what completes its plan on the loaded model (as the ``fit`` of the rank-one route does);
+            None: the stock model computes exactly what the hook computes.
         biases_alone: it touches floating-point biases alone, so that it also serves a checkpoint whose weights are
             quantised.
     """
@@ -65,7 +28,7 @@ class Route:
     name: str
     plan: Callable[[Architecture, Sequence[int], CheckpointFolder | None], Plan]
     cost: str = FREE
-    fit: Fit | None = None
+    fit: Callable[..., Plan] | None = None
     biases_alone: bool = False
 
     @property

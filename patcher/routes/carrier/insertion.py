@@ -151,14 +151,6 @@ def _extended_list(name: str, value: Any, sources: Sequence[int], count: int, fi
     return [value[source] for source in sources] if len(value) == count else value
 
 
-def _ascends(value: Any) -> bool:
-    if not isinstance(value, (list, tuple)) or not value:
-        return False
-    if not all(isinstance(item, int) and not isinstance(item, bool) for item in value):
-        return False
-    return all(a < b for a, b in itertools.pairwise(value))
-
-
 def names_blocks(name: str, value: Any, count: int, first: int = 0) -> bool:
     """Whether a config key lists blocks of ``count`` by their indices, and is not a list with an entry a block."""
     if not _INDEX_LIST.search(name) or not _is_index_list(value, count, first):
@@ -174,7 +166,11 @@ def _is_per_block(value: Any, count: int) -> bool:
 
 
 def _is_index_list(value: Any, count: int, first: int) -> bool:
-    return _ascends(value) and bool(first <= value[0] and value[-1] < count + first)
+    """Whether it is a list of indices of blocks, in ascending order, the first block's being ``first``."""
+    if not isinstance(value, (list, tuple)) or not value or not all(type(item) is int for item in value):
+        return False
+    ascends = all(a < b for a, b in itertools.pairwise(value))
+    return ascends and bool(first <= value[0] and value[-1] < count + first)
 
 
 def _make_dense(values: Mapping[str, Any], changes: dict[str, Any], inserted: set[int]) -> bool:

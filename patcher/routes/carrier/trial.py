@@ -75,7 +75,7 @@ class InsertionTrial:
         like = layer
         if after is not None:
             tiny, layer, like = as_deep(tiny, config, template), after, template
-        self.blocks, self.layer, self.hidden, self.config, self.narrow = blocks, layer, HIDDEN, tiny, stage.narrow
+        self.blocks, self.layer, self.hidden, self.narrow = blocks, layer, HIDDEN, stage.narrow
         self.insertion: Insertion = insert_blocks(tiny, [layer], {layer: like}, dense=stage.dense)
         self.place = self.insertion.copy_layers[layer]
         stand_in = StandIn.of(tiny, trust_remote_code=trust_remote_code)

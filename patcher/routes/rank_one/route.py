@@ -114,10 +114,19 @@ def fit(
     seed: int = 0,
     progress: Callable[[str], None] = print,
 ) -> Plan:
-    """Complete a plan of this route on the loaded stock model; see :class:`patcher.routes.route.Fit`.
+    """Complete a plan of this route on the loaded stock model.
 
-    Where the texts are few for the MLP's width, the model writes the rest itself
-    (:mod:`patcher.routes.rank_one.calibration`).
+    Args:
+        plan: from :func:`plan`.
+        model: the base, loaded by stock code, in any dtype and on any device.
+        tokenizer: its tokenizer.
+        texts: calibration passages, from :func:`patcher.routes.rank_one.calibration.load_calibration`.
+        architecture: the base's.
+        vectors: layer -> [hidden]; what the residual stream is to gain after each block.
+        tokens: use at most this many calibration tokens. Where the texts are few for the MLP's width, the model writes
+            the rest itself (:mod:`patcher.routes.rank_one.calibration`).
+        seed: of the order, the held-out split and the samples.
+        progress: called with a line about what is going on.
 
     Returns:
         The plan with ``right`` in every carrier and with the report: ``tokens``, ``held_out_tokens``,

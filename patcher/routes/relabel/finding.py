@@ -6,7 +6,6 @@ a tiny stand-in, with the very config and tensor operations that will be written
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from patcher.architectures.analysis import Architecture, BiasSlot
 from patcher.errors import InputError
 from patcher.routes.relabel.config import config_class, parsed, target_config
 from patcher.routes.relabel.guards import GUARDS
-from patcher.routes.relabel.proof import NoRelabel, Proof, prove
+from patcher.routes.relabel.proof import NoRelabel, RelabelProof, prove
 from patcher.routes.relabel.rows import Candidate, candidates
 from patcher.routes.relabel.tensors import Derivation, derivations
 
@@ -42,7 +41,7 @@ class Relabel:
     zeros: tuple[str, ...]
     slots: Mapping[int, BiasSlot]
     stacks: Mapping[str, str]
-    proof: Proof
+    proof: RelabelProof
 
 
 def find_relabel(architecture: Architecture, layers: Sequence[int], raw: Mapping[str, Any] | None = None) -> Relabel:
@@ -99,25 +98,19 @@ def _relabel(
     return Relabel(row, values, target, tuple(found), tuple(missing), slots, _stacks(row, target), worst)
 
 
-_PROOFS: weakref.WeakKeyDictionary[Architecture, dict[Any, Proof | NoRelabel]] = weakref.WeakKeyDictionary()
-
-
-def _proof(architecture: Architecture, row: Candidate, slot: BiasSlot) -> Proof:
+def _proof(architecture: Architecture, row: Candidate, slot: BiasSlot) -> RelabelProof:
     """The proof for the kind of block that ``slot`` is in; once per architecture."""
-    prefix = f"{architecture.blocks}.{slot.layer}."
-    names = frozenset(name.removeprefix(prefix) for name in architecture.parameters if name.startswith(prefix))
-    types = getattr(architecture.config, "layer_types", None)
-    key = (id(row), names, types[slot.layer] if types is not None else None)
-    known = _PROOFS.setdefault(architecture, {})
-    if key not in known:
+
+    def measure() -> RelabelProof | NoRelabel:
         try:
-            known[key] = prove(architecture.config, row, slot)
+            return prove(architecture.config, row, slot)
         except NoRelabel as finding:
-            known[key] = finding
-    result = known[key]
-    if isinstance(result, NoRelabel):
-        raise result
-    return result
+            return finding
+
+    found = architecture.once(("relabel", id(row), architecture.kind(slot.layer)), measure)
+    if isinstance(found, NoRelabel):
+        raise found
+    return found
 
 
 def _stacks(row: Candidate, target: Architecture) -> dict[str, str]:

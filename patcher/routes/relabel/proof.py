@@ -29,7 +29,7 @@ class NoRelabel(Exception):  # noqa: N818 - a finding, not a failure
 
 
 @dataclass(frozen=True)
-class Proof:
+class RelabelProof:
     """What was measured on the stand-ins; all relative to the largest logit (of the residual: the largest value).
 
     Attributes:
@@ -45,7 +45,7 @@ class Proof:
     effect: float
 
 
-def prove(config: Any, row: Candidate, slot: BiasSlot) -> Proof:
+def prove(config: Any, row: Candidate, slot: BiasSlot) -> RelabelProof:
     """Compare stand-ins of the source under ``config`` and of the target, unsteered and steered at ``slot``.
 
     The prompts are longer than the stand-in's sliding window and original position range, and one is padded left.
@@ -59,7 +59,7 @@ def prove(config: Any, row: Candidate, slot: BiasSlot) -> Proof:
         raise NoRelabel(f"no proof: the stand-in failed ({first_line(error)})") from error
 
 
-def _prove(config: Any, row: Candidate, slot: BiasSlot) -> Proof:
+def _prove(config: Any, row: Candidate, slot: BiasSlot) -> RelabelProof:
     tiny, layer = shrink_config(config, slot.layer)
     _shorten(tiny, config)
     generator = torch.Generator().manual_seed(0)
@@ -95,7 +95,7 @@ def _prove(config: Any, row: Candidate, slot: BiasSlot) -> Proof:
     for key, value in worst.items():
         if not value <= LIMIT:
             raise NoRelabel(f"on a tiny stand-in it computes otherwise ({key} off by {value:.2g} of the largest value)")
-    return Proof(**worst, effect=effect)
+    return RelabelProof(**worst, effect=effect)
 
 
 def _run(
