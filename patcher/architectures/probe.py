@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
-from patcher.architectures.stand_in import StandIn, apart, build_stand_in, logits_of, run_on
+from patcher.architectures.stand_in import RandomStandIn, apart, build_stand_in, logits_of, run_on
 
 TOLERANCE = 1e-3
 _AMPLITUDES = (1.0, 6.0)
@@ -53,7 +53,7 @@ def probe_slot(tiny_config: Any, blocks: str, slot: str, layer: int, *, trust_re
         slot: the parameter inside a block, such as ``mlp.down_proj.bias``; [hidden] or [experts, hidden].
         layer: 0-based index in the tiny model.
     """
-    stand_in = StandIn.of(tiny_config, trust_remote_code=trust_remote_code)
+    stand_in = RandomStandIn.of(tiny_config, trust_remote_code=trust_remote_code)
     model, ids = stand_in.model, stand_in.ids
     block = submodule(model, f"{blocks}.{layer}")
     parameter = dict(block.named_parameters()).get(slot)
@@ -100,7 +100,7 @@ def flags_change_nothing(tiny_config: Any, flags: Mapping[str, Any], *, trust_re
         tiny_config: from :func:`patcher.architectures.shrink.shrink_config`, without the flags.
         flags: config keys of a route.
     """
-    plain = StandIn.of(tiny_config, trust_remote_code=trust_remote_code)
+    plain = RandomStandIn.of(tiny_config, trust_remote_code=trust_remote_code)
     flagged = build_stand_in(with_flags(tiny_config, flags), trust_remote_code=trust_remote_code)
     try:
         missing = flagged.load_state_dict(plain.model.state_dict(), strict=False).missing_keys

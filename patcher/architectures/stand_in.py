@@ -20,7 +20,7 @@ FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, Ar
 
 
 @dataclass(frozen=True)
-class StandIn:
+class RandomStandIn:
     """A tiny random model, and a prompt for it.
 
     Attributes:
@@ -34,7 +34,7 @@ class StandIn:
     generator: torch.Generator
 
     @classmethod
-    def of(cls, tiny_config: Any, *, trust_remote_code: bool) -> StandIn:
+    def of(cls, tiny_config: Any, *, trust_remote_code: bool) -> RandomStandIn:
         """The stand-in under a config from :func:`patcher.architectures.shrink.shrink_config`.
 
         Raises:

@@ -115,5 +115,5 @@ def _route(plan: Plan, originals: Collection[str], config_before: Mapping[str, A
         tensor["original"] = ORIGINAL_PREFIX + tensor["name"] if tensor["name"] in originals else None
     changed = config_before if plan.config is not None else plan.config_changes
     route["config_before"] = {key: config_before.get(key) for key in changed}
-    route["oldest"] = oldest_versions(plan.route, plan.architecture, plan.stacks)
+    route["oldest"] = oldest_versions(plan.architecture, plan.stacks, own_bias=plan.is_own_bias)
     return route

@@ -11,6 +11,7 @@ from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
 from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
+from patcher.routes.planner import ROUTES
 from patcher.stacks.names import TRANSFORMERS
 
 LOCAL = "give `output` a folder (or --output): the whole model is then downloaded, and published from there"
@@ -48,7 +49,8 @@ def check_recipe(loaded: LoadedRecipe, processes: Processes | None = None) -> tu
             raise _refused("`method: persona` lets the whole model write", f"{where}.method")
         if spec.swept:
             raise _refused("a sweep runs the whole model", where, "give the layer and the coefficient as numbers")
-    if not recipe.exact and recipe.route in ("auto", "rank_one"):
+    fitted = [name for name, route in ROUTES.items() if not route.exact]
+    if not recipe.exact and recipe.route in ("auto", *fitted):
         raise _refused("a fitted route is fitted on the whole model", "exact", "take `exact: false` out")
     others = (
         [] if recipe.verify.stacks == "installed" else [name for name in recipe.verify.stacks if name != TRANSFORMERS]

@@ -20,7 +20,7 @@ from torch import nn
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import on_meta, quiet_transformers, submodule
 from patcher.architectures.shrink import shrink_config
-from patcher.architectures.stand_in import StandIn, attached, logits_of, run_on
+from patcher.architectures.stand_in import RandomStandIn, attached, logits_of, run_on
 from patcher.errors import CheckFailed, InputError
 from patcher.export.edits import Edits
 from patcher.routes.plan import NotApplicable
@@ -140,7 +140,7 @@ def _prove(architecture: Architecture, layer: int, place: Place) -> None:
     from peft import PeftModel
 
     config, small_layer = shrink_config(architecture.config, layer)
-    stand_in = StandIn.of(config, trust_remote_code=architecture.trust_remote_code)
+    stand_in = RandomStandIn.of(config, trust_remote_code=architecture.trust_remote_code)
     model, ids = stand_in.model, stand_in.ids
     block = submodule(model, f"{architecture.blocks}.{small_layer}")
     inside = place.module.removeprefix(f"{architecture.blocks}.{layer}.")

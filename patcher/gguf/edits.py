@@ -121,8 +121,7 @@ def _check_blocks(folder: Path, route: Route, blocks: int) -> None:
     found = stated_block_count(config)
     if found is None:
         return
-    if route.name == "carrier":
-        found -= len(route.copy_layers)
+    found -= len(route.inserted_blocks)
     if found != blocks:
         raise InputError(
             "this is the GGUF file of another model: it has not as many blocks as the base of the patched folder",

@@ -147,6 +147,12 @@ class Plan:
         """Whether the copy costs nothing at run time."""
         return self.cost == FREE
 
+    @property
+    def is_own_bias(self) -> bool:
+        """Whether the edits are exact biases that the class that reads the copy itself has, in blocks as they were."""
+        in_place = all(layer >= 0 and self.copy_layers.get(layer, layer) == layer for layer in self.sites)
+        return self.exact and in_place and all(tensor.parameter.endswith("bias") for tensor in self.carriers)
+
     def in_copy(self, vector: torch.Tensor) -> torch.Tensor:
         """What the copy's residual stream gains where the base's gains ``vector`` ([hidden])."""
         return vector - vector.mean() if self.residual == "centred" else vector

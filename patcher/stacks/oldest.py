@@ -12,16 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 OLDEST = Path(__file__).with_name("oldest.json")
-_OF_THE_SLOT = ("native", "flag", "relabel", "parallel")
 
 
-def oldest_versions(route: str, architecture: str, stacks: Mapping[str, str]) -> dict[str, str]:
+def oldest_versions(architecture: str, stacks: Mapping[str, str], *, own_bias: bool) -> dict[str, str]:
     """Stack -> version, of those in ``stacks`` (name -> native, backend or no) that were run with such a copy.
 
-    A class that was measured with its bias also loads without it, so that version holds for other routes as well.
+    A class that was measured with its bias also loads without it, so that version holds for other copies as well.
+
+    Args:
+        architecture: the class that reads the copy.
+        own_bias: whether the copy uses the class's own bias.
     """
     measured = json.loads(OLDEST.read_text(encoding="utf-8")).get(architecture, {})
     known = measured.get("slot", {})
-    if route not in _OF_THE_SLOT:
+    if not own_bias:
         known = measured.get("loads", known)
     return {stack: version for stack, version in known.items() if stacks.get(stack, "no") != "no"}

@@ -16,7 +16,7 @@ from torch import nn
 from patcher.architectures.config_keys import EXPERTS, EXPERTS_PER_TOKEN, block_count, whole_number
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
 from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, kept_layers, shrink_config
-from patcher.architectures.stand_in import StandIn, attached, build_stand_in, logits_of, run_on
+from patcher.architectures.stand_in import RandomStandIn, attached, build_stand_in, logits_of, run_on
 from patcher.routes.carrier.fills import Fill, content
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 
@@ -78,7 +78,7 @@ class InsertionTrial:
         self.blocks, self.layer, self.hidden, self.narrow = blocks, layer, HIDDEN, stage.narrow
         self.insertion: Insertion = insert_blocks(tiny, [layer], {layer: like}, dense=stage.dense)
         self.place = self.insertion.copy_layers[layer]
-        stand_in = StandIn.of(tiny, trust_remote_code=trust_remote_code)
+        stand_in = RandomStandIn.of(tiny, trust_remote_code=trust_remote_code)
         self.base, self.ids = stand_in.model, stand_in.ids
         self.model = build_stand_in(
             with_flags(self.insertion.config, dict(stage.flags)), trust_remote_code=trust_remote_code

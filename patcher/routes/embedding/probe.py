@@ -17,7 +17,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers, submodule, with_flags
 from patcher.architectures.probe import TOLERANCE
 from patcher.architectures.shrink import shrink_config
-from patcher.architectures.stand_in import FAILURES, StandIn, apart, run_on
+from patcher.architectures.stand_in import FAILURES, RandomStandIn, apart, run_on
 from patcher.errors import first_line
 
 UNTIED = {"tie_word_embeddings": False}
@@ -82,7 +82,7 @@ def _measure(
     tiny: Any, architecture: Architecture, parameter: str, changes: Mapping[str, Any]
 ) -> tuple[float | None, str]:
     try:
-        stand_in = StandIn.of(with_flags(tiny, changes), trust_remote_code=architecture.trust_remote_code)
+        stand_in = RandomStandIn.of(with_flags(tiny, changes), trust_remote_code=architecture.trust_remote_code)
         model, ids = stand_in.model, stand_in.ids
         if changes and parameter in parameter_aliases(model).values():
             return None, "the class ties it whatever the config says"

@@ -19,7 +19,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers, submodule
 from patcher.architectures.probe import TOLERANCE
 from patcher.architectures.shrink import shrink_config
-from patcher.architectures.stand_in import FAILURES, StandIn, apart, attached, run_on
+from patcher.architectures.stand_in import FAILURES, RandomStandIn, apart, attached, run_on
 from patcher.errors import first_line
 from patcher.routes.plan import NotApplicable
 from patcher.routes.rank_one.experts import RoutedCall, expert_inputs, outer, watch_routing
@@ -103,7 +103,7 @@ class _Probed:
 
     def __init__(self, architecture: Architecture, layer: int) -> None:
         self.config, place = shrink_config(architecture.config, layer)
-        self.stand_in = StandIn.of(self.config, trust_remote_code=architecture.trust_remote_code)
+        self.stand_in = RandomStandIn.of(self.config, trust_remote_code=architecture.trust_remote_code)
         self.block = submodule(self.stand_in.model, f"{architecture.blocks}.{place}")
         self.ids, self.random = self.stand_in.ids, self.stand_in.random
         self.hidden = int(self.config.hidden_size)
