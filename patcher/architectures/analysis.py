@@ -23,7 +23,7 @@ from patcher.architectures.model_class import (
 )
 from patcher.architectures.probe import ProbeResult, flags_change_nothing, probe_slot
 from patcher.architectures.quantised import Quantisation, quantisation_of
-from patcher.architectures.registry import Row, rows
+from patcher.architectures.registry import ModelTypeRow, rows
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import FAILURES
 from patcher.errors import InputError, first_line
@@ -84,7 +84,7 @@ class Architecture:
         self._meta = on_meta(config, trust_remote_code=trust_remote_code)
         self.class_name = type(self._meta).__name__
         self.model_type = str(config.model_type)
-        self.row: Row | None = rows().get(self.model_type)
+        self.row: ModelTypeRow | None = rows().get(self.model_type)
         self.base_prefix = str(getattr(self._meta, "base_model_prefix", "") or "")
         self.parameters = parameter_shapes(self._meta)
         self.aliases = parameter_aliases(self._meta)

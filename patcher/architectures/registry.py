@@ -17,7 +17,7 @@ from patcher.stacks.names import TRANSFORMERS, TRANSFORMERS_ALONE, Support
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelTypeRow:
     """What is known of a model type.
 
     Attributes:
@@ -52,11 +52,11 @@ class Row:
 
 
 @functools.cache
-def rows() -> Mapping[str, Row]:
+def rows() -> Mapping[str, ModelTypeRow]:
     """All rows, by transformers' ``model_type``."""
     text = Path(__file__).with_name("rows.json").read_text(encoding="utf-8")
     return {
-        name: Row(
+        name: ModelTypeRow(
             class_name=row["class"],
             blocks=row["blocks"],
             loads={TRANSFORMERS: "native", **row["loads"]},

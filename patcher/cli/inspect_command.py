@@ -46,15 +46,15 @@ def inspect(
 
     from patcher.cli.inspect_report import print_all, print_inspection
     from patcher.cli.progress import progress
-    from patcher.routes.inspection import Asked, inspect_all, inspect_model
+    from patcher.routes.inspection import Demands, inspect_all, inspect_model
 
-    asked = Asked(layers, wanted, exact, prefer, route, trust_remote_code, every_route=not everything)  # type: ignore[arg-type]
+    demands = Demands(layers, wanted, exact, prefer, route, trust_remote_code, every_route=not everything)  # type: ignore[arg-type]
     with progress() as say:
         if model is not None:
             say("looking at the architecture")
-            found = inspect_model(model, asked)
+            found = inspect_model(model, demands)
         else:
-            each = list(inspect_all(asked, say))
+            each = list(inspect_all(demands, say))
     if model is not None:
         if as_json:
             click.echo(json.dumps(found.as_json()))

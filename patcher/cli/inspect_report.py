@@ -14,7 +14,7 @@ from patcher.cli.report import console_for, empty_table, written_by
 from patcher.errors import Problem
 from patcher.routes.inspection import Inspection
 from patcher.routes.plan import Plan
-from patcher.routes.planner import Finding
+from patcher.routes.planner import Verdict
 from patcher.stacks.names import LABELS, STACKS, UNREAD
 
 HEADS = ("exact", "run-time cost", *LABELS.values())
@@ -32,7 +32,7 @@ def print_inspection(found: Inspection) -> None:
         f"steering {', '.join('the embedding' if layer < 0 else f'block {layer}' for layer in found.layers)}",
         soft_wrap=True,
     )
-    planned = [finding.plan for finding in found.findings if finding.plan is not None]
+    planned = [verdict.plan for verdict in found.verdicts if verdict.plan is not None]
     if planned:
         console.print(_routes(found, planned))
     if found.chosen is not None:
@@ -43,10 +43,10 @@ def print_inspection(found: Inspection) -> None:
     if others:
         console.print("\n[bold]what the others would write[/]")
         _print_pairs(console, [(plan.route, _in_short(plan, found)) for plan in others])
-    against = [finding for finding in found.findings if finding.plan is None]
+    against = [verdict for verdict in found.verdicts if verdict.plan is None]
     if against:
         console.print("\n[bold]do not apply[/]")
-        _print_pairs(console, [(finding.name, _why_not(finding, found.layers)) for finding in against])
+        _print_pairs(console, [(verdict.name, _why_not(verdict, found.layers)) for verdict in against])
 
 
 def print_all(found: Sequence[Inspection]) -> None:
@@ -138,9 +138,9 @@ def _in_short(plan: Plan, found: Inspection) -> str:
     return "; ".join(parts)
 
 
-def _why_not(finding: Finding, layers: Sequence[int]) -> str:
+def _why_not(verdict: Verdict, layers: Sequence[int]) -> str:
     # With one layer it stands above.
-    why = finding.why_not.replace(f"layer {layers[0]}: ", "") if len(layers) == 1 else finding.why_not
+    why = verdict.why_not.replace(f"layer {layers[0]}: ", "") if len(layers) == 1 else verdict.why_not
     first, more = why.split("; ")[:MOST_REASONS], why.count("; ") + 1 - MOST_REASONS
     return "; ".join(first) + (f"; and {more} more (--json has them all)" if more > 0 else "")
 

@@ -17,8 +17,8 @@ from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch_config, locate
 from patcher.errors import InputError, OutsideError, PatchModelError, Problem
 from patcher.routes.plan import Plan
-from patcher.routes.planner import ROUTES, Finding, Prefer, choose_route, survey
-from patcher.stacks.names import UNREAD, demanded_stacks
+from patcher.routes.planner import ROUTES, Prefer, Verdict, choose_route, survey
+from patcher.stacks.names import demanded_stacks
 
 WHAT_MODEL = "give a checkpoint folder, a Hub id (owner/name, owner/name@revision) or an architecture such as qwen3"
 SEE_ALL = "patch-model inspect --all lists those that are"
@@ -32,7 +32,7 @@ class Inspection:
         model: what was asked for.
         architecture: its class; None where even that could not be looked at.
         layers: 0-based block indices; -1 is the embedding.
-        findings: every route; of an inspection of all architectures, only the one that ``best`` is of.
+        verdicts: every route; of an inspection of all architectures, only the one that ``best`` is of.
         best: the plan that serves best; a build takes it unless it is fitted and fitted ones are not allowed.
         chosen: the plan that a build would take.
         why_none: if none is chosen, why.
@@ -41,7 +41,7 @@ class Inspection:
     model: str
     architecture: Architecture | None
     layers: tuple[int, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     best: Plan | None = None
     chosen: Plan | None = None
     why_none: Problem | None = None
@@ -54,7 +54,7 @@ class Inspection:
             "model_type": None if looked_at is None else looked_at.model_type,
             "blocks": None if looked_at is None else looked_at.block_count,
             "layers": list(self.layers),
-            "routes": [_route(finding) for finding in self.findings],
+            "routes": [verdict.as_json() for verdict in self.verdicts],
             "chosen": None if self.chosen is None else self.chosen.route,
             "plan": None if self.chosen is None else self.chosen.as_json(),
             "why_none": None if self.why_none is None else self.why_none.as_json(),
@@ -62,7 +62,7 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Demands:
     """What the routes are held to; see :func:`patcher.routes.planner.choose_route`."""
 
     layers: Sequence[int] = ()
@@ -74,23 +74,23 @@ class Asked:
     every_route: bool = True
 
 
-def inspect_model(model: str, asked: Asked) -> Inspection:
+def inspect_model(model: str, demands: Demands) -> Inspection:
     """Look at a local folder, a Hub model (only its config.json is downloaded) or an architecture by its name.
 
     Raises:
         InputError, OutsideError: there is no such model, or its config makes no text causal LM.
     """
-    config, checkpoint = _find(model, trust_remote_code=asked.trust_remote_code)
-    return inspect_config(model, config, checkpoint, asked)
+    config, checkpoint = _find(model, trust_remote_code=demands.trust_remote_code)
+    return inspect_config(model, config, checkpoint, demands)
 
 
-def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None, asked: Asked) -> Inspection:
+def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None, demands: Demands) -> Inspection:
     """The same for a transformers config.
 
     Raises:
         InputError: it makes no text causal LM, has no such layer, or there is no such route.
     """
-    architecture = Architecture(config, trust_remote_code=asked.trust_remote_code)
+    architecture = Architecture(config, trust_remote_code=demands.trust_remote_code)
     if architecture.block_count < 1 or architecture.hidden < 1:
         raise InputError(
             "the config makes no model",
@@ -98,7 +98,7 @@ def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None,
             found=f"{architecture.block_count} blocks, hidden {architecture.hidden}",
             remedy="check `num_hidden_layers` and `hidden_size` in config.json",
         )
-    layers = tuple(dict.fromkeys(asked.layers)) or (int(0.4 * architecture.block_count),)
+    layers = tuple(dict.fromkeys(demands.layers)) or (int(0.4 * architecture.block_count),)
     for layer in layers:
         if not -1 <= layer < architecture.block_count:
             raise InputError(
@@ -113,32 +113,32 @@ def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None,
             architecture,
             layers,
             checkpoint,
-            targets=asked.targets,
-            route=asked.route,
+            targets=demands.targets,
+            route=demands.route,
             exact=False,
-            prefer=asked.prefer,
+            prefer=demands.prefer,
         )
     except InputError as error:
         if error.code != "no_route":
             raise
         why_none = error.problems[0]
-    if asked.every_route:
-        findings = tuple(survey(architecture, layers, checkpoint, targets=demanded_stacks(asked.targets)))
+    if demands.every_route:
+        verdicts = tuple(survey(architecture, layers, checkpoint, targets=demanded_stacks(demands.targets)))
     else:
-        findings = () if best is None else (Finding(best.route, best),)
+        verdicts = () if best is None else (Verdict(ROUTES[best.route], best),)
     chosen = best
-    if best is not None and asked.exact and not best.exact:
-        chosen, why_none = None, _only_fitted(architecture, best, forced=asked.route != "auto")
-    return Inspection(model, architecture, layers, findings, best, chosen, why_none)
+    if best is not None and demands.exact and not best.exact:
+        chosen, why_none = None, _only_fitted(architecture, best, forced=demands.route != "auto")
+    return Inspection(model, architecture, layers, verdicts, best, chosen, why_none)
 
 
-def inspect_all(asked: Asked, progress: Callable[[str], None]) -> Iterator[Inspection]:
+def inspect_all(demands: Demands, progress: Callable[[str], None]) -> Iterator[Inspection]:
     """Every text causal LM of the installed transformers, by the config that its class has by default."""
     names = [name for name in sorted(rows()) if causal_lm_class(name) is not None]
     for number, name in enumerate(names, 1):
         progress(f"{number} of {len(names)} architectures: {name}")
         try:
-            yield inspect_config(name, default_config(name), None, asked)
+            yield inspect_config(name, default_config(name), None, demands)
         except PatchModelError as error:
             yield Inspection(name, None, why_none=error.problems[0])
         except Exception as error:
@@ -234,14 +234,3 @@ def _only_fitted(architecture: Architecture, plan: Plan, *, forced: bool) -> Pro
         f"the route `{plan.route}` is fitted, not exact" if forced else message,
         remedy="--no-exact shows it; in a recipe the line `exact: false` allows it, and what it is off by is measured",
     )
-
-
-def _route(finding: Finding) -> dict[str, Any]:
-    plan, route = finding.plan, ROUTES[finding.name]
-    return {
-        "name": finding.name,
-        "exact": route.exact,
-        "cost": route.cost if plan is None else plan.cost,
-        "stacks": UNREAD if plan is None else {**UNREAD, **plan.stacks},
-        "why_not": finding.why_not or None,
-    }

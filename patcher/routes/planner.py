@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
@@ -21,7 +21,7 @@ from patcher.routes.rank_one import route as rank_one
 from patcher.routes.relabel import route as relabel
 from patcher.routes.route import Route
 from patcher.routes.vllm_backend import through_backend
-from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, VLLM, demanded_stacks
+from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, UNREAD, VLLM, demanded_stacks
 
 Prefer = Literal["stacks", "free", "same_model_type"]
 
@@ -42,12 +42,26 @@ ROUTES: Mapping[str, Route] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verdict:
     """What a route can do here: a plan, or why there is none."""
 
-    name: str
+    route: Route
     plan: Plan | None
     why_not: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.route.name
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``inspect`` says of it."""
+        return {
+            "name": self.name,
+            "exact": self.route.exact,
+            "cost": self.route.cost if self.plan is None else self.plan.cost,
+            "stacks": UNREAD if self.plan is None else {**UNREAD, **self.plan.stacks},
+            "why_not": self.why_not or None,
+        }
 
 
 def survey(
@@ -57,15 +71,16 @@ def survey(
     *,
     targets: Sequence[str] = (TRANSFORMERS,),
     names: Sequence[str] | None = None,
-) -> Iterator[Finding]:
+) -> Iterator[Verdict]:
     """Every route in turn, planned when it is asked for: a plan that all ``targets`` read, or the reason against it."""
     for name in ROUTES if names is None else names:
+        route = ROUTES[name]
         try:
-            ROUTES[name].require_serves(architecture)
-            plan = ROUTES[name].plan(architecture, layers, checkpoint)
-            yield Finding(name, _serving(plan, architecture, targets))
+            route.require_serves(architecture)
+            plan = route.plan(architecture, layers, checkpoint)
+            yield Verdict(route, _serving(plan, architecture, targets))
         except NotApplicable as finding:
-            yield Finding(name, None, str(finding))
+            yield Verdict(route, None, str(finding))
 
 
 def choose_route(
@@ -102,15 +117,15 @@ def choose_route(
     for name in ROUTES if route == "auto" else [route]:
         if best is not None and not _could_beat(ROUTES[name], best, architecture, prefer):
             continue
-        finding = next(survey(architecture, layers, checkpoint, targets=demanded, names=[name]))
-        if finding.plan is None:
-            tried[name] = finding.why_not
-        elif not finding.plan.exact:
-            fitted = finding.plan
+        verdict = next(survey(architecture, layers, checkpoint, targets=demanded, names=[name]))
+        if verdict.plan is None:
+            tried[name] = verdict.why_not
+        elif not verdict.plan.exact:
+            fitted = verdict.plan
         else:
-            free = finding.plan if free is None and finding.plan.free else free
-            if best is None or rank(finding.plan, architecture, prefer) < rank(best, architecture, prefer):
-                best = finding.plan
+            free = verdict.plan if free is None and verdict.plan.free else free
+            if best is None or rank(verdict.plan, architecture, prefer) < rank(best, architecture, prefer):
+                best = verdict.plan
     if best is not None:
         return best if free is None or best.free else _with_alternative(best, free)
     if fitted is not None and not exact:

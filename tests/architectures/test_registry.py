@@ -27,7 +27,7 @@ from patcher.architectures.model_class import (
     why_config_is_refused,
     with_flags,
 )
-from patcher.architectures.registry import Row, rows
+from patcher.architectures.registry import ModelTypeRow, rows
 from patcher.architectures.shrink import shrink_config
 from patcher.errors import InputError
 
@@ -55,7 +55,7 @@ def default_config(model_type: str) -> Any:
     return config
 
 
-def without_flags(config: Any, row: Row) -> Any:
+def without_flags(config: Any, row: ModelTypeRow) -> Any:
     """The config as it is where a checkpoint does not have what the row's flags create."""
     return with_flags(config, {name: not value for name, value in row.flags.items()})
 
@@ -194,7 +194,7 @@ def test_every_slot_of_the_row_is_used_by_some_block(model_type: str) -> None:
     assert used == set(row.slots), f"no kind of block of `{model_type}` uses {sorted(set(row.slots) - used)}; remove it"
 
 
-def _own_flags(slot: BiasSlot, row: Row) -> dict[str, Any]:
+def _own_flags(slot: BiasSlot, row: ModelTypeRow) -> dict[str, Any]:
     return {name: value for name, value in slot.flags.items() if name not in row.also}
 
 
