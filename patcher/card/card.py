@@ -11,7 +11,7 @@ from patcher.card.written import base_class, cited, is_broadcast, other_tensors
 from patcher.errors import InputError
 from patcher.patched.evaluation import Evaluation
 from patcher.patched.schema import Patch
-from patcher.publish.privacy import sanitised_manifest
+from patcher.publish.privacy import publishable
 from patcher.recipe.yaml_lines import parse_yaml
 
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -35,7 +35,7 @@ def render_card(
     Returns:
         Markdown with a metadata block, without local paths and tokens.
     """
-    patch = _publishable(manifest)
+    patch = publishable(manifest)
     inherited = _front_matter(base_card or "")
     push = patch.resolved.get("push")
     body = card_template().render(
@@ -52,14 +52,6 @@ def render_card(
         licence_files=base_license_files,
     )
     return f"---\n{_metadata(patch, inherited, base_license_files)}\n---\n\n{paragraphs(body)}\n"
-
-
-def _publishable(manifest: Patch) -> Patch:
-    """The latest patch of a manifest, without what must not leave the machine."""
-    content = sanitised_manifest(manifest.as_json())
-    # A name that was cut need not be one that a file can have; the card names none of them.
-    content.get("base", {}).pop("files", None)
-    return Patch.model_validate(content)
 
 
 def _metadata(patch: Patch, inherited: Mapping[str, Any], license_files: Sequence[str]) -> str:

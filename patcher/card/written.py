@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from patcher.patched.schema import Patch, Route
+from patcher.patched.route import Route
+from patcher.patched.schema import Patch
 
 
 @dataclass(frozen=True)

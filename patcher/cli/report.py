@@ -14,7 +14,8 @@ from patcher.build.result import BuildResult
 from patcher.build.texts import NOT_DRAWN
 from patcher.evaluate.guard import beyond_guard
 from patcher.patched.evaluation import Evaluation, Guard
-from patcher.patched.schema import Fit, Patch, Verification
+from patcher.patched.route import Fit
+from patcher.patched.schema import Patch, Verification
 from patcher.report.pictures.extra import can_draw
 from patcher.routes.plan import Plan, TensorWrite
 

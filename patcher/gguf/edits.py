@@ -16,7 +16,7 @@ from patcher.checkpoint.steering_files import VECTORS
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
 from patcher.patched.reading import read_manifest
-from patcher.patched.schema import Route
+from patcher.patched.route import Route
 from patcher.vectors.files import load_vector_file
 
 

@@ -14,7 +14,8 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.checkpoint.steering_files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX, VECTORS
 from patcher.errors import InputError
-from patcher.patched.schema import Patch, Tensor
+from patcher.patched.route import Tensor
+from patcher.patched.schema import Patch
 
 _ROWS = 8192
 

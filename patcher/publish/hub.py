@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from patcher.errors import InputError, OutsideError
 from patcher.errors.hub import hub_errors
 from patcher.patched.reading import read_manifest
-from patcher.patched.schema import Manifest
+from patcher.patched.schema import Patch
 from patcher.publish.commit import CopyRefusedError, Target, can_copy, commit
 from patcher.publish.contents import OnHub, PublishedFile, check_verified, left_over, published_files
 from patcher.publish.duplicate import DuplicateRefusedError, duplicate_and_commit, require_here, worth_duplicating
 from patcher.publish.meter import Meter
-from patcher.publish.privacy import sanitised_manifest, sanitised_text
+from patcher.publish.privacy import publishable, sanitised_text
 from patcher.publish.unchanged import Changes, Hashes, HubBase, base_on_hub, compare
 from patcher.publish.visibility import check_base_is_public, check_visibility
 
@@ -91,8 +91,7 @@ def push_folder(
     manifest = read_manifest(folder)
     check_verified(manifest, folder, remote=on_hub is not None)
     files = published_files(folder, manifest, on_hub)
-    shown = Manifest.model_validate(sanitised_manifest(manifest.as_json()))
-    title = sanitised_text((commit_message or "").strip()) or _title(shown)
+    title = sanitised_text((commit_message or "").strip()) or _title(publishable(manifest))
 
     with hub_errors("loading the Hub client", repo):
         from huggingface_hub import HfApi
@@ -267,7 +266,7 @@ def _branch(target: Target) -> Iterator[ModelInfo]:
         raise
 
 
-def _title(manifest: Manifest) -> str:
+def _title(manifest: Patch) -> str:
     what = ", ".join(f"{edit.name} at layer {edit.layer}" for edit in manifest.edits)
     title = f"Steered copy of {manifest.base.model or 'a model'}" + (f": {what}" if what else "")
     return title if len(title) <= 120 else title[:117] + "..."

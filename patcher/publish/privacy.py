@@ -10,7 +10,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
+from patcher.checkpoint.steering_files import MANIFEST
+from patcher.errors import InputError, first_line
 from patcher.errors.hub import without_tokens
+from patcher.patched.schema import Patch
 
 # In running text a path ends at white space or a quote. What stands before it tells a path from a fraction, a
 # relative path, the rest of a URL, or a closing tag such as </s> and [/INST]; \n there is an escape, not a letter.
@@ -56,6 +61,26 @@ def sanitised_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
     if isinstance(cleaned.get("base"), dict):
         cleaned["base"].pop("path", None)
     return cleaned
+
+
+def publishable(patch: Patch) -> Patch:
+    """A patch (of a manifest, the latest) as it may be shown: see :func:`sanitised_manifest`; without the base's files.
+
+    Raises:
+        InputError: without paths and tokens it is no patch any more.
+    """
+    content = sanitised_manifest(patch.as_json())
+    # A name that was cut need not be one that a file can have.
+    content.get("base", {}).pop("files", None)
+    try:
+        return Patch.model_validate(content)
+    except ValidationError as error:
+        raise InputError(
+            f"{MANIFEST} has keys that are paths, and hide others once the paths are cut",
+            where=MANIFEST,
+            found=first_line(error),
+            remedy="build the folder again",
+        ) from None
 
 
 def sanitised_config(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from patcher.patched.schema import Fit
+from patcher.patched.route import Fit
 from patcher.patched.stored import StoredLayer
 from patcher.routes.plan import STORED_LIMIT
 

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.publishing import manifest
 
+from patcher.errors import InputError
 from patcher.errors.hub import holds_token, without_tokens
-from patcher.publish.privacy import sanitised_config, sanitised_manifest, sanitised_text
+from patcher.patched.schema import Manifest
+from patcher.publish.privacy import publishable, sanitised_config, sanitised_manifest, sanitised_text
 
 PATHS = {
     "model: /home/me/llama-7b  # mine": "model: llama-7b  # mine",
@@ -118,3 +120,10 @@ def test_no_folder_of_a_path_survives(parts: list[str], root: str, around: str) 
     path = root + separator.join([*folders, parts[-1]])
     clean = sanitised_manifest({"a": path, "b": f"{around} {path} {around}", "c": f"x: {path}\n"})
     assert "QQ" not in json.dumps(clean)
+
+
+def test_keys_that_are_paths_and_hide_others_are_refused() -> None:
+    """Once cut, `/x/y/edits` is called `edits`."""
+    content = {**manifest(), "/x/y/edits": "none"}
+    with pytest.raises(InputError, match="hide others"):
+        publishable(Manifest.model_validate(content))

@@ -1,0 +1,102 @@
+"""The ``route`` of ``steering.json`` as types: how the edits are stored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from patcher.patched.evaluation import Number, Record
+
+MOST_BLOCKS = 1 << 20
+Layer = Annotated[int, Field(ge=-1, lt=MOST_BLOCKS)]
+LayerKey = Annotated[str, Field(pattern=r"^(-1|[0-9]{1,7})$")]
+
+
+class Tensor(Record):
+    """A tensor that holds a vector, see :class:`patcher.routes.plan.TensorWrite`."""
+
+    name: str
+    parameter: str | None = None
+    kind: str
+    layer: Layer
+    factor: Number
+    dtype: str | None = None
+    shape: list[int] | None = None
+    offset: Number | None = None
+    outer: bool = False
+    transposed: bool = False
+    spread: bool = False
+    index: Annotated[int, Field(ge=0, lt=MOST_BLOCKS)] | None = None
+    original: str | None = None
+
+
+class Zeros(Record):
+    """Created tensors of zeros."""
+
+    count: int | None = None
+    names: list[str] = []
+
+
+class Fit(Record):
+    """Of a fitted route: what was measured on held-out calibration text, over all layers and for each."""
+
+    error_mean: Number | None = None
+    error_p95: Number | None = None
+    cosine: Number | None = None
+    mean: Number | None = None
+    unfitted_experts: int | None = None
+    tokens: int | None = None
+    held_out_tokens: int | None = None
+    sampled_tokens: int | None = None
+    kl_hook_fit: Number | None = None
+    kl_hook_base: Number | None = None
+    kl_tokens: int | None = None
+    ratio: Number | None = None
+    layers: dict[str, Fit] = {}
+
+
+class Route(Record):
+    """How the edits are stored, see :class:`patcher.routes.plan.Plan`."""
+
+    name: str = ""
+    exact: bool = True
+    cost: str | None = None
+    architecture: str = ""
+    blocks: str | None = None
+    tensors: list[Tensor] = []
+    zeros: Zeros | None = None
+    derived: dict[str, str] = {}
+    dropped: list[str] = []
+    renamed: dict[str, str] = {}
+    config_changes: dict[str, Any] = {}
+    tokenizer_changes: dict[str, Any] = {}
+    stacks: dict[str, str] = {}
+    reason: str | None = None
+    copy_layers: dict[LayerKey, Layer] = {}
+    residual: str | None = None
+    warnings: list[str] = []
+    advice: list[str] = []
+    fit: Fit | None = None
+    config_before: dict[str, Any] = {}
+    oldest: dict[str, str] = {}
+
+    @property
+    def centred(self) -> bool:
+        """Whether the copy's residual stream gains the vector less its mean."""
+        return self.residual == "centred"
+
+    @property
+    def inserted_blocks(self) -> dict[int, int]:
+        """Layer of the base -> the block of the copy that was inserted after it; empty where none was."""
+        moved = {int(layer): block for layer, block in self.copy_layers.items()}
+        return {layer: block for layer, block in sorted(moved.items()) if block != layer}
+
+    @property
+    def has_new_config(self) -> bool:
+        """Whether ``config.json`` was written anew: the base's is then kept whole."""
+        return bool(self.config_before.keys() - self.config_changes.keys())
+
+    def in_copy(self, layer: int) -> int:
+        """The block of the copy after which the residual stream holds the edit of ``layer``."""
+        return self.copy_layers.get(str(layer), layer)
