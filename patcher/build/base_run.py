@@ -31,8 +31,8 @@ from patcher.evaluate.details import Looked
 from patcher.evaluate.of_build import evaluate_build
 from patcher.routes.plan import Plan
 from patcher.routes.planner import ROUTES
-from patcher.vectors import SteeringVector
-from patcher.vectors.finding import PreparedVector, answer_questions, find_vectors, sum_by_layer
+from patcher.vectors.finding import PreparedVector, answer_questions, find_vectors
+from patcher.vectors.steering_vector import SteeringVector, sum_by_layer
 from patcher.verify.probes import PROBES
 
 Result = TypeVar("Result")

@@ -13,25 +13,22 @@ from typing import Any
 import torch
 
 from patcher.build.base_run import BaseRun, vectors_before_download
+from patcher.build.finishing import finish, push
 from patcher.build.job import Job
-from patcher.build.manifest import build_manifest
+from patcher.build.manifest import Copied
 from patcher.build.planning import BuildPlan, plan_build, planned_again, route_for, with_weights
-from patcher.build.result import STAGES, BuildResult, peak_rss_bytes
-from patcher.build.texts import write_texts
+from patcher.build.result import STAGES, BuildResult
 from patcher.capture.model import pick_device
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.hashes import files_now, hashing
-from patcher.checkpoint.prepare import adapter_record, prepared_base
+from patcher.checkpoint.prepare import PreparedBase, adapter_record, prepared_base
 from patcher.checkpoint.staging import scratch_folder, staged_folder
-from patcher.checkpoint.steering_files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX, VECTORS, tensor_key
-from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError
 from patcher.evaluate.of_build import require_effect, task_folder
 from patcher.patched.history import carry_history, history_of
-from patcher.routes.apply import tensors_to_write
-from patcher.routes.plan import Plan
-from patcher.vectors import SteeringVector, save_vectors
-from patcher.vectors.finding import sum_by_layer
+from patcher.patched.schema import Manifest
+from patcher.routes.apply import write_plan
+from patcher.vectors import SteeringVector
 from patcher.verify.of_build import require_passed, verify_build
 
 
@@ -69,73 +66,37 @@ def build(
         found = BaseRun.of(job, planned, base).find(plan, early)
         if strict:
             require_effect(found.evaluation, loaded.path.name)
-        plan, total = found.plan, sum_by_layer(found.vectors)
-        created, replaced = tensors_to_write(plan, total, base.checkpoint)
+        plan = found.plan
         with staged_folder(output, force=job.force) as stage, hashing(whole_base, hash=hash, since=opened) as hashes:
             say("writing the copy")
             with clock.time("write"):
-                written = write_copy(
-                    base.checkpoint,
-                    stage,
-                    created=created,
-                    replaced=replaced,
-                    config_changes=plan.config_changes,
-                    dropped=plan.dropped,
-                    renamed=plan.renamed,
-                    config=plan.config,
-                    tokenizer_changes=plan.tokenizer_changes,
-                    remote_code=recipe.trust_remote_code,
-                    # What was converted or merged goes away after this, and need not be copied.
-                    link=link or base.checkpoint.path != source.folder,
-                )
-                held = {tensor_key(vector.name, vector.layer): vector.values for vector in found.vectors}
-                originals = {ORIGINAL_PREFIX + name: tensor for name, tensor in written.originals.items()}
-                save_vectors(
-                    stage / VECTORS, {**held, **originals, **_sides(plan)}, {"format": "pt", "tool": "patch-model"}
-                )
+                # What was converted or merged goes away after this, and need not be copied.
+                link = link or base.checkpoint.path != source.folder
+                trusted = recipe.trust_remote_code
+                written = write_plan(plan, found.vectors, base.checkpoint, stage, link=link, remote_code=trusted)
                 carried = carry_history(source.folder, stage, len(history))
             say("hashing the base")
             with clock.time("hash"):
                 files = hashes.records()
-            records = [record for entry in found.prepared for record in entry.records]
-            manifest = build_manifest(
+            copied = Copied(
                 stage,
-                source=source,
-                adapter=adapter_record(loaded, base),
-                files=files,
-                recipe=recipe,
-                recipe_text=loaded.text,
-                plan=plan,
-                vectors=found.vectors,
-                originals=written.originals,
-                config_before=base.checkpoint.config,
-                evaluation=found.evaluation if sweep is None else {**(found.evaluation or {}), "sweep": dict(sweep)},
+                source,
+                base.checkpoint,
+                plan,
+                found.vectors,
+                written,
+                files,
+                history,
                 notes=[*(line for entry in found.prepared for line in entry.notes), *found.notes],
-                undo=written.undo,
-                history=history,
-                recipe_folder=loaded.folder,
-                written_for={str(record["vector"]) for record in records},
+                adapter=adapter_record(loaded, base),
+                evaluation=found.evaluation if sweep is None else {**(found.evaluation or {}), "sweep": dict(sweep)},
+                responses=[record for entry in found.prepared for record in entry.records],
             )
-            with clock.time("verify"), scratch_folder(output) as scratch:
-                entries = verify_build(
-                    recipe,
-                    stage,
-                    base.reference_folder,
-                    manifest,
-                    scratch=scratch,
-                    progress=say,
-                    check=lambda entry: require_passed(entry, str(output), exact=plan.exact),
-                )
-            manifest = manifest.with_parts(verification=entries)
-            if recipe.evaluate.enabled and recipe.evaluate.lm_eval:
-                tasks = _tasks(job, base.reference_folder, stage)
-                measured = manifest.evaluation.as_json() if manifest.evaluation else {"per_vector": []}
-                manifest = manifest.with_parts(evaluation={**measured, "lm_eval": tasks})
-            size = written.bytes_written + carried + write_texts(stage, manifest, source, records)
-    size += (output / VECTORS).stat().st_size
-    result = BuildResult(output, manifest, clock.read(STAGES), peak_rss_bytes(), size, written.placed)
+            manifest, texts = finish(job, copied, lambda manifest: _proven(job, base, stage, manifest))
+    size = written.bytes_written + carried + texts
+    result = BuildResult(output, manifest, clock.read(STAGES), size, placed=written.placed)
     if recipe.push is not None:
-        result.push = _push(job)
+        result.push = push(job, output)
     return result
 
 
@@ -147,6 +108,27 @@ def _require_alone(job: Job, planned: BuildPlan) -> None:
             remedy="start it without torchrun: device: auto spreads the model over all devices",
             code="parallel",
         )
+
+
+def _proven(job: Job, base: PreparedBase, stage: Path, manifest: Manifest) -> Manifest:
+    """With the verification in every stack that the recipe asks for, and its lm-eval tasks."""
+    recipe = job.recipe
+    with job.clock.time("verify"), scratch_folder(job.output) as scratch:
+        entries = verify_build(
+            recipe,
+            stage,
+            base.reference_folder,
+            manifest,
+            scratch=scratch,
+            progress=job.say,
+            check=lambda entry: require_passed(entry, str(job.output), exact=manifest.route.exact),
+        )
+    manifest = manifest.with_parts(verification=entries)
+    if not (recipe.evaluate.enabled and recipe.evaluate.lm_eval):
+        return manifest
+    measured = manifest.evaluation.as_json() if manifest.evaluation else {"per_vector": []}
+    tasks = _tasks(job, base.reference_folder, stage)
+    return manifest.with_parts(evaluation={**measured, "lm_eval": tasks})
 
 
 def _tasks(job: Job, base: Path, stage: Path) -> list[dict[str, Any]]:
@@ -167,30 +149,3 @@ def _tasks(job: Job, base: Path, stage: Path) -> list[dict[str, Any]]:
         trust_remote_code=recipe.trust_remote_code,
         progress=job.say,
     )
-
-
-def _sides(plan: Plan) -> dict[str, torch.Tensor]:
-    """What is needed to read the vectors back from matrices that hold them."""
-    rights = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
-    spreads = {SPREAD_PREFIX + write.name: write.spread for write in plan.carriers if write.spread is not None}
-    return {**rights, **spreads}
-
-
-def _push(job: Job) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from patcher.publish.hub import push_folder
-
-    push = job.recipe.push
-    assert push is not None
-    result = push_folder(
-        job.output,
-        push.repo,
-        private=push.private,
-        revision=push.revision,
-        pull_request=push.pull_request,
-        commit_message=push.commit_message,
-        token=job.token,
-        progress=job.say,
-    )
-    return asdict(result)

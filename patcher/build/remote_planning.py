@@ -51,17 +51,15 @@ class Needed:
 
 
 @dataclass(frozen=True)
-class RemoteBuildPlan:
-    """What a remote build does.
+class RemoteBuildPlan(BuildPlan):
+    """What a remote build does; its ``output`` is the repository.
 
     Attributes:
-        planned: as of a build with an output folder; its ``output`` is the repository.
         checkpoint: the base, by its headers.
         names: how its tensors are told apart.
         needed: the weight files that are downloaded.
     """
 
-    planned: BuildPlan
     checkpoint: HubCheckpoint
     names: BlockNames
     needed: Needed
@@ -78,7 +76,7 @@ class RemoteBuildPlan:
         }
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.planned.as_json(), "output": None, "repo": str(self.planned.output), "download": self.download}
+        return {**super().as_json(), "output": None, "repo": str(self.output), "download": self.download}
 
 
 def plan_remote_build(job: Job) -> RemoteBuildPlan:
@@ -110,8 +108,8 @@ def plan_remote_build(job: Job) -> RemoteBuildPlan:
     plan = plan_remotely(recipe, architecture, layers, checkpoint)
     names = block_names(architecture)
     notes = [note for entry in prepared for note in entry.notes]
-    planned = BuildPlan(source, architecture, plan, prepared, Path(recipe.push.repo), notes)
-    return RemoteBuildPlan(planned, checkpoint, names, needed_files(plan, prepared, checkpoint, names))
+    needed, repo = needed_files(plan, prepared, checkpoint, names), Path(recipe.push.repo)
+    return RemoteBuildPlan(source, architecture, plan, prepared, repo, notes, checkpoint, names, needed)
 
 
 def plan_remotely(recipe: Recipe, architecture: Architecture, layers: list[int], checkpoint: HubCheckpoint) -> Plan:

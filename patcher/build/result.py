@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,36 @@ STAGES = ("load", "capture", "write", "hash", "verify")
 """Of a build, whose seconds are told."""
 
 
+def peak_rss_bytes() -> int:
+    """The largest resident memory of this process or one that it ran, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(usage) * unit
+
+
 @dataclass
 class BuildResult:
-    """A finished build."""
+    """A finished build.
 
-    output: Path
+    Attributes:
+        output: the folder; None if the copy is on the Hub alone.
+        patch: the content of ``steering.json``.
+        timings: seconds by stage.
+        bytes_written: to the disk; of a remote build, to a temporary folder.
+        placed: how the files of the folder came to be, see :class:`patcher.checkpoint.writer.Written`.
+        bytes_downloaded: by a remote build, of the base's weights; none of those in the cache were sent again.
+        push: {url, commit, method, bytes_uploaded}, where the copy was published.
+        peak_rss_bytes: the largest resident memory.
+    """
+
+    output: Path | None
     patch: Manifest
     timings: dict[str, float]
-    peak_rss_bytes: int
     bytes_written: int
-    placed: Mapping[str, Any]
-    """How the files came to be, see :class:`patcher.checkpoint.writer.Written`."""
+    placed: Mapping[str, Any] = field(default_factory=dict)
+    bytes_downloaded: int = 0
     push: dict[str, Any] | None = None
+    peak_rss_bytes: int = field(default_factory=peak_rss_bytes)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -34,19 +52,13 @@ class BuildResult:
         return self.patch.as_json()
 
     def as_json(self) -> dict[str, Any]:
-        result = {
-            "output": str(self.output),
+        remote = self.output is None
+        return {
+            "output": None if remote else str(self.output),
             "manifest": self.manifest,
             "timings": self.timings,
             "peak_rss_bytes": self.peak_rss_bytes,
             "bytes_written": self.bytes_written,
-            "placed": dict(self.placed),
+            **({"bytes_downloaded": self.bytes_downloaded} if remote else {"placed": dict(self.placed)}),
+            **({"push": self.push} if self.push else {}),
         }
-        return {**result, "push": self.push} if self.push else result
-
-
-def peak_rss_bytes() -> int:
-    """The largest resident memory of this process or one that it ran, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return max(usage) * unit

@@ -29,8 +29,9 @@ from patcher.patched.reading import read_manifest
 from patcher.patched.stored import read_stored
 from patcher.recipe.file import load_recipe
 from patcher.sweep.files import RECIPE, RESULT
-from patcher.vectors.finding import PreparedVector, sum_by_layer
+from patcher.vectors.finding import PreparedVector
 from patcher.vectors.layers import resolve_read_layer
+from patcher.vectors.steering_vector import sum_by_layer
 
 Result = TypeVar("Result")
 

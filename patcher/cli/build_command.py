@@ -14,12 +14,8 @@ import click
 if TYPE_CHECKING:
     from patcher.build.job import Job
     from patcher.build.planning import BuildPlan
-    from patcher.build.remote_planning import RemoteBuildPlan
-    from patcher.build.remote_result import RemoteResult
     from patcher.build.result import BuildResult
     from patcher.capture.processes.launch import Processes
-
-    Done = BuildPlan | BuildResult | RemoteBuildPlan | RemoteResult
 
 
 @click.command("build", short_help="Build what a recipe describes.")
@@ -88,7 +84,10 @@ def _build(
     loaded = load_recipe(recipe, overrides)
 
     from patcher.build.job import Job
+    from patcher.build.remote import remote_build
     from patcher.build.remote_refusals import is_remote
+    from patcher.cli.plan_report import print_plan
+    from patcher.cli.report import print_build
 
     remote = is_remote(loaded.recipe, output)
     if remote:
@@ -101,20 +100,23 @@ def _build(
             folder = output or Path(loaded.recipe.output or f"{loaded.recipe.model_name}-steered")
         with progress(verbose) as say:
             job = Job(loaded, folder, say, say.note, force=force, cache=not no_cache, processes=processes)
-            done: Done = (
-                _remotely(job, dry_run=dry_run)
-                if remote
-                else _here(job, dry_run=dry_run, link=link, hash=not no_hash, strict=strict)
-            )
-        _report(done, as_json=as_json, linked=link)
+            if dry_run:
+                planned = _planned(job, remote=remote)
+            elif remote:
+                result = remote_build(job)
+            else:
+                result = _here(job, link=link, hash=not no_hash, strict=strict)
+    if not dry_run:
+        print_build(result, to_stderr=as_json, linked=link)
+    elif not as_json:
+        print_plan(planned)
+    if as_json:
+        click.echo(json.dumps(planned.as_json() if dry_run else result.as_json()))
 
 
-def _here(job: Job, *, dry_run: bool, link: bool, hash: bool, strict: bool) -> BuildPlan | BuildResult:
+def _here(job: Job, *, link: bool, hash: bool, strict: bool) -> BuildResult:
     from patcher.build.local import build as run
-    from patcher.build.planning import plan_build
 
-    if dry_run:
-        return plan_build(job)
     swept = None
     if any(spec.swept for spec in job.recipe.vectors):
         from patcher.sweep.auto import fill_in
@@ -124,30 +126,11 @@ def _here(job: Job, *, dry_run: bool, link: bool, hash: bool, strict: bool) -> B
     return run(job, link=link, hash=hash, strict=strict, sweep=swept)
 
 
-def _remotely(job: Job, *, dry_run: bool) -> RemoteBuildPlan | RemoteResult:
-    from patcher.build.remote import remote_build
+def _planned(job: Job, *, remote: bool) -> BuildPlan:
+    from patcher.build.planning import plan_build
     from patcher.build.remote_planning import plan_remote_build
 
-    return plan_remote_build(job) if dry_run else remote_build(job)
-
-
-def _report(done: Done, *, as_json: bool, linked: bool) -> None:
-    """One JSON object on stdout, or what people read; of a finished build both."""
-    from patcher.build.planning import BuildPlan
-    from patcher.build.remote_planning import RemoteBuildPlan
-    from patcher.build.result import BuildResult
-    from patcher.cli.remote_report import print_remote_build, print_remote_plan
-    from patcher.cli.report import print_build, print_plan
-
-    if isinstance(done, BuildResult):
-        print_build(done, to_stderr=as_json, linked=linked)
-    elif isinstance(done, BuildPlan | RemoteBuildPlan):
-        if not as_json:
-            print_plan(done) if isinstance(done, BuildPlan) else print_remote_plan(done)
-    else:
-        print_remote_build(done, to_stderr=as_json)
-    if as_json:
-        click.echo(json.dumps(done.as_json()))
+    return plan_remote_build(job) if remote else plan_build(job)
 
 
 def _refuse_options(given: Mapping[str, bool]) -> None:

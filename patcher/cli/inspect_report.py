@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from patcher.cli.report import console_for, empty_table, written_by
+from patcher.cli.plan_report import written_by
+from patcher.cli.report import console_for, empty_table
 from patcher.errors import Problem
 from patcher.routes.inspection import Inspection
 from patcher.routes.plan import Plan

@@ -1,23 +1,22 @@
-"""What a person sees at the end: short tables, and two lines that load the model."""
+"""What a person sees at the end of a build: short tables, and two lines that load the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patcher.build.planning import BuildPlan
 from patcher.build.result import BuildResult
 from patcher.build.texts import NOT_DRAWN
 from patcher.evaluate.guard import beyond_guard
 from patcher.patched.evaluation import Evaluation, Guard
 from patcher.patched.route import Fit
-from patcher.patched.schema import Patch, Verification
+from patcher.patched.schema import Patch, Remote, Verification
 from patcher.report.pictures.extra import can_draw
-from patcher.routes.plan import Plan, TensorWrite
 
 NO_TERMINAL_WIDTH = 118
 NUMBERS = ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_error")
@@ -29,6 +28,13 @@ def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -
     """The report of a finished build."""
     console = console_for(to_stderr=to_stderr)
     print_patch(result.patch, console)
+    if result.output is None:
+        remote = result.patch.remote or Remote()
+        console.print(
+            f"of the base, {len(remote.downloaded)} of {remote.weight_files} weight files were needed here: "
+            f"{size_of(remote.bytes_downloaded or 0)} of {size_of(remote.bytes_of_weights or 0)}",
+            markup=False,
+        )
     if linked:
         count = result.placed["files"].get("hard_link", {"count": 0})["count"]
         why = f" ({result.placed['not_linked']})" if result.placed["not_linked"] else ""
@@ -36,15 +42,26 @@ def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.timings.items())
     console.print(f"[dim]{seconds}; peak memory {result.peak_rss_bytes / 2**20:.0f} MiB; "
                   f"{result.bytes_written / 2**20:.1f} MiB written[/]")  # fmt: skip
-    console.print(f"\nwritten: [bold]{result.output}[/]", soft_wrap=True)
-    console.print("load it:")
-    console.print("  from transformers import AutoModelForCausalLM", markup=False)
-    console.print(f'  model = AutoModelForCausalLM.from_pretrained("{result.output}")', markup=False, soft_wrap=True)
-    if result.patch.evaluation and not can_draw():
-        console.print(f"note: {NOT_DRAWN}", markup=False)
+    if result.output is not None:
+        _print_folder(result.output, console, pictures=result.patch.evaluation is not None)
     if result.push:
         how = f"method {result.push['method']}, {result.push['bytes_uploaded']:,} bytes uploaded"
-        console.print(f"published: [bold]{result.push['url']}[/] ({how})", soft_wrap=True)
+        nowhere = "; no folder was written here" if result.output is None else ""
+        console.print(f"published: [bold]{result.push['url']}[/] ({how}){nowhere}", soft_wrap=True)
+
+
+def _print_folder(folder: Path, console: Console, *, pictures: bool) -> None:
+    console.print(f"\nwritten: [bold]{folder}[/]", soft_wrap=True)
+    console.print("load it:")
+    console.print("  from transformers import AutoModelForCausalLM", markup=False)
+    console.print(f'  model = AutoModelForCausalLM.from_pretrained("{folder}")', markup=False, soft_wrap=True)
+    if pictures and not can_draw():
+        console.print(f"note: {NOT_DRAWN}", markup=False)
+
+
+def size_of(count: int) -> str:
+    """Bytes, for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def print_patch(patch: Patch, console: Console) -> None:
@@ -62,73 +79,6 @@ def print_patch(patch: Patch, console: Console) -> None:
         _print_evaluation(patch.evaluation, console)
     for note in (*route.warnings, *route.advice, *patch.notes):
         console.print(f"note: {note}", markup=False)
-
-
-def print_plan(planned: BuildPlan) -> None:
-    """The report of ``--dry-run``."""
-    console = console_for()
-    plan = planned.plan
-    console.print(f"[bold]model[/] {planned.source.name}: {plan.architecture}, "
-                  f"{planned.architecture.block_count} blocks, hidden {planned.architecture.hidden}")  # fmt: skip
-    kind = "exact" if plan.exact else "fitted"
-    console.print(f"[bold]route[/] {plan.route} ({kind}, run-time cost: {plan.cost}): {plan.reason}", soft_wrap=True)
-    if plan.architecture != planned.architecture.class_name:
-        console.print(f"  the copy is loaded as {plan.architecture}", markup=False)
-    table = empty_table("vector", "method", "layer", "read at", "coefficient", "scale", "pairs", "held out")
-    for entry in planned.prepared:
-        for layer in entry.layers:
-            spec = entry.spec
-            table.add_row(
-                spec.name,
-                spec.method,
-                str(layer),
-                "file" if spec.method == "file" else str(entry.read_layers[layer]),
-                f"{spec.factor:g}",
-                str(spec.scale),
-                str(entry.pair_count),
-                str(entry.held_out_count),
-            )
-    console.print(table)
-    for line in written_by(plan):
-        console.print(f"  {line}", markup=False, soft_wrap=True)
-    stacks = ", ".join(f"{stack} {support}" for stack, support in plan.stacks.items())
-    console.print(f"  read by: {stacks}")
-    for note in (*plan.warnings, *plan.advice, *planned.notes):
-        console.print(f"note: {note}", markup=False)
-    console.print(f"would write: [bold]{planned.output}[/]", soft_wrap=True)
-
-
-def written_by(plan: Plan) -> list[str]:
-    """What a plan writes, a line each; long lists are counted."""
-    lines = []
-    for tensor in plan.carriers[:8]:
-        verb = "add to" if tensor.kind == "added" else "create"
-        lines.append(f"{verb} {tensor.name} {list(tensor.shape)} {tensor.dtype}")
-    if len(plan.carriers) > 8:
-        lines.append(f"... and {len(plan.carriers) - 8} more that hold the vector")
-    rest = [tensor for tensor in plan.tensors if tensor.layer is None]
-    zeros = sum(tensor.make is None for tensor in rest)
-    if zeros:
-        lines.append(f"create {zeros} tensor{'s' * (zeros > 1)} of zeros that the class demands")
-    if len(rest) > zeros:
-        lines.append(f"create {len(rest) - zeros} others, such as {rest_example(rest)}")
-    if plan.renamed:
-        old, new = next(iter(plan.renamed.items()))
-        lines.append(f"rename {len(plan.renamed)} tensors, such as {old} to {new}")
-    if plan.dropped:
-        lines.append(f"leave out or replace {len(plan.dropped)} of the base's, such as {min(plan.dropped)}")
-    if plan.config is not None:
-        lines.append(f"write config.json anew, model_type {plan.config.get('model_type')}")
-    for key, value in plan.config_changes.items():
-        shown = str(value)
-        lines.append(f"config.json: {key} = {shown if len(shown) <= 80 else shown[:77] + '...'}")
-    lines += [f"tokenizer_config.json: {key} = {value}" for key, value in plan.tokenizer_changes.items()]
-    return lines
-
-
-def rest_example(rest: Sequence[TensorWrite]) -> str:
-    first = next(tensor for tensor in rest if tensor.make is not None)
-    return f"{first.name} ({first.holds})"
 
 
 def print_verification(

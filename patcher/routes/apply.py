@@ -1,20 +1,71 @@
-"""From a plan and the vectors to the tensors that are written."""
+"""A plan is carried out: the tensors that it writes for the vectors, the copy, and what is kept beside it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, read_tensor
 from patcher.checkpoint.safetensors_writer import LazyTensor
+from patcher.checkpoint.steering_files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX, VECTORS, tensor_key
+from patcher.checkpoint.writer import Written, write_copy
 from patcher.errors import CheckFailed
 from patcher.routes.plan import STORED_LIMIT, Plan, TensorWrite
+from patcher.vectors.files import save_vectors
+from patcher.vectors.steering_vector import SteeringVector, sum_by_layer
 
 _EAGER = 1 << 16
 """Zeros of more elements than this are made when they are written."""
+
+
+def write_plan(
+    plan: Plan,
+    vectors: Sequence[SteeringVector],
+    base: CheckpointFolder,
+    stage: Path,
+    *,
+    link: bool = False,
+    remote_code: bool = False,
+    absent: Collection[str] = (),
+) -> Written:
+    """Write the steered copy of ``base`` into ``stage``, and ``steering.safetensors`` beside it.
+
+    That file holds every vector, and what takes to verify the copy or to take the steering out again: the values that
+    were overwritten, and the other factors of the products that hold a vector.
+
+    Args:
+        link, remote_code, absent: see :func:`patcher.checkpoint.writer.write_copy`.
+
+    Raises:
+        CheckFailed: see :func:`tensors_to_write`.
+        OutsideError: the disk failed.
+    """
+    created, replaced = tensors_to_write(plan, sum_by_layer(vectors), base)
+    written = write_copy(
+        base,
+        stage,
+        created=created,
+        replaced=replaced,
+        config_changes=plan.config_changes,
+        dropped=plan.dropped,
+        renamed=plan.renamed,
+        config=plan.config,
+        tokenizer_changes=plan.tokenizer_changes,
+        link=link,
+        remote_code=remote_code,
+        absent=absent,
+    )
+    kept = {tensor_key(vector.name, vector.layer): vector.values for vector in vectors}
+    kept |= {ORIGINAL_PREFIX + name: tensor for name, tensor in written.originals.items()}
+    kept |= {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
+    kept |= {SPREAD_PREFIX + write.name: write.spread for write in plan.carriers if write.spread is not None}
+    save_vectors(stage / VECTORS, kept, {"format": "pt", "tool": "patch-model"})
+    return replace(written, bytes_written=written.bytes_written + (stage / VECTORS).stat().st_size)
 
 
 def tensors_to_write(

@@ -268,20 +268,6 @@ def _request(entry: PreparedVector, neutral: Sequence[Sequence[int]]) -> Request
     return sides, sorted(set(entry.read_layers.values()))
 
 
-def sum_by_layer(vectors: Sequence[SteeringVector]) -> dict[int, torch.Tensor]:
-    """What each layer gains in all: layer -> [hidden] fp32.
-
-    Raises:
-        InputError: vectors of one layer cancel out.
-    """
-    sums: dict[int, torch.Tensor] = {}
-    for vector in vectors:
-        sums[vector.layer] = sums.get(vector.layer, torch.zeros(())) + vector.values.double()
-    for layer, total in sums.items():
-        require_usable(total.float(), name=" + ".join(v.name for v in vectors if v.layer == layer), layer=layer)
-    return {layer: total.float() for layer, total in sorted(sums.items())}
-
-
 def steering_vector(spec: VectorSpec, direction: Direction) -> SteeringVector:
     """The direction with the recipe's scale and coefficient.
 

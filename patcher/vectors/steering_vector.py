@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from patcher.vectors.methods import require_usable
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,3 +33,17 @@ class SteeringVector:
     def __post_init__(self) -> None:
         if self.values.dtype != torch.float32 or self.values.ndim != 1:
             raise ValueError(f"values must be fp32 [hidden], not {self.values.dtype} {list(self.values.shape)}")
+
+
+def sum_by_layer(vectors: Sequence[SteeringVector]) -> dict[int, torch.Tensor]:
+    """What each layer gains in all: layer -> [hidden] fp32.
+
+    Raises:
+        InputError: vectors of one layer cancel out.
+    """
+    sums: dict[int, torch.Tensor] = {}
+    for vector in vectors:
+        sums[vector.layer] = sums.get(vector.layer, torch.zeros(())) + vector.values.double()
+    for layer, total in sums.items():
+        require_usable(total.float(), name=" + ".join(v.name for v in vectors if v.layer == layer), layer=layer)
+    return {layer: total.float() for layer, total in sorted(sums.items())}

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from support.building import build_recipe
 from support.tiny_models import VOCABULARY, tiny_checkpoint, write_recipe
 
-from patcher.build import local as pipeline
 from patcher.build.result import BuildResult
 from patcher.errors import CheckFailed, InputError
+from patcher.routes import apply
 
 LLAMA = "meta-llama--Llama-3.2-1B"
 
@@ -62,13 +62,13 @@ def test_a_native_bias_keeps_its_original_values(tmp_path: Path) -> None:
 def test_a_failed_check_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = tiny_checkpoint(tmp_path / "base", LLAMA)
     path = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out")
-    honest = pipeline.tensors_to_write
+    honest = apply.tensors_to_write
 
     def dishonest(*arguments: Any) -> Any:
         created, replaced = honest(*arguments)
         return {name: tensor / 2 for name, tensor in created.items()}, replaced
 
-    monkeypatch.setattr(pipeline, "tensors_to_write", dishonest)
+    monkeypatch.setattr(apply, "tensors_to_write", dishonest)
     with pytest.raises(CheckFailed) as caught:
         run(path, tmp_path / "out")
     assert caught.value.exit_code == 1 and "stored vector" in str(caught.value)

@@ -145,7 +145,7 @@ def test_other_pairs_give_another_vector(place: Path) -> None:
 @pytest.mark.usefixtures("unverified")
 def test_nothing_is_published(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(place, lambda m: m["recipe"]["resolved"].update(push={"repo": "me/out"}))
-    monkeypatch.setattr("patcher.build.local._push", lambda *_args: pytest.fail("published"))
+    monkeypatch.setattr("patcher.build.local.push", lambda *_args: pytest.fail("published"))
     assert run(place).same
 
 

@@ -12,13 +12,15 @@ from support.old_transformers import skip_if_too_old
 from support.tiny_models import default_checkpoint, tiny_checkpoint
 
 from patcher.architectures.analysis import Architecture
-from patcher.build.manifest import build_manifest
+from patcher.build.manifest import Copied, build_manifest
 from patcher.card.card import render_card
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import Source
 from patcher.patched.schema import Manifest
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
+from patcher.routes.apply import write_plan
 from patcher.routes.plan import Plan
 from patcher.routes.planner import choose_route
 from patcher.vectors.steering_vector import SteeringVector
@@ -48,25 +50,18 @@ def planned(folder: Path, name: str, layers: list[int] | None, **options: Any) -
 
 def manifest_of(plan: Plan, checkpoint: CheckpointFolder) -> Manifest:
     """What a build would write, without its measurements."""
-    vectors = [SteeringVector(f"v{layer}", layer, layer, 2.0, torch.ones(64), 40.0) for layer in plan.sites]
+    values = torch.tensor([1.0, -1.0] * 32)
+    vectors = [SteeringVector(f"v{layer}", layer, layer, 2.0, values, 40.0) for layer in plan.sites]
     spec = {"name": "v", "pairs": [{"positive": "a", "negative": "b"}], "layer": 1, "coefficient": 2.0}
     recipe = Recipe.model_validate(
         {"model": "me/base", "vectors": [{**spec, "name": vector.name} for vector in vectors], "output": "out"}
     )
-    return build_manifest(
-        None,
-        source=Source("me/base", True, "0" * 40, checkpoint.path),
-        adapter=None,
-        files=[],
-        recipe=recipe,
-        recipe_text="",
-        plan=plan,
-        vectors=vectors,
-        originals={write.name for write in plan.carriers if write.kind == "added"},
-        config_before=checkpoint.config,
-        evaluation=None,
-        notes=[],
-    )
+    stage = checkpoint.path / "copy"
+    stage.mkdir()
+    written = write_plan(plan, vectors, checkpoint, stage)
+    source = Source("me/base", True, "0" * 40, checkpoint.path)
+    copied = Copied(stage, source, checkpoint, plan, vectors, written, [])
+    return build_manifest(copied, LoadedRecipe(recipe, "", checkpoint.path / "recipe.yaml"))
 
 
 def card_of(plan: Plan, checkpoint: CheckpointFolder, **changes: Any) -> str:

@@ -22,7 +22,8 @@ from patcher.evaluate.questions import build_question
 from patcher.pairs import ContrastPair, load_pairs
 from patcher.recipe.file import load_recipe
 from patcher.recipe.schema import Recipe, recipe_schema
-from patcher.vectors.finding import find_vectors, prepare_vectors, sum_by_layer
+from patcher.vectors.finding import find_vectors, prepare_vectors
+from patcher.vectors.steering_vector import sum_by_layer
 from tools.demo.grammar import PAIRS_SEED, TEST_SEED, documents, questions
 from tools.demo.words import ADJECTIVES
 from tools.demo.write_pairs import neutral_text, pairs_text

@@ -15,11 +15,10 @@ from support.building import build_recipe
 from support.tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
 
 from patcher.architectures.analysis import Architecture
-from patcher.build import local as pipeline
 from patcher.build import planning
 from patcher.checkpoint.prepare import read_config
 from patcher.errors import CheckFailed, InputError, PatchModelError
-from patcher.routes import flag
+from patcher.routes import apply, flag
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite
 
 LLAMA, QWEN = "meta-llama--Llama-3.2-1B", "Qwen--Qwen2.5-0.5B"
@@ -39,14 +38,14 @@ def refused(tmp_path: Path, layer: int, kind: type[PatchModelError], **keys: Any
 
 def after_writing(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]) -> None:
     """A writer with a fault: what it wrote is spoilt before anything else looks at it."""
-    honest = pipeline.write_copy
+    honest = apply.write_copy
 
     def faulty(base: Any, stage: Path, **options: Any) -> Any:
         written = honest(base, stage, **options)
         spoil(stage)
         return written
 
-    monkeypatch.setattr(pipeline, "write_copy", faulty)
+    monkeypatch.setattr(apply, "write_copy", faulty)
 
 
 def as_if_it_had_the_slot(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:

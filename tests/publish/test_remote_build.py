@@ -16,7 +16,7 @@ from support.publishing import REPO, TOKEN, manifest, refused
 from support.tiny_models import PAIRS, tiny_checkpoint
 
 from patcher.build.remote_refusals import check_recipe, is_remote
-from patcher.build.remote_result import RemoteResult
+from patcher.build.result import BuildResult
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.cli import main
 from patcher.errors import InputError, OutsideError
@@ -263,7 +263,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     made["edits"][0] |= {"norm": 3.0, "residual_norm": None, "coefficient": 1.0, "stored_rel_error": 0.0}
     made["verification"][0]["status"] = "structural"
     push = {"url": "https://huggingface.co/me/steered", "commit": "0" * 40, "method": "copy", "bytes_uploaded": 70_000}
-    result = RemoteResult(Manifest.model_validate(made), {"total": 1.0}, 1, 1, 0, push)
+    result = BuildResult(None, Manifest.model_validate(made), {"total": 1.0}, 1, push=push)
     monkeypatch.setattr("patcher.build.remote.remote_build", lambda *_arguments, **_options: result)
     with pytest.raises(SystemExit) as done:
         main([str(tmp_path / "recipe.yaml"), "--json"])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from support.old_transformers import skip_if_too_old
 from support.tiny_models import VOCABULARY, tiny_checkpoint
+from support.writing import write_steered
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture
@@ -21,7 +22,6 @@ from patcher.architectures.model_class import causal_lm_from_config, quiet_trans
 from patcher.architectures.shrink import shrink_config
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
-from patcher.checkpoint.writer import write_copy
 from patcher.errors import CheckFailed
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import STORED_LIMIT, Plan, TensorWrite
@@ -242,10 +242,8 @@ def assert_the_copy_is_steered(tmp_path: Path, base: Path, layers: list[int]) ->
     architecture = Architecture(read_config(base))
     plan = choose_route(architecture, layers, folder, prefer="free")
     vectors = {layer: random(architecture.hidden, seed=layer, scale=0.5) for layer in layers}
-    created, replaced = tensors_to_write(plan, vectors, folder)
     copy = tmp_path / "copy"
-    copy.mkdir()
-    write_copy(folder, copy, created=created, replaced=replaced, config_changes=plan.config_changes)
+    write_steered(plan, vectors, folder, copy)
     ids = torch.randint(3, architecture.config.vocab_size, (2, 13), generator=torch.Generator().manual_seed(1))
     with quiet_transformers():
         model, info = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32, output_loading_info=True)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.quantised_models import METHODS, quantise
 from support.tiny_models import tiny_checkpoint
+from support.writing import write_steered
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.quantised import FORMATS, quantisation_of
@@ -19,9 +20,7 @@ from patcher.capture.model import load_causal_lm
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import prepared_base, read_config
 from patcher.checkpoint.source import Source
-from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError
-from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import Plan
 from patcher.routes.planner import ROUTES, choose_route, survey
 
@@ -53,9 +52,7 @@ def test_a_created_bias_lies_beside_the_quantised_weight(tmp_path: Path, method:
     assert len(plan.tensors) == 4 * 3
 
     vector = {LAYER: torch.randn(64, generator=torch.Generator().manual_seed(0))}
-    created, replaced = tensors_to_write(plan, vector, checkpoint)
-    (tmp_path / "out").mkdir()
-    write_copy(checkpoint, tmp_path / "out", created=created, replaced=replaced, config_changes=plan.config_changes)
+    write_steered(plan, vector, checkpoint, tmp_path / "out")
     copied = CheckpointFolder(tmp_path / "out")
     for name, info in checkpoint.tensors.items():
         now = copied.tensors[name]
@@ -103,11 +100,7 @@ def test_biases_of_zero_that_the_class_does_not_read_are_replaced(tmp_path: Path
     plan = planned(checkpoint)
     assert plan.dropped == set(names)
     vector = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    created, replaced = tensors_to_write(plan, {LAYER: vector}, checkpoint)
-    (tmp_path / "out").mkdir()
-    write_copy(
-        checkpoint, tmp_path / "out", created=created, replaced=replaced, config_changes={}, dropped=plan.dropped
-    )
+    write_steered(plan, {LAYER: vector}, checkpoint, tmp_path / "out")
     copied = CheckpointFolder(tmp_path / "out").tensors
     assert set(copied) == set(stored) | {tensor.name for tensor in plan.tensors}
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.default_configs import default_config
 from support.tiny_models import VOCABULARY, randomise, tiny_checkpoint
+from support.writing import write_steered
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
@@ -19,8 +20,6 @@ from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import shrink_config
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
-from patcher.checkpoint.writer import write_copy
-from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import NotApplicable, Plan
 from patcher.routes.relabel import route as relabel
 from patcher.routes.relabel.config import config_class
@@ -79,20 +78,8 @@ def planned(folder: Path, layers: list[int]) -> Plan:
 
 
 def written(base: Path, plan: Plan, vectors: dict[int, torch.Tensor]) -> Path:
-    checkpoint = CheckpointFolder(base)
     copy = base.parent / "copy"
-    copy.mkdir()
-    created, replaced = tensors_to_write(plan, vectors, checkpoint)
-    write_copy(
-        checkpoint,
-        copy,
-        created=created,
-        replaced=replaced,
-        config_changes=plan.config_changes,
-        dropped=plan.dropped,
-        renamed=plan.renamed,
-        config=plan.config,
-    )
+    write_steered(plan, vectors, CheckpointFolder(base), copy)
     return copy
 
 

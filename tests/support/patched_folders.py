@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import hashes
+from support.writing import steering_vectors
 
 from patcher.architectures.analysis import Architecture
-from patcher.build.manifest import build_manifest
+from patcher.build.manifest import Copied, build_manifest
 from patcher.build.unpatch import Unpatched, unpatch
 from patcher.card.card import render_card
 from patcher.checkpoint.bin_files import convert_bin
@@ -23,20 +24,15 @@ from patcher.checkpoint.source import Source
 from patcher.checkpoint.staging import staged_folder
 from patcher.checkpoint.steering_files import (
     MANIFEST,
-    ORIGINAL_PREFIX,
-    RIGHT_PREFIX,
-    SPREAD_PREFIX,
-    VECTORS,
-    tensor_key,
 )
-from patcher.checkpoint.writer import Written, write_copy
+from patcher.checkpoint.writer import Written
 from patcher.errors import PatchModelError
 from patcher.patched.history import carry_history, history_of
 from patcher.patched.writing import write_manifest
+from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
-from patcher.routes.apply import tensors_to_write
+from patcher.routes.apply import write_plan
 from patcher.routes.planner import choose_route
-from patcher.vectors import SteeringVector, save_vectors
 
 TEXT = "model: base\n"
 
@@ -70,47 +66,14 @@ def patch(
     plan = choose_route(Architecture(read_config(base)), sorted(vectors), checkpoint, **chosen)
     spec = {"name": name, "method": "file", "file": "v.safetensors", "layer": sorted(vectors)}
     recipe = Recipe.model_validate({"model": str(base), "vectors": [spec]})
-    found = [
-        SteeringVector(name=name, layer=layer, read_layer=layer, values=values, coefficient=1.0, residual_norm=None)
-        for layer, values in vectors.items()
-    ]
-    created, replaced = tensors_to_write(plan, vectors, checkpoint)
+    loaded, found = LoadedRecipe(recipe, TEXT, base.parent / "recipe.yaml"), steering_vectors(vectors, name)
     history = history_of(base)
     with staged_folder(output) as stage, hashing(CheckpointFolder(base), hash=hash) as hashes:
-        written = write_copy(
-            checkpoint,
-            stage,
-            created=created,
-            replaced=replaced,
-            config_changes=plan.config_changes,
-            dropped=plan.dropped,
-            renamed=plan.renamed,
-            config=plan.config,
-            tokenizer_changes=plan.tokenizer_changes,
-            link=link,
-        )
-        held = {tensor_key(vector.name, vector.layer): vector.values for vector in found}
-        originals = {ORIGINAL_PREFIX + key: tensor for key, tensor in written.originals.items()}
-        rights = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
-        spreads = {SPREAD_PREFIX + write.name: write.spread for write in plan.carriers if write.spread is not None}
-        save_vectors(stage / VECTORS, {**held, **originals, **rights, **spreads}, {"format": "pt"})
+        written = write_plan(plan, found, checkpoint, stage, link=link)
         carry_history(base, stage, len(history))
-        manifest = build_manifest(
-            stage,
-            source=source,
-            adapter=adapter,
-            files=hashes.records(),
-            recipe=recipe,
-            recipe_text=TEXT,
-            plan=plan,
-            vectors=found,
-            originals=written.originals,
-            config_before=checkpoint.config,
-            evaluation=None,
-            notes=[],
-            undo=written.undo,
-            history=history,
-        )
+        files = hashes.records()
+        copied = Copied(stage, source, checkpoint, plan, found, written, files, history, adapter=adapter)
+        manifest = build_manifest(copied, loaded)
         assert all((edit.stored_rel_error or 0.0) < 0.02 for edit in manifest.edits)
         write_manifest(stage, manifest)
         (stage / "README.md").write_text(render_card(manifest, None), encoding="utf-8")

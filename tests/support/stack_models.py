@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 from support.stock_loading import log_probs, stock_model
 from support.tiny_models import TEXTS, VOCABULARY, randomise, tiny_checkpoint, tiny_tokenizer
 from support.tiny_patch import AMPLIFICATIONS, LEAST_EFFECT, RESIDUAL_SHARE, hooks, planned, residual_norms
+from support.writing import write_steered
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.writer import write_copy
-from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import Plan
 from patcher.verify.stack_jobs import Job
 
@@ -131,20 +130,7 @@ def make_pair(place: Path, name: str, **options: Any) -> Pair:
             greedy, tokens = continued(model, ids[0])
         if max(float((left - right).abs().max()) for left, right in zip(plain, hooked, strict=True)) > LEAST_EFFECT:
             break
-    folder = CheckpointFolder(base)
-    created, replaced = tensors_to_write(plan, vectors, folder)
-    copy.mkdir()
-    write_copy(
-        folder,
-        copy,
-        created=created,
-        replaced=replaced,
-        config_changes=plan.config_changes,
-        dropped=plan.dropped,
-        renamed=plan.renamed,
-        config=plan.config,
-        tokenizer_changes=plan.tokenizer_changes,
-    )
+    write_steered(plan, vectors, CheckpointFolder(base), copy)
     return Pair(name, base, copy, plan, ids, plain, hooked, greedy, tokens)
 
 

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from support.stock_loading import log_probs, stock_model
 from support.tiny_models import VOCABULARY, tiny_tokenizer
+from support.writing import write_steered
 from transformers import AutoConfig
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.writer import write_copy
 from patcher.routes import planner
-from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import Plan
 from patcher.routes.planner import choose_route
 
@@ -105,20 +104,7 @@ def patch_tiny(base: Path, copy: Path, layers: Sequence[int], **options: Any) ->
         noise = largest(log_probs(model, ids), hooked)
     if not plan.exact:
         plan = fitted(plan, model, base, vectors)
-    folder = CheckpointFolder(base)
-    created, replaced = tensors_to_write(plan, vectors, folder)
-    copy.mkdir(parents=True)
-    write_copy(
-        folder,
-        copy,
-        created=created,
-        replaced=replaced,
-        config_changes=plan.config_changes,
-        dropped=plan.dropped,
-        renamed=plan.renamed,
-        config=plan.config,
-        tokenizer_changes=plan.tokenizer_changes,
-    )
+    write_steered(plan, vectors, CheckpointFolder(base), copy)
     steered, report = stock_model(copy)
     after = log_probs(steered, ids)
     assert type(steered).__name__ == plan.architecture, f"{type(steered).__name__} reads the copy"

@@ -18,15 +18,13 @@ PROBES = ("I love the sea and I hate", "She walked to the station")
 
 def patch(base: Path, folder: Path, layer: int, *, share: float = 0.5) -> dict[str, Any]:
     """Copy ``base`` with a random vector after block ``layer``; what of the manifest the verification needs."""
+    from support.writing import write_steered
+
     from patcher.architectures.analysis import Architecture
     from patcher.checkpoint.bin_files import convert_bin
     from patcher.checkpoint.folder import CheckpointFolder
     from patcher.checkpoint.prepare import read_config
-    from patcher.checkpoint.steering_files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
-    from patcher.checkpoint.writer import write_copy
-    from patcher.routes.apply import tensors_to_write
     from patcher.routes.planner import choose_route
-    from patcher.vectors import save_vectors
 
     checkpoint = CheckpointFolder(base)
     if checkpoint.is_bin:
@@ -34,24 +32,7 @@ def patch(base: Path, folder: Path, layer: int, *, share: float = 0.5) -> dict[s
     architecture = Architecture(read_config(base))
     plan = choose_route(architecture, [layer], checkpoint)
     vector = share * torch.randn(architecture.hidden, generator=torch.Generator().manual_seed(3))
-    created, replaced = tensors_to_write(plan, {layer: vector}, checkpoint)
-    folder.mkdir()
-    written = write_copy(
-        checkpoint,
-        folder,
-        created=created,
-        replaced=replaced,
-        config_changes=plan.config_changes,
-        dropped=plan.dropped,
-        renamed=plan.renamed,
-        config=plan.config,
-        tokenizer_changes=plan.tokenizer_changes,
-    )
-    originals = {ORIGINAL_PREFIX + name: tensor for name, tensor in written.originals.items()}
-    sides = {RIGHT_PREFIX + write.name: write.right for write in plan.carriers if write.right is not None}
-    sides |= {SPREAD_PREFIX + write.name: write.spread for write in plan.carriers if write.spread is not None}
-    held = {f"v.layer.{layer}": vector, **originals, **sides}
-    save_vectors(folder / "steering.safetensors", held, {"format": "pt"})
+    write_steered(plan, {layer: vector}, checkpoint, folder)
     manifest = {"route": plan.as_json(), "edits": [{"name": "v", "layer": layer, "tensor": f"v.layer.{layer}"}]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return manifest

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_models import default_checkpoint, tiny_checkpoint
+from support.writing import write_steered
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.assembling import raw_header
@@ -22,11 +23,9 @@ from patcher.checkpoint.hub_folder import HubCheckpoint, HubFile
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.checkpoint.source import Source
-from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError
 from patcher.patched.schema import Patch
 from patcher.patched.stored import read_stored
-from patcher.routes.apply import tensors_to_write
 from patcher.routes.planner import choose_route
 from patcher.verify import partial
 from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
@@ -56,14 +55,8 @@ def hub_checkpoint(folder: Path, hollow: Path, last: int | None) -> HubCheckpoin
 def stage(base: HubCheckpoint, place: Path) -> PartialCopy:
     architecture = Architecture(read_config(base.path))
     plan = choose_route(architecture, [LAYER], base)
-    created, replaced = tensors_to_write(plan, {LAYER: VECTOR}, base)
-    place.mkdir()
-    changes = plan.config_changes
-    written = write_copy(
-        base, place, created=created, replaced=replaced, config_changes=changes, absent=base.weight_files
-    )
-    save_file({"v": VECTOR}, place / "steering.safetensors")
-    made = {"edits": [{"layer": LAYER, "tensor": "v", "name": "v"}], "route": plan.as_json()}
+    written = write_steered(plan, {LAYER: VECTOR}, base, place, absent=base.weight_files)
+    made = {"edits": [{"layer": LAYER, "tensor": f"v.layer.{LAYER}", "name": "v"}], "route": plan.as_json()}
     return PartialCopy(place, written.absent, base, Patch.model_validate(made), architecture, block_names(architecture))
 
 

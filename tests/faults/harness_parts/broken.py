@@ -16,6 +16,7 @@ from harness_parts.disk_cases import file_size_limit
 from harness_parts.moving_cases import interrupted
 
 import patcher.build.local
+import patcher.routes.apply
 from patcher.checkpoint import staging
 from patcher.cli import progress
 from patcher.disk import failures as disk
@@ -39,13 +40,13 @@ def keeps_leftovers() -> None:
 
 def touches_the_base() -> None:
     """A file of the base is opened for writing, and closed again."""
-    honest = patcher.build.local.write_copy
+    honest = patcher.routes.apply.write_copy
 
     def touching(base: Any, stage: Path, **options: Any) -> Any:
         (base.path / base.weight_files[0]).touch()
         return honest(base, stage, **options)
 
-    patcher.build.local.write_copy = touching
+    patcher.routes.apply.write_copy = touching
 
 
 def shows_stack_traces() -> None:

@@ -1,0 +1,85 @@
+"""What a person sees of ``--dry-run``: the route, the vectors, and what would be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patcher.build.planning import BuildPlan
+from patcher.build.remote_planning import RemoteBuildPlan
+from patcher.cli.report import console_for, empty_table, size_of
+from patcher.routes.plan import Plan, TensorWrite
+
+
+def print_plan(planned: BuildPlan) -> None:
+    """The report of ``--dry-run``."""
+    console = console_for()
+    plan = planned.plan
+    console.print(f"[bold]model[/] {planned.source.name}: {plan.architecture}, "
+                  f"{planned.architecture.block_count} blocks, hidden {planned.architecture.hidden}")  # fmt: skip
+    kind = "exact" if plan.exact else "fitted"
+    console.print(f"[bold]route[/] {plan.route} ({kind}, run-time cost: {plan.cost}): {plan.reason}", soft_wrap=True)
+    if plan.architecture != planned.architecture.class_name:
+        console.print(f"  the copy is loaded as {plan.architecture}", markup=False)
+    table = empty_table("vector", "method", "layer", "read at", "coefficient", "scale", "pairs", "held out")
+    for entry in planned.prepared:
+        for layer in entry.layers:
+            spec = entry.spec
+            table.add_row(
+                spec.name,
+                spec.method,
+                str(layer),
+                "file" if spec.method == "file" else str(entry.read_layers[layer]),
+                f"{spec.factor:g}",
+                str(spec.scale),
+                str(entry.pair_count),
+                str(entry.held_out_count),
+            )
+    console.print(table)
+    for line in written_by(plan):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+    stacks = ", ".join(f"{stack} {support}" for stack, support in plan.stacks.items())
+    console.print(f"  read by: {stacks}")
+    for note in (*plan.warnings, *plan.advice, *planned.notes):
+        console.print(f"note: {note}", markup=False)
+    console.print(f"would write: [bold]{planned.output}[/]", soft_wrap=True)
+    if isinstance(planned, RemoteBuildPlan):
+        found = planned.download
+        console.print(
+            f"on the Hub, with no folder here; {len(found['files'])} of {found['of_files']} weight files would be "
+            f"downloaded: {size_of(found['bytes'])} of {size_of(found['of_bytes'])}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def written_by(plan: Plan) -> list[str]:
+    """What a plan writes, a line each; long lists are counted."""
+    lines = []
+    for tensor in plan.carriers[:8]:
+        verb = "add to" if tensor.kind == "added" else "create"
+        lines.append(f"{verb} {tensor.name} {list(tensor.shape)} {tensor.dtype}")
+    if len(plan.carriers) > 8:
+        lines.append(f"... and {len(plan.carriers) - 8} more that hold the vector")
+    rest = [tensor for tensor in plan.tensors if tensor.layer is None]
+    zeros = sum(tensor.make is None for tensor in rest)
+    if zeros:
+        lines.append(f"create {zeros} tensor{'s' * (zeros > 1)} of zeros that the class demands")
+    if len(rest) > zeros:
+        lines.append(f"create {len(rest) - zeros} others, such as {rest_example(rest)}")
+    if plan.renamed:
+        old, new = next(iter(plan.renamed.items()))
+        lines.append(f"rename {len(plan.renamed)} tensors, such as {old} to {new}")
+    if plan.dropped:
+        lines.append(f"leave out or replace {len(plan.dropped)} of the base's, such as {min(plan.dropped)}")
+    if plan.config is not None:
+        lines.append(f"write config.json anew, model_type {plan.config.get('model_type')}")
+    for key, value in plan.config_changes.items():
+        shown = str(value)
+        lines.append(f"config.json: {key} = {shown if len(shown) <= 80 else shown[:77] + '...'}")
+    lines += [f"tokenizer_config.json: {key} = {value}" for key, value in plan.tokenizer_changes.items()]
+    return lines
+
+
+def rest_example(rest: Sequence[TensorWrite]) -> str:
+    first = next(tensor for tensor in rest if tensor.make is not None)
+    return f"{first.name} ({first.holds})"
