@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from patcher.architectures.model_class import causal_lm_from_config, quiet_trans
 from patcher.architectures.shrink import shrink_config
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
+from patcher.checkpoint.safetensors_file import read_tensor
 from patcher.errors import CheckFailed
 from patcher.routes.apply import tensors_to_write
 from patcher.routes.plan import STORED_LIMIT, Plan, TensorWrite
@@ -215,6 +217,26 @@ def test_float32_holds_what_half_precision_could_not(tmp_path: Path) -> None:
     plan = plan_of(written("b", "added", 0, (WIDTH,), "F32", 1.0))
     _, replaced = tensors_to_write(plan, {0: random(WIDTH, seed=4, scale=0.5)}, base)
     assert replaced["b"].dtype == torch.float32
+
+
+# Beside the copy
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_is_kept_beside_a_copy_takes_the_vector_out_of_it_again(tmp_path: Path, remote: bool) -> None:
+    """Of a copy that is made on the Hub as well: there the file with the other tensors is not here."""
+    left, spread, bias = random(3, seed=1), random(WIDTH, seed=2), random(WIDTH, seed=3)
+    base = folder_with(tmp_path / "base", other=random(2, 2)) if remote else folder_with(tmp_path / "base", b=bias)
+    product = replace(written("m", "created", 0, (WIDTH, 3), "F32", 2.0), right=left, spread=spread)
+    added = () if remote else (written("b", "added", 1, (WIDTH,), "F32", 1.0),)
+    vectors = {layer: random(WIDTH, seed=4 + layer) for layer in range(1 + len(added))}
+    write_steered(plan_of(product, *added), vectors, base, tmp_path / "copy", absent=["model.safetensors"] * remote)
+    kept = load_file(tmp_path / "copy" / "steering.safetensors")
+    wanted = {"v.layer.0": vectors[0], "right/m": left, "spread/m": spread}
+    wanted |= {} if remote else {"v.layer.1": vectors[1], "original/b": bias}
+    assert set(kept) == set(wanted) and all(torch.equal(kept[name], tensor) for name, tensor in wanted.items())
+    made = CheckpointFolder(tmp_path / "copy", partial=True).tensors["m"]
+    assert torch.equal(read_tensor(made), torch.outer((vectors[0] * spread).double().div(2).float(), left))
 
 
 # Through a stock load: names without the prefix, tied blocks
