@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from patcher.patched.route import Route
+from patcher.patched.route import RecordedRoute
 from patcher.patched.schema import Patch
 
 
@@ -35,7 +35,7 @@ class OtherTensors:
     left_out: list[str]
 
 
-def other_tensors(route: Route) -> OtherTensors:
+def other_tensors(route: RecordedRoute) -> OtherTensors:
     prefixes = _inserted_prefixes(route)
     names, count = (route.zeros.names, route.zeros.count or 0) if route.zeros else ([], 0)
     zeros_inside = sum(name.startswith(prefixes) for name in names)
@@ -57,7 +57,7 @@ def other_tensors(route: Route) -> OtherTensors:
     )
 
 
-def _inserted_prefixes(route: Route) -> tuple[str, ...]:
+def _inserted_prefixes(route: RecordedRoute) -> tuple[str, ...]:
     """How the names of the inserted blocks' tensors begin in the files."""
     blocks, found = route.inserted_blocks, set()
     for tensor in route.tensors:
@@ -67,7 +67,7 @@ def _inserted_prefixes(route: Route) -> tuple[str, ...]:
     return tuple(found)
 
 
-def base_class(route: Route) -> str:
+def base_class(route: RecordedRoute) -> str:
     """The class of the base, of a route that writes ``config.json`` anew."""
     named = route.config_before.get("architectures")
     if isinstance(named, list) and named:

@@ -18,7 +18,7 @@ from patcher.checkpoint.steering_files import VECTORS
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
 from patcher.patched.reading import read_manifest
-from patcher.patched.route import Route
+from patcher.patched.route import RecordedRoute
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def read_edits(folder: Path, *, trust_remote_code: bool = False) -> Edits:
     )
 
 
-def _base_config(copied: Mapping[str, Any], route: Route) -> dict[str, Any]:
+def _base_config(copied: Mapping[str, Any], route: RecordedRoute) -> dict[str, Any]:
     """The config.json that the route started from: the copy's, with what the route changed put back."""
     before = route.config_before
     if route.has_new_config:

@@ -16,7 +16,7 @@ from patcher.checkpoint.steering_files import VECTORS
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
 from patcher.patched.reading import read_manifest
-from patcher.patched.route import Route
+from patcher.patched.route import RecordedRoute
 from patcher.vectors.files import load_vector_file
 
 
@@ -113,7 +113,7 @@ def summed(edits: list[GgufEdit]) -> Mapping[int, torch.Tensor]:
     return sums
 
 
-def _check_blocks(folder: Path, route: Route, blocks: int) -> None:
+def _check_blocks(folder: Path, route: RecordedRoute, blocks: int) -> None:
     """Refuse another model's GGUF file, as far as its depth tells."""
     if not (folder / "config.json").is_file():
         return

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Record(BaseModel):
+class Part(BaseModel):
     """A part of the manifest; keys that it does not name are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -19,12 +19,12 @@ class Record(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-class Perplexity(Record):
+class Perplexity(Part):
     base: Number | None = None
     steered: Number | None = None
 
 
-class Guard(Record):
+class Guard(Part):
     """Damage on neutral text (KL divergence from the base, nats a token) and the limit that it is held to."""
 
     kl: Number | None = None
@@ -37,14 +37,14 @@ class Guard(Record):
     text: str | None = None
 
 
-class Prompting(Record):
+class Prompting(Part):
     """A system prompt as a control: alone, and with the vector."""
 
     alone: Number | None = None
     steered: Number | None = None
 
 
-class Effect(Record):
+class RecordedEffect(Part):
     """One vector on held-out pairs, beside its controls, in the unit of ``measure``."""
 
     vector: str | None = None
@@ -66,14 +66,14 @@ class Effect(Record):
         return found if isinstance(found, list) else [] if found is None else [found]
 
 
-class Variant(Record):
+class Variant(Part):
     """What was written under one of several vectors."""
 
     name: str
     text: str = ""
 
 
-class Completions(Record):
+class Completions(Part):
     """What base and copy wrote from one prompt."""
 
     prompt: str
@@ -85,14 +85,14 @@ class Completions(Record):
         return {variant.name: variant.text for variant in self.variants}
 
 
-class Scores(Record):
+class Scores(Part):
     """Means of the user's own scorer."""
 
     scorer: str | None = None
     means: dict[str, Number | None] = {}
 
 
-class Task(Record):
+class Task(Part):
     """One metric of one lm-eval task."""
 
     task: str | None = None
@@ -103,7 +103,7 @@ class Task(Record):
     patched_stderr: Number | None = None
 
 
-class SweepRow(Record):
+class SweepRow(Part):
     """One row of a sweep's report."""
 
     kind: str | None = None
@@ -117,7 +117,7 @@ class SweepRow(Record):
     within_guard: bool | None = None
 
 
-class SweepChoice(Record):
+class SweepChoice(Part):
     """How a sweep chose layer and coefficient."""
 
     layers: list[int] = []
@@ -127,10 +127,10 @@ class SweepChoice(Record):
     report: list[SweepRow] = []
 
 
-class Evaluation(Effect):
+class Evaluation(RecordedEffect):
     """What the edits do: the first vector's effect on top, each in ``per_vector``, damage, completions."""
 
-    per_vector: list[Effect] = []
+    per_vector: list[RecordedEffect] = []
     perplexity: dict[str, Perplexity] | None = None
     guard: Guard | None = None
     curve: list[dict[str, Any]] | None = None

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from patcher.patched.evaluation import Number, Record
+from patcher.patched.evaluation import Number, Part
 
 MOST_BLOCKS = 1 << 20
 Layer = Annotated[int, Field(ge=-1, lt=MOST_BLOCKS)]
 LayerKey = Annotated[str, Field(pattern=r"^(-1|[0-9]{1,7})$")]
 
 
-class Tensor(Record):
+class Tensor(Part):
     """A tensor that holds a vector, see :class:`patcher.routes.plan.TensorWrite`."""
 
     name: str
@@ -31,14 +31,14 @@ class Tensor(Record):
     original: str | None = None
 
 
-class Zeros(Record):
+class Zeros(Part):
     """Created tensors of zeros."""
 
     count: int | None = None
     names: list[str] = []
 
 
-class Fit(Record):
+class Fit(Part):
     """Of a fitted route: what was measured on held-out calibration text, over all layers and for each."""
 
     error_mean: Number | None = None
@@ -56,7 +56,7 @@ class Fit(Record):
     layers: dict[str, Fit] = {}
 
 
-class Route(Record):
+class RecordedRoute(Part):
     """How the edits are stored, see :class:`patcher.routes.plan.Plan`."""
 
     name: str = ""

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from patcher.errors import InputError
-from patcher.patched.evaluation import Evaluation, Number, Record
-from patcher.patched.route import Layer, Route
+from patcher.patched.evaluation import Evaluation, Number, Part
+from patcher.patched.route import Layer, RecordedRoute
 
 FORMAT = 1
 _LONGEST = 200
@@ -36,7 +36,7 @@ FileName = Annotated[str, AfterValidator(_inside)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class BaseFile(Record):
+class RecordedFile(Part):
     """One file of the base; ``sha256`` is null where it was not hashed."""
 
     name: FileName
@@ -44,7 +44,7 @@ class BaseFile(Record):
     sha256: str | None
 
 
-class Adapter(Record):
+class Adapter(Part):
     """The PEFT adapter that was merged: its name, where it was given, the hash of its weights."""
 
     name: str
@@ -52,14 +52,14 @@ class Adapter(Record):
     sha256: str
 
 
-def _distinct(files: list[BaseFile]) -> list[BaseFile]:
+def _distinct(files: list[RecordedFile]) -> list[RecordedFile]:
     """Refuse a list that names a file twice: it could not be two things."""
     if len({PurePosixPath(file.name) for file in files}) < len(files):
         raise ValueError("a file is named twice")
     return files
 
 
-class Base(Record):
+class Base(Part):
     """The model that was steered. ``path`` is the local folder; it is never published."""
 
     model: str
@@ -67,7 +67,7 @@ class Base(Record):
     revision: str | None = None
     path: str | None = None
     adapter: Adapter | None = None
-    files: Annotated[list[BaseFile], AfterValidator(_distinct)] | None = None
+    files: Annotated[list[RecordedFile], AfterValidator(_distinct)] | None = None
 
     @property
     def hub_id(self) -> str | None:
@@ -75,7 +75,7 @@ class Base(Record):
         return self.model.partition("@")[0] if self.hub and self.model else None
 
 
-class Edit(Record):
+class Edit(Part):
     """One steering vector: what the residual stream gains after block ``layer`` (-1: the embedding).
 
     ``tensor`` is its key in ``steering.safetensors``; ``norm`` and ``residual_norm`` are L2 norms.
@@ -95,7 +95,7 @@ class Edit(Record):
     generations: str | None = None
 
 
-class Check(Record):
+class RecordedCheck(Part):
     """One number that a stack was held to; ``passed`` is null where it was not run."""
 
     name: str
@@ -105,7 +105,7 @@ class Check(Record):
     note: str = ""
 
 
-class Verification(Record):
+class Verification(Part):
     """How one stack compared with the hook reference."""
 
     stack: str = ""
@@ -121,14 +121,14 @@ class Verification(Record):
     vector_rel_error: Number | None = None
     tolerance: Number | None = None
     kl_share: Number | None = None
-    checks: list[Check] = []
+    checks: list[RecordedCheck] = []
     detail: str | None = None
     note: str | None = None
     remedy: str | None = None
     blocks: int | None = None
 
 
-class RecipeRecord(Record):
+class RecipeRecord(Part):
     """The recipe, verbatim and resolved; ``folder`` is what its paths are relative to, and is never published."""
 
     text: str | None = None
@@ -136,18 +136,18 @@ class RecipeRecord(Record):
     folder: str | None = None
 
 
-class Undo(Record):
+class Undo(Part):
     """What the writer noted to take the copy back, see :func:`patcher.checkpoint.undo.undo_record`."""
 
     lost: list[str] | None = None
 
 
-class Downloaded(Record):
+class Downloaded(Part):
     name: str
     size: Count | None = None
 
 
-class Remote(Record):
+class Remote(Part):
     """Of a copy that was made on the Hub: which of the base's weights were here for it."""
 
     downloaded: list[Downloaded] = []
@@ -158,14 +158,14 @@ class Remote(Record):
     changed: list[str] = []
 
 
-class Patch(Record):
+class Patch(Part):
     """What one build did, without what was done before it."""
 
     format: int = FORMAT
     tool_version: str | None = None
     base: Base = Base(model="")
     edits: list[Edit] = []
-    route: Route = Route()
+    route: RecordedRoute = RecordedRoute()
     verification: list[Verification] = []
     evaluation: Evaluation | None = None
     recipe: RecipeRecord = RecipeRecord()

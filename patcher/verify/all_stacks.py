@@ -21,7 +21,7 @@ from patcher.verify.comparison import Comparison, Run
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 from patcher.verify.probes import PROBES
 from patcher.verify.stack_comparison import Expected, StackComparison, compare_in_stack
-from patcher.verify.stack_jobs import MOST_TOKENS, Job, Process, StackRun, run_jobs
+from patcher.verify.stack_jobs import MOST_TOKENS, Process, StackJob, StackRun, run_jobs
 from patcher.verify.terms import VerifyTerms
 from patcher.verify.transformers_stack import GREEDY_TOKENS, run_reference, verify_in_transformers
 from patcher.verify.vllm_stack import vllm_process
@@ -103,7 +103,7 @@ def _in_stack(
     positions = stated_positions(read_json_object(base / "config.json"))
     top = min(MOST_TOKENS, expected.plain[0].shape[-1])
     jobs = [
-        Job(label, str(place.resolve()), ids, ids[0], GREEDY_TOKENS, texts, top, positions)
+        StackJob(label, str(place.resolve()), ids, ids[0], GREEDY_TOKENS, texts, top, positions)
         for label, place in (("base", base), ("copy", folder))
     ]
     process = PROCESSES[where.stack](where)

@@ -1,6 +1,6 @@
 """Folders to run in a stack, and what came out: files to and from a process that imports nothing of this package.
 
-``request.json``: ``jobs`` (:class:`Job`, plus ``trust_remote_code``), ``results`` (a folder) and what a stack adds.
+``request.json``: ``jobs`` (:class:`StackJob`, plus ``trust_remote_code``), ``results`` (a folder), and a stack's own keys.
 In ``results``, as soon as each is known:
 
 - ``process.json`` {version, detail};
@@ -31,7 +31,7 @@ MOST_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Job:
+class StackJob:
     """One folder to run.
 
     Attributes:
@@ -82,7 +82,7 @@ class Process:
 
 def run_jobs(
     process: Process,
-    jobs: Sequence[Job],
+    jobs: Sequence[StackJob],
     place: Path,
     *,
     trust_remote_code: bool = False,

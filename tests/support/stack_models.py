@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.routes.plan import Plan
-from patcher.verify.stack_jobs import Job
+from patcher.verify.stack_jobs import StackJob
 
 LENGTHS = (17, 9, 24)
 GREEDY_TOKENS = 8
@@ -94,8 +94,10 @@ class Pair:
     greedy: torch.Tensor
     greedy_tokens: list[int]
 
-    def job(self, folder: Path, label: str) -> Job:
-        return Job(f"{self.name}-{label}", str(folder), self.ids, self.ids[0], GREEDY_TOKENS, TEXTS[:2], VOCABULARY)
+    def job(self, folder: Path, label: str) -> StackJob:
+        return StackJob(
+            f"{self.name}-{label}", str(folder), self.ids, self.ids[0], GREEDY_TOKENS, TEXTS[:2], VOCABULARY
+        )
 
     @property
     def folders(self) -> dict[str, Path]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from patcher.errors import OutsideError
-from patcher.verify.stack_jobs import Job, Process, run_jobs
+from patcher.verify.stack_jobs import Process, StackJob, run_jobs
 
 STACK = """
 import json, os, sys, torch
@@ -39,8 +39,8 @@ def process(tmp_path: Path, program: str = STACK) -> Process:
     return Process([sys.executable, "-I", str(script)], {"extra": "more"}, variables)
 
 
-def job(name: str, folder: str = "fine") -> Job:
-    return Job(name, folder, [[1, 2]], [1, 2])
+def job(name: str, folder: str = "fine") -> StackJob:
+    return StackJob(name, folder, [[1, 2]], [1, 2])
 
 
 def test_results_come_back(tmp_path: Path) -> None:
