@@ -1,6 +1,6 @@
 """Folders to run in a stack, and what came out: files to and from a process that imports nothing of this package.
 
-``request.json``: ``jobs`` (:class:`StackJob`, plus ``trust_remote_code``), ``results`` (a folder), and a stack's own keys.
+``request.json``: ``jobs`` (:class:`StackJob`, plus ``trust_remote_code``), ``results`` (a folder), what a stack adds.
 In ``results``, as soon as each is known:
 
 - ``process.json`` {version, detail};

@@ -74,7 +74,7 @@ def test_the_runners_import_nothing_of_this_package(runner: str) -> None:
 
     import patcher.verify
 
-    source = (Path(patcher.verify.__path__[0]) / runner).read_text(encoding="utf-8")
+    source = (Path(patcher.verify.__path__[0]) / "programs" / runner).read_text(encoding="utf-8")
     names = [
         alias.name if isinstance(node, ast.Import) else str(node.module)
         for node in ast.walk(ast.parse(source))
