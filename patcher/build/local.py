@@ -31,6 +31,9 @@ from patcher.routes.apply import write_plan
 from patcher.vectors import SteeringVector
 from patcher.verify.of_build import require_passed, verify_build
 
+_NO_EFFECT: Mapping[str, Any] = {"per_vector": []}
+"""The evaluation of a build that measured no vector, but has something else to say there."""
+
 
 def build(
     job: Job, *, link: bool = False, hash: bool = True, strict: bool = False, sweep: Mapping[str, Any] | None = None
@@ -89,7 +92,7 @@ def build(
                 history,
                 notes=[*(line for entry in found.prepared for line in entry.notes), *found.notes],
                 adapter=adapter_record(loaded, base),
-                evaluation=found.evaluation if sweep is None else {**(found.evaluation or {}), "sweep": dict(sweep)},
+                evaluation=found.evaluation if sweep is None else {**(found.evaluation or _NO_EFFECT), "sweep": sweep},
                 responses=[record for entry in found.prepared for record in entry.records],
             )
             manifest, texts = finish(job, copied, lambda manifest: _proven(job, base, stage, manifest))
@@ -126,7 +129,7 @@ def _proven(job: Job, base: PreparedBase, stage: Path, manifest: Manifest) -> Ma
     manifest = manifest.with_parts(verification=entries)
     if not (recipe.evaluate.enabled and recipe.evaluate.lm_eval):
         return manifest
-    measured = manifest.evaluation.as_json() if manifest.evaluation else {"per_vector": []}
+    measured = manifest.evaluation.as_json() if manifest.evaluation else _NO_EFFECT
     tasks = _tasks(job, base.reference_folder, stage)
     return manifest.with_parts(evaluation={**measured, "lm_eval": tasks})
 

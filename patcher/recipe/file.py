@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from patcher.errors import InputError, Problem
-from patcher.recipe.evaluate import EvaluateSpec, GuardSpec, InlinePair, SweepSpec
 from patcher.recipe.loaded import LoadedRecipe
-from patcher.recipe.persona import GenerateSpec, Personas
-from patcher.recipe.schema import CaptureSpec, PushSpec, Recipe, VectorSpec, VerifySpec
+from patcher.recipe.schema import Recipe
 from patcher.recipe.yaml_lines import YamlDocument, parse_yaml
 
 _MOST_PROBLEMS = 30
@@ -173,24 +171,16 @@ def _did_you_mean(unknown: str, location: tuple[int | str, ...]) -> str:
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "evaluate": EvaluateSpec,
-        "sweep": SweepSpec,
-        "verify": VerifySpec,
-        "capture": CaptureSpec,
-        "push": PushSpec,
-    }
-    inside: dict[str, type[BaseModel]] = {
-        "pairs": InlinePair,
-        "personas": Personas,
-        "generate": GenerateSpec,
-        "guard": GuardSpec,
-    }
-    for key, section in inside.items():
-        if key in location:
-            return list(section.model_fields)
-    if location and location[0] == "vectors":
-        return list(VectorSpec.model_fields)
-    if location and str(location[0]) in sections:
-        return list(sections[str(location[0])].model_fields)
-    return list(Recipe.model_fields)
+    """The keys of the section that a validator's location lies in; what names no key there is a branch of a union."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        field = section.model_fields.get(str(part))
+        section = section if field is None else _section_in(field.annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field's type is, or holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

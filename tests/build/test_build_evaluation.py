@@ -126,6 +126,21 @@ def test_auto_sweeps_and_builds_what_was_chosen(demo: Path, tmp_path: Path, caps
     assert (tmp_path / "out-sweep" / "sweep.json").is_file()
 
 
+def test_auto_ends_well_where_nothing_is_evaluated(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sweep is all that there is to say of the effect."""
+    keys = ["vectors.0.layer=auto", "sweep.layers=[1]", "sweep.coefficients=[2]", "evaluate.enabled=false"]
+    arguments = [str(demo / "quickstart.yaml"), "-o", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as done:
+        main([*arguments, *(text for key in keys for text in ("--set", key))])
+    assert not done.value.code
+    assert f"written: {tmp_path / 'out'}" in capsys.readouterr().out
+    evaluation = json.loads((tmp_path / "out" / "steering.json").read_text())["evaluation"]
+    assert evaluation["per_vector"] == [] and evaluation["sweep"]["recommended"] == {"layer": 1, "coefficient": 2.0}
+    assert "How layer and coefficient were chosen" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_auto_with_nothing_to_choose_writes_nothing(demo: Path, tmp_path: Path) -> None:
     keys = ("vectors.0.layer=auto", "sweep.layers=[5]", "sweep.coefficients=[1]", "evaluate.pictures=false")
     with pytest.raises(CheckFailed, match="no layer and coefficient"):

@@ -88,6 +88,16 @@ def test_the_demo_before_and_after_the_vector(run: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*steered*")), "nothing is baked"
 
 
+def test_no_cache_keeps_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATCH_MODEL_CACHE", str(tmp_path / "cache"))
+    asked = (write_demo(tmp_path / "demo"), "-p", "The kettle was", "--max-tokens", 2, "--json")
+    code, without, err = run(*asked, "--no-cache")
+    assert code == 0, err
+    assert not [item for item in (tmp_path / "cache").rglob("*") if item.is_file()]
+    assert run(*asked)[1] == without
+    assert [item for item in (tmp_path / "cache").rglob("*") if item.is_file()]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from patcher.errors import InputError, PatchModelError
 from patcher.recipe.file import RecipeError, load_recipe
@@ -154,6 +155,7 @@ def test_a_recipe_is_immutable(load: Load) -> None:
         (SMALLEST + "evaluate:\n  on_topics: a.txt\n", 6, "on_topics", "on_topic"),
         (SMALLEST + "verify:\n  tolerence: 1e-4\n", 6, "tolerence", "tolerance"),
         (SMALLEST + "capture: {batchsize: 3}\n", 5, "batchsize", "batch_size"),
+        (SMALLEST + "calibration: {text: a.txt}\n", 5, "text", "texts"),
         (SMALLEST + "push:\n  repo: a/b\n  privat: true\n", 7, "privat", "private"),
         (
             SMALLEST.replace("pairs.jsonl", "\n      - positive: a\n        negative: b\n        promt: c"),
@@ -176,6 +178,14 @@ def test_unknown_keys_are_refused_with_a_suggestion(
 def test_an_unknown_key_like_no_other_lists_the_known_ones(refused: Any) -> None:
     remedy = one(refused(SMALLEST + "verify: {xyzzy: 1}\n"))["remedy"]
     assert remedy == "known keys here: stacks, probes, tolerance, long_prompt_limit, fit_error, fit_kl"
+
+
+@pytest.mark.parametrize(
+    "key", [key for key, field in Recipe.model_fields.items() if isinstance(field.default, BaseModel)]
+)
+def test_each_section_lists_its_own_keys(refused: Any, key: str) -> None:
+    remedy = one(refused(SMALLEST + f"{key}: {{xyzzy: 1}}\n"))["remedy"]
+    assert remedy == "known keys here: " + ", ".join(type(Recipe.model_fields[key].default).model_fields)
 
 
 def test_a_key_that_is_no_text(refused: Any) -> None:
