@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 _NUMBERS = ("cases", "refused", "accepted", "uncaught", "wrong")
 _COLUMNS = ("reader", *_NUMBERS, "seconds", "slowest", "peak memory")
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="where to write the cases that broke a rule")
     chosen = parser.parse_args(arguments)
-    from fuzz_readers import READERS
+    from support.fuzz.readers import READERS
 
     unknown = [name for name in chosen.reader or () if name not in READERS]
     if unknown:
@@ -81,9 +81,9 @@ def _in_process(name: str, cases: int, seed: int, keep: Path | None) -> dict[str
 
 
 def _one(name: str, cases: int, seed: int, keep: Path | None, root: Path) -> dict[str, Any]:
-    from fuzz_loop import fuzz
-    from fuzz_memory import limit_memory, peak_bytes
-    from fuzz_readers import READERS
+    from support.fuzz.loop import fuzz
+    from support.fuzz.memory import limit_memory, peak_bytes
+    from support.fuzz.readers import READERS
 
     reader = READERS[name]
     reader.seeds()  # what they need is loaded before memory is limited and measured
@@ -107,6 +107,6 @@ def _keep(folder: Path, failure: Any) -> None:
 
 if __name__ == "__main__":
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
+    sys.path[:0] = [str(TESTS), str(TESTS.parent)]
     warnings.simplefilter("ignore")  # torch's, on pickles of odd versions
     sys.exit(main())

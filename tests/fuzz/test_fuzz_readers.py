@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz_loop
 import pytest
 import run
-from fuzz_loop import Reader, fuzz
-from fuzz_readers import READERS
+from support.fuzz import loop
+from support.fuzz.loop import Reader, fuzz
+from support.fuzz.readers import READERS
 
 from patcher.errors import InputError
 
@@ -122,7 +122,7 @@ def test_a_reader_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.Mon
         while True:
             pass
 
-    monkeypatch.setattr(fuzz_loop, "CPU_SECONDS", 0.1)
+    monkeypatch.setattr(loop, "CPU_SECONDS", 0.1)
     tally = fuzz(Reader("slow", lambda: [{"x.json": b"{}"}], _first_sound(turn)), tmp_path / "root", 1)
     assert tally.uncaught == 1 and "processor time" in tally.failures[0].text
 
@@ -131,8 +131,8 @@ EATERS = """
 import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from fuzz_loop import Reader, fuzz
-from fuzz_memory import MOST_OF_A_CASE, ROOM, limit_memory
+from support.fuzz.loop import Reader, fuzz
+from support.fuzz.memory import MOST_OF_A_CASE, ROOM, limit_memory
 
 sizes = iter([1, ROOM * 2, MOST_OF_A_CASE * 3 // 2])
 limit_memory()
@@ -144,8 +144,8 @@ for failure in tally.failures:
 
 
 def test_a_reader_that_takes_much_memory_is_found_out(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", EATERS, str(tmp_path / "root"), str(here), str(here.parent.parent)]
+    tests = Path(__file__).parents[1]
+    command = [sys.executable, "-c", EATERS, str(tmp_path / "root"), str(tests), str(tests.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     refused, measured = done.stdout.splitlines()

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
 import pytest
+from support.fuzz import seeds
 from test_hostile_folders import WRONG, folder_of, path_of, set_at
 
 from patcher.cli import main

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.fuzz import seeds
 
 from patcher.card.card import render_card
 from patcher.checkpoint.bin_files import convert_bin, load_bin

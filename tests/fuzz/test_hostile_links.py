@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
 import pytest
+from support.fuzz import seeds
 
 from patcher.checkpoint.bin_files import convert_bin
 from patcher.checkpoint.folder import CheckpointFolder

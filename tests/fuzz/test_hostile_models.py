@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
 import pytest
 import torch
-from fuzz_stock_readers import _adapters, _model
-from fuzz_watch import Case
+from support.fuzz import seeds
+from support.fuzz.stock_readers import _adapters, _model
+from support.fuzz.watch import Case
 
 from patcher.architectures.analysis import Architecture
 from patcher.build.unpatch import unpatch

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzz_seeds import CONFIG, torch_file
+from support.fuzz.seeds import CONFIG, torch_file
 
 HUGE = 2**60
 ROOM = 64 << 20

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
 import pytest
 import torch
 import yaml
-from fuzz_stock import same_as_gguf, same_as_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support.fuzz import seeds
+from support.fuzz.stock import same_as_gguf, same_as_safetensors
 from support.gguf_files import read_values
 
 from patcher.checkpoint.folder import INDEX, CheckpointFolder

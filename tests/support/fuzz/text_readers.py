@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
 import yaml
-from fuzz_registry import each, reader
-from fuzz_stock import same_pairs, same_yaml
-from fuzz_watch import Case
+from support.fuzz import seeds
+from support.fuzz.registry import each, reader
+from support.fuzz.stock import same_pairs, same_yaml
+from support.fuzz.watch import Case
 
 from patcher.evaluate.texts import read_passages
 from patcher.pairs import load_pairs

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
 import torch
-from fuzz_registry import beside, reader
-from fuzz_watch import Case
 from safetensors.torch import save
+from support.fuzz import seeds
+from support.fuzz.registry import beside, reader
+from support.fuzz.watch import Case
 
 from patcher.architectures.analysis import Architecture
 from patcher.capture.model import load_causal_lm, load_tokenizer

@@ -14,9 +14,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from fuzz_registry import reader
-from fuzz_seeds import tensor
-from fuzz_watch import Case
+from support.fuzz.registry import reader
+from support.fuzz.seeds import tensor
+from support.fuzz.watch import Case
 
 from patcher.capture.cache.store import CaptureCache, CaptureKey
 from patcher.capture.residuals import Residuals

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from random import Random
 
-from fuzz_mutations import INTEGERS, NAMES, damaged_bytes, damaged_json, hostile_value
+from support.fuzz.mutations import INTEGERS, NAMES, damaged_bytes, damaged_json, hostile_value
 
 YAML_BITS = (
     "&a", "*a", "<<: *a", "<<: {a: 1}", "!!python/object/apply:os.system ['true']", "!!python/name:os.system",

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
 import torch
-from fuzz_registry import beside, each, reader
-from fuzz_stock import same_as_safetensors, same_numbers
-from fuzz_watch import Case
+from support.fuzz import seeds
+from support.fuzz.registry import beside, each, reader
+from support.fuzz.stock import same_as_safetensors, same_numbers
+from support.fuzz.watch import Case
 from support.tiny_models import CONFIGS
 
 from patcher.checkpoint.bin_files import convert_bin, load_bin

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fuzz_loop import Reader
-from fuzz_watch import Case
+from support.fuzz.loop import Reader
+from support.fuzz.watch import Case
 
 READERS: dict[str, Reader] = {}
 
@@ -20,7 +20,7 @@ def reader(
     same: Callable[[Path, Any], None] = lambda _folder, _result: None,
     cost: int = 1,
 ) -> Callable[[Read], Read]:
-    """Register a reader; see :class:`fuzz_loop.Reader`."""
+    """Register a reader; see :class:`support.fuzz.loop.Reader`."""
 
     def register(read: Read) -> Read:
         READERS[name] = Reader(name, seeds, read, same, cost)

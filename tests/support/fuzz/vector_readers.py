@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
 import torch
-from fuzz_registry import each, reader
-from fuzz_watch import Case
 from safetensors.torch import load_file, save
+from support.fuzz import seeds
+from support.fuzz.registry import each, reader
+from support.fuzz.watch import Case
 
 from patcher.checkpoint.adapter import require_adapter
 from patcher.vectors import load_vector_file

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import fuzz_seeds as seeds
-from fuzz_registry import each, reader
-from fuzz_stock import same_as_gguf
-from fuzz_watch import Case
+from support.fuzz import seeds
+from support.fuzz.registry import each, reader
+from support.fuzz.stock import same_as_gguf
+from support.fuzz.watch import Case
 from support.gguf_files import read_values
 
 from patcher.checkpoint.gguf import in_place

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fuzz_mutations import OUTSIDE
+from support.fuzz.mutations import OUTSIDE
 
 Case = Mapping[str, bytes]
 """Relative file name -> content; the first is the one that is mostly damaged."""

@@ -21,9 +21,9 @@ from random import Random
 from types import FrameType
 from typing import Any
 
-from fuzz_formats import damaged_file
-from fuzz_memory import MOST_OF_A_CASE, peak_bytes
-from fuzz_watch import WATCH, Case, Sandbox
+from support.fuzz.formats import damaged_file
+from support.fuzz.memory import MOST_OF_A_CASE, peak_bytes
+from support.fuzz.watch import WATCH, Case, Sandbox
 
 from patcher.errors import CheckFailed, PatchModelError
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import fuzz_seeds as seeds
-from fuzz_registry import reader
-from fuzz_watch import Case
 from safetensors.torch import load_file
+from support.fuzz import seeds
+from support.fuzz.registry import reader
+from support.fuzz.watch import Case
 
 import patcher.build.reproduce as reproducing
 import patcher.verify.later as later
