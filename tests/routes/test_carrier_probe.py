@@ -121,7 +121,8 @@ class TestChoice:
     def test_a_flag_is_the_last_resort(self) -> None:
         choice = choose_insertion(Architecture(default_config("olmoe")), [5])
         assert choice.flags == {"attention_bias": True}
-        assert choose_insertion(Architecture(default_config("qwen3")), [5], flagged=True).forms[5].epsilon == 0.0
+        flagged = [Stage(flags=(("attention_bias", True),))]
+        assert choose_insertion(Architecture(default_config("qwen3")), [5], flagged).forms[5].epsilon == 0.0
 
     def test_an_index_that_counts_in_the_forward_pass_is_found_in_full_depth(self) -> None:
         with pytest.raises(CannotInsert, match="computes something from a block's index"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,13 +42,15 @@ class Choice:
     extended: nn.Module
 
 
-def choose_insertion(architecture: Architecture, layers: Sequence[int], *, flagged: bool | None = None) -> Choice:
+def choose_insertion(
+    architecture: Architecture, layers: Sequence[int], stages: Iterable[Stage] | None = None
+) -> Choice:
     """The first block type and content that are proven for every layer.
 
     Args:
         architecture: the stock class under this config.
         layers: the blocks after which the residual must gain a vector.
-        flagged: only contents that need a config flag, or only those that need none; by default those come last.
+        stages: what is looked for, in this order; by default everything, and what needs a config flag comes last.
 
     Raises:
         CannotInsert: there is none; the text says why.
@@ -56,9 +58,7 @@ def choose_insertion(architecture: Architecture, layers: Sequence[int], *, flagg
     base = on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code)
     search = _Search(architecture, base)
     reasons: dict[str, None] = {}
-    for stage in search.stages():
-        if flagged is not None and bool(stage.flags) != flagged:
-            continue
+    for stage in stages or search.stages():
         try:
             return search.all_layers(sorted(set(layers)), stage)
         except CannotInsert as finding:

@@ -55,8 +55,7 @@ def disk_tensors(
     """
     contents = _contents(trial, form)
     found = {}
-    block = submodule(extended, f"{blocks}.{place}")
-    prefix, stored = _reverted(extended, blocks, place, dict(block.state_dict()))
+    prefix, stored = saved_block(extended, blocks, place)
     for name, tensor in stored.items():
         key = _NUMBER.sub("#", "." + name)
         if key not in contents:
@@ -77,20 +76,17 @@ def class_tensors(extended: nn.Module, blocks: str, place: int, form: Form) -> d
     }
 
 
-def stored_prefix(extended: nn.Module, blocks: str, place: int) -> str:
-    """What comes before a block's index in the names under which transformers saves the class."""
-    return _reverted(extended, blocks, place, dict(submodule(extended, f"{blocks}.{place}").state_dict()))[0]
-
-
-def saved_block(model: nn.Module, blocks: str, place: int) -> dict[str, tuple[int, ...]]:
-    """Name on disk (after the block's index) -> shape, for any block of a class on meta."""
-    state = dict(submodule(model, f"{blocks}.{place}").state_dict())
-    return {name: tuple(tensor.shape) for name, tensor in _reverted(model, blocks, place, state)[1].items()}
-
-
-def _reverted(
-    model: nn.Module, blocks: str, place: int, state: Mapping[str, torch.Tensor]
+def saved_block(
+    model: nn.Module, blocks: str, place: int, contents: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[str, dict[str, torch.Tensor]]:
+    """A block as transformers saves it: what comes before its index in the names on disk, and tensors by what follows.
+
+    Args:
+        model: the class, on any device.
+        place: index of the block.
+        contents: of its parameters; by default what they hold.
+    """
+    state = submodule(model, f"{blocks}.{place}").state_dict() if contents is None else contents
     own = {f"{blocks}.{place}.{name}": tensor for name, tensor in state.items()}
     named = as_saved(model, own) or own
     marker = f".{place}."
@@ -112,8 +108,8 @@ def _contents(trial: InsertionTrial, form: Form) -> dict[str, tuple[str, bool, F
         tags[name] = torch.full(state[name].shape, float(number * _MOST_EXPERTS))
         if state[name].ndim == 3:
             tags[name] += torch.arange(state[name].shape[0]).view(-1, 1, 1)
-    _, stored = _reverted(trial.model, trial.blocks, trial.place, state)
-    _, tagged = _reverted(trial.model, trial.blocks, trial.place, tags)
+    _, stored = saved_block(trial.model, trial.blocks, trial.place, state)
+    _, tagged = saved_block(trial.model, trial.blocks, trial.place, tags)
     found: dict[str, tuple[str, bool, Fill]] = {}
     for name, tensor in stored.items():
         tag = tagged[name].flatten()[0].item()

@@ -56,6 +56,12 @@ class Insertion:
         """Where block ``block`` of the base is in the copy."""
         return block + sum(layer < block for layer in self.layers)
 
+    def moved_name(self, name: str, prefix: str) -> str:
+        """What a tensor of the base is called in the copy; ``prefix`` is what comes before the index of a block."""
+        index, _, rest = name.removeprefix(prefix).partition(".")
+        in_block = name.startswith(prefix) and index.isdigit()
+        return f"{prefix}{self.moved(int(index))}.{rest}" if in_block else name
+
 
 class CannotInsert(Exception):  # noqa: N818 - a finding, not a failure
     """A block cannot be inserted without changing another one; the text says which and how."""

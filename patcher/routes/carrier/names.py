@@ -6,7 +6,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import TensorInfo
 from patcher.routes.carrier.choice import Choice
-from patcher.routes.carrier.disk import saved_block, stored_prefix
+from patcher.routes.carrier.disk import saved_block
 from patcher.routes.disk_names import stored_tensors
 from patcher.routes.plan import NotApplicable
 
@@ -17,7 +17,7 @@ class CarrierNames:
     def __init__(self, architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> None:
         self.architecture, self.choice = architecture, choice
         self.stored = stored_tensors(checkpoint)
-        self.saved = stored_prefix(choice.base, architecture.blocks, 0)
+        self.saved = saved_block(choice.base, architecture.blocks, 0)[0]
         self.prefix = self._prefix()
         self.blocks = self._blocks()
 
@@ -38,8 +38,7 @@ class CarrierNames:
         found: dict[int, dict[str, TensorInfo | None]] = {}
         if self.stored is None:
             for block in range(self.choice.insertion.count):
-                saved = saved_block(self.choice.base, self.architecture.blocks, block)
-                found[block] = dict.fromkeys(saved)
+                found[block] = dict.fromkeys(saved_block(self.choice.base, self.architecture.blocks, block)[1])
             return found
         for name, info in self.stored.items():
             index, _, rest = name.removeprefix(self.prefix).partition(".")
@@ -50,14 +49,10 @@ class CarrierNames:
     def moved(self) -> tuple[dict[str, str], frozenset[str]]:
         """Names that change, and names of draft blocks, which are left out."""
         insertion = self.choice.insertion
-        renamed = {
-            f"{self.prefix}{block}.{rest}": f"{self.prefix}{insertion.moved(block)}.{rest}"
-            for block, rests in self.blocks.items()
-            if block < insertion.count and insertion.moved(block) != block
-            for rest in rests
-        }
-        drafts = [block for block in self.blocks if block >= insertion.count]
-        return renamed, frozenset(f"{self.prefix}{block}.{rest}" for block in drafts for rest in self.blocks[block])
+        stored = [(block, f"{self.prefix}{block}.{rest}") for block, rests in self.blocks.items() for rest in rests]
+        drafts = frozenset(name for block, name in stored if block >= insertion.count)
+        copied = {name: insertion.moved_name(name, self.prefix) for _, name in stored if name not in drafts}
+        return {name: new for name, new in copied.items() if name != new}, drafts
 
     def in_copy(self, saved_name: str) -> str:
         """A name under which the class saves a tensor, in this checkpoint's spelling."""

@@ -27,20 +27,8 @@ _DERIVED = ("inv_freq", "masked_bias", ".attn.bias", ".attention.bias")
 """Buffers that old checkpoints store and classes compute."""
 
 
-def plan(
-    architecture: Architecture,
-    layers: Sequence[int],
-    checkpoint: CheckpointFolder | None,
-    *,
-    flagged: bool | None = None,
-) -> Plan:
+def plan(architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None) -> Plan:
     """Plan the inserted blocks: their tensors, the others' new indices, and the config.
-
-    Args:
-        architecture: the stock class under this config.
-        layers: the blocks whose output is steered.
-        checkpoint: the base, for names on disk; None plans by the class's own names.
-        flagged: only contents that need a config flag (True) or none (False); by default those without are preferred.
 
     Raises:
         NotApplicable: no block can be inserted here, or none that adds a constant.
@@ -49,8 +37,7 @@ def plan(
     if getattr(architecture.config, "quantization_config", None) is not None:
         raise NotApplicable("the checkpoint is quantised, and an inserted block would have to be quantised like it")
     try:
-        choice = choose_insertion(architecture, layers, flagged=flagged)
-        return _planned(architecture, choice, checkpoint)
+        return _planned(architecture, choose_insertion(architecture, layers), checkpoint)
     except CannotInsert as finding:
         raise NotApplicable(str(finding)) from None
 
@@ -123,7 +110,7 @@ def _require_understood(
 ) -> None:
     """Everything that the template stores must be known, and whatever the copies of its kind need must be there."""
     beside = names.blocks.get(template, {})
-    own = saved_block(choice.base, architecture.blocks, template)
+    _, own = saved_block(choice.base, architecture.blocks, template)
     known = wanted | own.keys()
     unknown = [name for name in beside if name not in known and not name.endswith(_DERIVED)]
     if unknown:
@@ -186,14 +173,7 @@ def _flag_tensors(architecture: Architecture, choice: Choice, names: CarrierName
     if not choice.flags:
         return []
     insertion = choice.insertion
-    before = {
-        architecture.blocks + f".{insertion.moved(int(index))}.{rest}"
-        for index, _, rest in (
-            name.removeprefix(architecture.blocks + ".").partition(".")
-            for name in choice.base.state_dict()
-            if name.startswith(architecture.blocks + ".")
-        )
-    } | {name for name in choice.base.state_dict() if not name.startswith(architecture.blocks + ".")}
+    before = {insertion.moved_name(name, architecture.blocks + ".") for name in choice.base.state_dict()}
     inserted = tuple(f"{architecture.blocks}.{place}." for place in insertion.copy_layers.values())
     state = choice.extended.state_dict()
     created = [name for name in state if name not in before and not name.startswith(inserted)]

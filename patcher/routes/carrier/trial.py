@@ -93,27 +93,20 @@ class InsertionTrial:
         self.vector = stand_in.random(self.hidden)
 
     def _fill_from_base(self, like: int, *, strict: bool) -> None:
-        stored = self.base.state_dict()
-        prefix = self.blocks + "."
-        moved = {}
-        for name, tensor in stored.items():
-            if name.startswith(prefix):
-                index, _, rest = name.removeprefix(prefix).partition(".")
-                moved[f"{prefix}{self.insertion.moved(int(index))}.{rest}"] = tensor
-                if int(index) == like and strict:
-                    moved[f"{prefix}{self.place}.{rest}"] = tensor
-            else:
-                moved[name] = tensor
+        stored, prefix = self.base.state_dict(), self.blocks + "."
+        filled = {self.insertion.moved_name(name, prefix): tensor for name, tensor in stored.items()}
+        if strict:
+            own, there = f"{prefix}{like}.", f"{prefix}{self.place}."
+            filled |= {there + name.removeprefix(own): value for name, value in stored.items() if name.startswith(own)}
         try:
-            result = self.model.load_state_dict(moved, strict=False)
+            result = self.model.load_state_dict(filled, strict=False)
         except RuntimeError as error:
             raise CannotInsert(f"a tensor has another shape in the extended class ({str(error)[:200]})") from None
         if result.unexpected_keys:
             raise CannotInsert(f"the extended class lacks {result.unexpected_keys[0]}")
         with torch.no_grad():
-            own = self.model.state_dict()
             for name in result.missing_keys:
-                own[name].zero_()
+                self.model.state_dict()[name].zero_()
 
     def set(self, fills: Mapping[str, Fill], vector: torch.Tensor | None = None) -> None:
         """Fill the inserted block; what ``fills`` does not name is zero."""

@@ -82,7 +82,8 @@ def _run_batch(
     for shift in (False, True) if shifted else (False,):
         with ExitStack() as stack:
             for gatherer in gatherers.values():
-                stack.enter_context(gatherer.watching(shift=shift))
+                if gatherer.needs_shift or not shift:
+                    stack.enter_context(gatherer.watching(shift=shift))
             stack.enter_context(steering_hooks(model, blocks, vectors))
             last = model.get_submodule(f"{blocks}.{max(gatherers)}")
             stack.callback(last.register_forward_hook(_stop).remove)

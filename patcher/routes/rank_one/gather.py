@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from patcher.architectures.stand_in import attached
 from patcher.capture.forward import block_output
@@ -80,8 +81,16 @@ class Gatherer:
 
     @contextmanager
     def watching(self, *, shift: bool) -> Iterator[None]:
-        """Hooks for one forward pass; ``shift``: the second one, in which the projection's output is moved."""
+        """Hooks for one forward pass; ``shift``: the second one, in which the projection's output is moved.
+
+        Only those that need it are watching then.
+        """
         raise NotImplementedError
+
+    @staticmethod
+    def keep(module: nn.Module, seen: list[torch.Tensor]) -> RemovableHandle:
+        """A hook that keeps what the module reads."""
+        return module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach()))
 
     def take(self, mask: torch.Tensor, *, held: bool) -> None:
         """Take in what was seen; ``mask`` [batch, width] tells tokens from filling."""
@@ -113,13 +122,7 @@ class ConstantGatherer(Gatherer):
 
     @contextmanager
     def watching(self, *, shift: bool) -> Iterator[None]:
-        def keep(_module: nn.Module, inputs: Any) -> None:
-            if not shift:
-                self.seen.append(inputs[0].detach())
-
-        def move(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-            if not shift:
-                return None
+        def move(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
             # As large as the stream, so that half precision still resolves what the gate lets through.
             size = self._outputs[0].float().square().mean().sqrt() / self.vector.square().mean().sqrt()
             self._amount = float(size) or 1.0
@@ -128,10 +131,8 @@ class ConstantGatherer(Gatherer):
         def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self._outputs.append(block_output(output).detach())
 
-        handles = [self.module.register_forward_pre_hook(keep), self.module.register_forward_hook(move)]
-        if self.needs_shift:
-            handles.append(self.block.register_forward_hook(after))
-        with attached(*handles):
+        seeing = self.module.register_forward_hook(move) if shift else self.keep(self.module, self.seen)
+        with attached(seeing, *([self.block.register_forward_hook(after)] if self.needs_shift else [])):
             yield
 
     def take(self, mask: torch.Tensor, *, held: bool) -> None:
@@ -164,17 +165,8 @@ class NormGatherer(Gatherer):
     @contextmanager
     def watching(self, *, shift: bool) -> Iterator[None]:
         assert self.site.norm is not None
-
-        def keep(_module: nn.Module, inputs: Any) -> None:
-            if not shift:
-                self.seen.append(inputs[0].detach())
-
-        def entering(_module: nn.Module, inputs: Any) -> None:
-            if not shift:
-                self._before.append(inputs[0].detach())
-
         norm = self.block.get_submodule(self.site.norm)
-        with attached(self.module.register_forward_pre_hook(keep), norm.register_forward_pre_hook(entering)):
+        with attached(self.keep(self.module, self.seen), self.keep(norm, self._before)):
             yield
 
     def take(self, mask: torch.Tensor, *, held: bool) -> None:
@@ -213,7 +205,7 @@ class ExpertGatherer(Gatherer):
 
     @contextmanager
     def watching(self, *, shift: bool) -> Iterator[None]:
-        with watch_routing(self.module, [] if shift else self._calls):
+        with watch_routing(self.module, self._calls):
             yield
 
     def take(self, mask: torch.Tensor, *, held: bool) -> None:
