@@ -17,6 +17,7 @@ from typing import Any
 from patcher.architectures.config_keys import BLOCK_COUNTS, block_count
 from patcher.architectures.model_class import quiet_transformers
 from patcher.errors import first_line
+from patcher.routes.plan import NotApplicable
 
 DRAFT_COUNT = "num_nextn_predict_layers"
 _PREFIX = re.compile(
@@ -63,7 +64,7 @@ class Insertion:
         return f"{prefix}{self.moved(int(index))}.{rest}" if in_block else name
 
 
-class CannotInsert(Exception):  # noqa: N818 - a finding, not a failure
+class CannotInsert(NotApplicable):
     """A block cannot be inserted without changing another one; the text says which and how."""
 
 

@@ -16,7 +16,7 @@ from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.carrier.choice import Choice, choose_insertion
 from patcher.routes.carrier.disk import DiskTensor, class_tensors, disk_tensors, saved_block
 from patcher.routes.carrier.fills import content, right_of
-from patcher.routes.carrier.insertion import DRAFT_COUNT, CannotInsert
+from patcher.routes.carrier.insertion import DRAFT_COUNT
 from patcher.routes.carrier.names import CarrierNames
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
@@ -34,15 +34,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         NotApplicable: no block can be inserted here, or none that adds a constant.
     """
     refuse_embedding(layers, "; a block is inserted after another one")
-    if getattr(architecture.config, "quantization_config", None) is not None:
-        raise NotApplicable("the checkpoint is quantised, and an inserted block would have to be quantised like it")
-    try:
-        return _planned(architecture, choose_insertion(architecture, layers), checkpoint)
-    except CannotInsert as finding:
-        raise NotApplicable(str(finding)) from None
-
-
-def _planned(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> Plan:
+    choice = choose_insertion(architecture, layers)
     insertion, blocks = choice.insertion, architecture.blocks
     names = CarrierNames(architecture, choice, checkpoint)
     tensors: list[TensorWrite] = []

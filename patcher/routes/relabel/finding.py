@@ -12,6 +12,8 @@ from typing import Any
 
 from patcher.architectures.analysis import Architecture, BiasSlot
 from patcher.errors import InputError
+from patcher.routes.bias_slots import slots_of
+from patcher.routes.plan import NotApplicable
 from patcher.routes.relabel.config import config_class, parsed, target_config
 from patcher.routes.relabel.guards import GUARDS
 from patcher.routes.relabel.proof import NoRelabel, RelabelProof, prove
@@ -62,7 +64,7 @@ def find_relabel(architecture: Architecture, layers: Sequence[int], raw: Mapping
     for row in rows:
         try:
             return _relabel(architecture, row, layers, raw)
-        except NoRelabel as finding:
+        except NotApplicable as finding:
             why.append(f"{row.to}: {finding}")
     raise NoRelabel("; ".join(dict.fromkeys(why)))
 
@@ -82,12 +84,7 @@ def _relabel(
     except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, InputError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise NoRelabel(f"its config cannot be stated ({lines[-1] if lines else type(error).__name__})") from None
-    slots = {}
-    for layer in layers:
-        slot, reason = target.native_slot(layer)
-        if slot is None:
-            raise NoRelabel(f"layer {layer}: {reason}")
-        slots[layer] = slot
+    slots = slots_of(target.native_slot, layers)
     stored = {name: shape for name, shape in target.parameters.items() if name not in target.aliases}
     found, missing = derivations(row.tensors, architecture.parameters, stored)
     if lost := [name for name in missing if not name.endswith("bias")]:

@@ -13,6 +13,7 @@ from patcher.architectures.model_class import parameter_aliases, quiet_transform
 from patcher.architectures.shrink import VOCABULARY, shrink_config
 from patcher.architectures.stand_in import FAILURES, build_stand_in, randomise, run_on
 from patcher.errors import first_line
+from patcher.routes.plan import NotApplicable
 from patcher.routes.relabel.config import parsed, target_config
 from patcher.routes.relabel.guards import has_window
 from patcher.routes.relabel.rows import Candidate
@@ -24,7 +25,7 @@ LIMIT = 1e-5
 _WINDOW, _ORIGINAL, _SHORT, _LONG, _PADDED = 8, 16, 12, 40, 7
 
 
-class NoRelabel(Exception):  # noqa: N818 - a finding, not a failure
+class NoRelabel(NotApplicable):
     """A relabel does not hold; the text says why."""
 
 

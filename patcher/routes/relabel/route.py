@@ -17,7 +17,6 @@ from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.disk_names import existing_name, stored_tensors
 from patcher.routes.plan import NotApplicable, Plan, Reader, TensorWrite
 from patcher.routes.relabel.finding import Relabel, find_relabel
-from patcher.routes.relabel.proof import NoRelabel
 from patcher.routes.relabel.tensors import Derivation, derive
 from patcher.routes.relabel.tokenizer import tokenizer_changes
 from patcher.routes.route import Route
@@ -35,10 +34,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
     """
     if architecture.trust_remote_code and checkpoint is not None and "auto_map" in checkpoint.config:
         raise NotApplicable("the checkpoint's own code reads it, so no stock class can be put in its place")
-    try:
-        found = find_relabel(architecture, layers, checkpoint.config if checkpoint is not None else None)
-    except NoRelabel as finding:
-        raise NotApplicable(str(finding)) from None
+    found = find_relabel(architecture, layers, checkpoint.config if checkpoint is not None else None)
     config = _config(found)
     tokenizer = {} if checkpoint is None else _tokenizer(checkpoint, config, found)
     moves = _moves(architecture, found, stored_tensors(checkpoint))
