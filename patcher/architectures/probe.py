@@ -48,7 +48,7 @@ def probe_slot(tiny_config: Any, blocks: str, slot: str, layer: int, *, trust_re
     """Measure what ``slot`` of block ``layer`` adds to the residual stream.
 
     Args:
-        tiny_config: from :func:`patcher.architectures.shrink.shrink_config`, with the route's flags set.
+        tiny_config: from :func:`patcher.architectures.shrink.shrink_config`, with the flags set that create the slot.
         blocks: path of the list of decoder blocks, such as ``model.layers``.
         slot: the parameter inside a block, such as ``mlp.down_proj.bias``; [hidden] or [experts, hidden].
         layer: 0-based index in the tiny model.
@@ -98,7 +98,7 @@ def flags_change_nothing(tiny_config: Any, flags: Mapping[str, Any], *, trust_re
 
     Args:
         tiny_config: from :func:`patcher.architectures.shrink.shrink_config`, without the flags.
-        flags: config keys of a route.
+        flags: config keys that create a slot.
     """
     plain = RandomStandIn.of(tiny_config, trust_remote_code=trust_remote_code)
     flagged = build_stand_in(with_flags(tiny_config, flags), trust_remote_code=trust_remote_code)

@@ -167,7 +167,7 @@ def _shrink_layer_by_layer(config: Any, layer: int) -> tuple[Any, int]:
 
 
 def _inner(real: int, config: Any) -> int:
-    """An MLP's small width: some routes need two neurons a coordinate, so the stand-in has them if the model has."""
+    """An MLP's small width: the stand-in has two neurons a coordinate if the model has, as some probes need them."""
     return WIDE if real >= 2 * (_get(config, _HIDDEN) or 0) else NARROW
 
 

@@ -15,7 +15,7 @@ from patcher.errors import InputError
 from patcher.gguf import provenance
 from patcher.gguf.edits import GgufEdit, summed
 from patcher.gguf.relabel import Relabelling
-from patcher.gguf.slots import Slot, check_layer, relabelling, slot
+from patcher.gguf.slots import GgufSlot, check_layer, relabelling, slot
 
 # How close, relative to the vector, a tensor must be to what a patched model holds to be taken for it.
 _SAME = 0.05
@@ -49,7 +49,7 @@ class GgufPlan:
     relabelled: str | None
     values: dict[str, torch.Tensor]
     created: frozenset[str]
-    slots: dict[int, Slot]
+    slots: dict[int, GgufSlot]
     notes: tuple[str, ...]
 
 
@@ -107,7 +107,7 @@ def plan_gguf(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool = False)
 
 
 def _provenance(
-    model: GgufModel, edits: Sequence[GgufEdit], slots: dict[int, Slot], relabel: Relabelling | None
+    model: GgufModel, edits: Sequence[GgufEdit], slots: dict[int, GgufSlot], relabel: Relabelling | None
 ) -> list[NewEntry]:
     originals = {}
     for found in slots.values():
@@ -136,7 +136,7 @@ def _counted(plan: FilePlan, total: int) -> FilePlan:
     return FilePlan(plan.source, entries, plan.tensors)
 
 
-def _new(found: Slot, values: dict[str, torch.Tensor]) -> Placed:
+def _new(found: GgufSlot, values: dict[str, torch.Tensor]) -> Placed:
     return Placed(found.name, found.shape, F32, (Bytes(bytes(tensor_bytes(values[found.name]))),))
 
 
@@ -146,7 +146,9 @@ def _replaced(tensor: Placed, changed: dict[str, torch.Tensor]) -> Placed:
     return Placed(tensor.name, tensor.shape, tensor.type, (Bytes(bytes(tensor_bytes(changed[tensor.name]))),))
 
 
-def _check_unsteered(model: GgufModel, found: Slot, vector: torch.Tensor, originals: Sequence[torch.Tensor]) -> None:
+def _check_unsteered(
+    model: GgufModel, found: GgufSlot, vector: torch.Tensor, originals: Sequence[torch.Tensor]
+) -> None:
     """Refuse a file that was converted from the patched folder: it would be steered twice."""
     before = found.before()
     if before is None or (found.required and not originals):

@@ -29,7 +29,7 @@ def rows() -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class Slot:
+class GgufSlot:
     """The tensor that steers a block.
 
     Attributes:
@@ -86,7 +86,7 @@ def relabelling(model: GgufModel) -> Relabelling | None:
     raise unsupported(model, why, "general.architecture", model.architecture)
 
 
-def slot(model: GgufModel, architecture: str, layer: int) -> Slot:
+def slot(model: GgufModel, architecture: str, layer: int) -> GgufSlot:
     """Where block ``layer`` takes a constant, under the name of ``architecture`` (its own, or what it becomes).
 
     Raises:
@@ -121,7 +121,7 @@ def slot(model: GgufModel, architecture: str, layer: int) -> Slot:
             remedy="convert the model again",
             code="gguf",
         )
-    return Slot(name, shape, _factor(model, row), existing, bool(row.get("required")))
+    return GgufSlot(name, shape, _factor(model, row), existing, bool(row.get("required")))
 
 
 def check_layer(model: GgufModel, layer: int) -> int:

@@ -23,7 +23,7 @@ from patcher.checkpoint.gguf.model import GgufModel
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.safetensors_file import read_header
 from patcher.errors import InputError, OutsideError
-from patcher.gguf.slots import Slot, relabelling
+from patcher.gguf.slots import GgufSlot, relabelling
 from patcher.pairs import load_pairs
 from patcher.patched.schema import Manifest
 from patcher.recipe.file import load_recipe
@@ -189,7 +189,7 @@ def test_rows_of_nothing_are_not_reordered(tmp_path: Path) -> None:
 def test_a_tensor_that_holds_no_number_is_told_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(torch.full((4,), float("nan")).numpy().tobytes())
-    slot = Slot("blk.1.ffn_down.bias", (4,), 1.0, GgufTensor("blk.1.ffn_down.bias", (4,), F32, 0, 16, path))
+    slot = GgufSlot("blk.1.ffn_down.bias", (4,), 1.0, GgufTensor("blk.1.ffn_down.bias", (4,), F32, 0, 16, path))
     assert str(path) in refused(lambda: slot.values(torch.ones(4)), "cannot hold the vector")
 
 
