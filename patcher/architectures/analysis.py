@@ -13,9 +13,11 @@ from torch import nn
 
 from patcher.architectures.config_keys import block_count
 from patcher.architectures.model_class import (
+    longest_module_list,
     on_meta,
     parameter_aliases,
     parameter_shapes,
+    refuse_wrappers,
     saved_names,
     submodule,
     why_config_is_refused,
@@ -291,36 +293,3 @@ class Architecture:
 
 def _of_attention(name: str) -> bool:
     return "attn" in name or "attention" in name
-
-
-def refuse_wrappers(config: Any) -> None:
-    """Refuse a multimodal wrapper in words: its text decoder is what can be steered.
-
-    Raises:
-        InputError: the config wraps a text config, or lacks what a decoder has.
-    """
-    text = getattr(config, "text_config", None)
-    if text is not None and not hasattr(config, "num_hidden_layers"):
-        raise InputError(
-            f"`{config.model_type}` is a multimodal wrapper around a text decoder (`{text.model_type}`)",
-            where="config.json",
-            remedy="save its text decoder as a checkpoint of its own and give that folder as `model`",
-        )
-    missing = [name for name in ("num_hidden_layers", "hidden_size", "vocab_size") if not hasattr(config, name)]
-    if missing:
-        raise InputError(
-            f"`{config.model_type}` is not a decoder of blocks: its config has no {' and no '.join(missing)}",
-            where="config.json",
-            remedy="give a text causal LM",
-        )
-
-
-def longest_module_list(model: nn.Module, count: int) -> str | None:
-    """Path of the ModuleList of ``count`` blocks that holds the most parameters, or None."""
-    best: tuple[int, str] | None = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            size = sum(parameter.numel() for parameter in module.parameters())
-            if best is None or size > best[0]:
-                best = (size, name)
-    return best[1] if best else None

@@ -19,9 +19,8 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as INSTALLED_TYPES
 
 import patcher.architectures.registry as registry
-from patcher.architectures.analysis import longest_module_list
 from patcher.architectures.config_keys import block_count
-from patcher.architectures.model_class import on_meta, submodule
+from patcher.architectures.model_class import longest_module_list, on_meta, submodule
 from patcher.architectures.registry import excluded, rows
 from patcher.architectures.shrink import shrink_config
 

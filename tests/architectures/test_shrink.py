@@ -15,9 +15,15 @@ from support.old_transformers import is_too_old
 from support.tiny_models import parsed_config, released_config, released_names
 from transformers import CONFIG_MAPPING
 
-from patcher.architectures.analysis import Architecture, longest_module_list
+from patcher.architectures.analysis import Architecture
 from patcher.architectures.config_keys import block_count
-from patcher.architectures.model_class import causal_lm_from_config, on_meta, parameter_shapes, quiet_transformers
+from patcher.architectures.model_class import (
+    causal_lm_from_config,
+    longest_module_list,
+    on_meta,
+    parameter_shapes,
+    quiet_transformers,
+)
 from patcher.architectures.shrink import HIDDEN, LAYERS, VOCABULARY, shrink_config
 
 NAMES = [name for name in released_names() if not is_too_old(name)]
