@@ -209,7 +209,7 @@ def _model_type(name: str) -> str | None:
 def _default(model: str, model_type: str) -> Any:
     if model_type in excluded():
         raise InputError(
-            "the registry leaves this architecture out",
+            "this architecture is not in the registry",
             where=f"MODEL: {model}",
             found=excluded()[model_type],
             remedy=SEE_ALL,

@@ -137,8 +137,8 @@ def layer_kinds(model_type: str) -> list[tuple[int, str]]:
     order = sorted(range(architecture.block_count), key=lambda layer: (layer != LAYER, layer < LAYER, layer))
     for layer in order:
         # Zamba2 numbers its adapters by the block that they belong to.
-        kind = tuple(sorted({re.sub(r"\.\d+\.\d+\.", ".", name) for name in architecture._kind(layer)[:-1]}))
-        found.setdefault((*kind, architecture._kind(layer)[-1]), layer)
+        kind = tuple(sorted({re.sub(r"\.\d+\.\d+\.", ".", name) for name in architecture.kind(layer)[:-1]}))
+        found.setdefault((*kind, architecture.kind(layer)[-1]), layer)
     return [*((layer, _kind_name(kind, list(found))) for kind, layer in found.items()), (-1, "embedding")]
 
 
