@@ -184,7 +184,7 @@ class BaseRun:
                 dtype=dtype,
                 device=device,
                 scratch=scratch,
-                batch_size=self._rows,
+                batch_size=self.job.recipe.capture.rows,
                 note=self.job.note,
             ) as opened,
         ):
@@ -235,7 +235,7 @@ class BaseRun:
             dtype=recipe.dtype,
             parameters=base.parameter_count,
             stored=base.stored_dtype,
-            batch_size=self._rows,
+            batch_size=recipe.capture.rows,
             say=self.job.say,
         ) as reader:
             return self.find_vectors(self.planned.prepared, reader, tokenizer)
@@ -254,11 +254,6 @@ class BaseRun:
             "seed": recipe.seed,
         }
         return fit(plan, opened.model, opened.tokenizer, texts, progress=say, **options)
-
-    @property
-    def _rows(self) -> int | None:
-        rows = self.job.recipe.capture.batch_size
-        return None if rows == "auto" else rows
 
 
 def neutral_tokens(tokenizer: Any) -> list[list[int]]:

@@ -24,7 +24,7 @@ from patcher.checkpoint.hashes import files_now, hashing
 from patcher.checkpoint.prepare import PreparedBase, adapter_record, prepared_base
 from patcher.checkpoint.staging import scratch_folder, staged_folder
 from patcher.errors import InputError
-from patcher.evaluate.of_build import require_effect, task_folder
+from patcher.evaluate.of_build import lm_eval_tasks, require_effect
 from patcher.patched.history import carry_history, history_of
 from patcher.patched.schema import Manifest
 from patcher.routes.apply import write_plan
@@ -129,26 +129,17 @@ def _proven(job: Job, base: PreparedBase, stage: Path, manifest: Manifest) -> Ma
     manifest = manifest.with_parts(verification=entries)
     if not (recipe.evaluate.enabled and recipe.evaluate.lm_eval):
         return manifest
-    measured = manifest.evaluation.as_json() if manifest.evaluation else _NO_EFFECT
-    tasks = _tasks(job, base.reference_folder, stage)
-    return manifest.with_parts(evaluation={**measured, "lm_eval": tasks})
-
-
-def _tasks(job: Job, base: Path, stage: Path) -> list[dict[str, Any]]:
     from patcher.evaluate.lm_eval_tasks import compare_tasks
 
-    recipe = job.recipe
     device = pick_device(recipe.device)
-    return compare_tasks(
-        base,
+    tasks = compare_tasks(
+        base.reference_folder,
         stage,
-        recipe.evaluate.lm_eval,
-        where="evaluate.lm_eval",
-        limit=recipe.evaluate.lm_eval_limit,
-        task_folder=task_folder(job.loaded),
-        seed=recipe.seed,
+        lm_eval_tasks(job.loaded),
+        job.say,
         dtype=torch.float32 if device == "cpu" else torch.bfloat16,
         device=device,
         trust_remote_code=recipe.trust_remote_code,
-        progress=job.say,
     )
+    measured = manifest.evaluation.as_json() if manifest.evaluation else _NO_EFFECT
+    return manifest.with_parts(evaluation={**measured, "lm_eval": tasks})

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from patcher.capture.logits import LogitsSource
@@ -51,19 +50,16 @@ def look(
     looked: Looked,
     recipe: Recipe,
     spec: VectorSpec,
-    base: Vectors,
     steered: Vectors,
+    say: Callable[[str], None],
     *,
     texts: Mapping[str, Sequence[Sequence[int]]],
     neutral: Sequence[Sequence[int]],
-    batch_size: int,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Everything of `sweep.json` that is for the eye.
+    """Everything of `sweep.json` that is for the eye, the base beside the vectors.
 
     Args:
         spec: how prompts are rendered.
-        base: what is compared with, usually no vectors.
         steered: the vectors.
         texts: title -> token ids of passages, shown in green and red.
         neutral: token ids of neutral passages.
@@ -73,31 +69,28 @@ def look(
         sampled at, and ``scores``; None where nothing was written, or the recipe names no scorer.
     """
     say("looking at tokens and texts")
-    prompts = list(recipe.evaluate.prompts) or list(PROMPTS)
+    prompts, rows = list(recipe.evaluate.prompts) or list(PROMPTS), batch_rows(recipe)
     encoded = encode_prompts(prompts, looked.tokenizer, spec, spec.system_prompt)
-    generations = _generations(looked, recipe, spec, prompts, base, steered, say)
+    generations = _generations(looked, recipe, spec, prompts, steered, say)
     return {
-        "kl_tokens": _kl_tokens(looked, neutral, base, steered, batch_size),
-        "shifted": _shifted(looked, prompts, encoded, base, steered, batch_size),
-        "text_changes": _text_changes(looked, texts, base, steered, batch_size),
+        "kl_tokens": _kl_tokens(looked, neutral, steered, rows),
+        "shifted": _shifted(looked, prompts, encoded, steered, rows),
+        "text_changes": _text_changes(looked, texts, steered, rows),
         "generations": generations,
         "generation_temperature": TEMPERATURE if generations else None,
         "scores": _scores(recipe, generations),
     }
 
 
-def reversed_sign(base: Vectors, steered: Vectors) -> dict[int, torch.Tensor]:
-    """The base, and what the vectors add to it the other way round."""
-    layers = {*base, *steered}
-    return {
-        layer: 2 * base.get(layer, torch.zeros(())) - steered.get(layer, torch.zeros(())) for layer in sorted(layers)
-    }
+def batch_rows(recipe: Recipe) -> int:
+    """Rows per forward pass of the evaluation, which keeps logits."""
+    return recipe.capture.rows or 16
 
 
 def _kl_tokens(
-    looked: Looked, neutral: Sequence[Sequence[int]], base: Vectors, steered: Vectors, batch_size: int
+    looked: Looked, neutral: Sequence[Sequence[int]], steered: Vectors, batch_size: int
 ) -> list[dict[str, Any]]:
-    found = top_contributing_tokens(looked.source, neutral, base, steered, batch_size, count=_TOKENS).tokens
+    found = top_contributing_tokens(looked.source, neutral, {}, steered, batch_size, count=_TOKENS).tokens
     names = token_texts([entry.token for entry in found], looked.tokenizer)
     return [
         {"token": name, "contribution": entry.contribution, "base": entry.base, "steered": entry.steered}
@@ -109,11 +102,10 @@ def _shifted(
     looked: Looked,
     prompts: Sequence[str],
     encoded: Sequence[Sequence[int]],
-    base: Vectors,
     steered: Vectors,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    found = most_shifted_tokens(looked.source, encoded, [base, steered], batch_size, count=_TOKENS)[-1]
+    found = most_shifted_tokens(looked.source, encoded, [{}, steered], batch_size, count=_TOKENS)[-1]
     result = []
     for prompt, shifts in zip(prompts, found, strict=True):
         names = token_texts([entry.token for entry in shifts.by_log_ratio], looked.tokenizer)
@@ -128,7 +120,6 @@ def _shifted(
 def _text_changes(
     looked: Looked,
     texts: Mapping[str, Sequence[Sequence[int]]],
-    base: Vectors,
     steered: Vectors,
     batch_size: int,
 ) -> list[dict[str, Any]]:
@@ -138,7 +129,7 @@ def _text_changes(
         for ids in passages:
             if sum(map(len, chosen)) + len(ids) <= _TEXT_TOKENS or not chosen:
                 chosen.append(ids[:_TEXT_TOKENS])
-        changes = token_changes(looked.source, chosen, [base, steered], batch_size)[0] if chosen else []
+        changes = token_changes(looked.source, chosen, [{}, steered], batch_size)[0] if chosen else []
         tokens = []
         for ids, change in zip(chosen, changes, strict=True):
             names = token_texts(ids, looked.tokenizer)
@@ -156,7 +147,6 @@ def _generations(
     recipe: Recipe,
     spec: VectorSpec,
     prompts: Sequence[str],
-    base: Vectors,
     steered: Vectors,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
@@ -164,12 +154,12 @@ def _generations(
         return []
     evaluate = recipe.evaluate
     generate = GenerateSpec(max_new_tokens=evaluate.generate_tokens, temperature=TEMPERATURE)
-    where = "evaluate.prompts"
+    negative, where = {layer: -vector for layer, vector in steered.items()}, "evaluate.prompts"
     runs: list[tuple[list[str], str | None, list[Vectors]]] = [
-        (["base", "steered", "negative"], spec.system_prompt, [base, steered, reversed_sign(base, steered)])
+        (["base", "steered", "negative"], spec.system_prompt, [{}, steered, negative])
     ]
     if evaluate.system_prompt is not None:
-        runs.append((["prompting", "prompting and steering"], evaluate.system_prompt, [base, steered]))
+        runs.append((["prompting", "prompting and steering"], evaluate.system_prompt, [{}, steered]))
     say("writing completions")
     written: dict[str, list[Generation]] = {}
     for names, system_prompt, variants in runs:

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from patcher.capture.model import load_causal_lm
 from patcher.errors import InputError, MissingExtraError, OutsideError, first_line
 from patcher.pairs.problems import did_you_mean
 
+WHERE = "evaluate.lm_eval"
+"""The recipe's key, for errors."""
+_ROWS = 8
+"""In a batch."""
 _RESAMPLES = 1000
 """Of lm-eval's bootstrap, for metrics whose standard error has no formula."""
 
@@ -26,30 +31,40 @@ Results = dict[str, dict[str, float]]
 """Task (or group) -> metric -> value; a standard error is the metric `<name>_stderr`."""
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks are run.
+
+    Attributes:
+        names: of tasks or groups, such as ``mmlu`` and ``truthfulqa_mc1``.
+        folder: of lm-eval task files of one's own.
+        limit: only the first so many questions of each task.
+        seed: of the choice of examples and of sampling.
+    """
+
+    names: Sequence[str]
+    folder: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+
+
 def compare_tasks(
     base: Path,
     patched: Path,
-    tasks: Sequence[str],
+    tasks: Tasks,
+    say: Callable[[str], None],
     *,
-    where: str,
-    limit: int | None = None,
-    few_shot: int | None = None,
-    batch_size: int = 8,
-    seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    task_folder: Path | None = None,
     trust_remote_code: bool = False,
-    progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run tasks on both folders as stock transformers loads them, one after the other.
 
     Args:
         base: the unsteered checkpoint.
         patched: the folder with the vector baked in.
+        say: told what is run.
         dtype, device: both are loaded with.
-        progress: told what is run.
-        tasks, where, limit, few_shot, batch_size, seed, task_folder: see :func:`task_results`.
 
     Returns:
         ``task``, ``metric``, ``base``, ``base_stderr``, ``patched``, ``patched_stderr`` of each
@@ -58,23 +73,12 @@ def compare_tasks(
     Raises:
         InputError, OutsideError: see :func:`task_results`, and :func:`patcher.capture.model.load_causal_lm`.
     """
-    check_tasks(tasks, where=where, task_folder=task_folder)
+    check_tasks(tasks)
     found: dict[str, Results] = {}
     for name, folder in (("base", base), ("patched", patched)):
-        if progress is not None:
-            progress(f"lm-eval: {', '.join(tasks)} on the {name} model")
+        say(f"lm-eval: {', '.join(tasks.names)} on the {name} model")
         model, tokenizer = load_causal_lm(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        found[name] = task_results(
-            model,
-            tokenizer,
-            tasks,
-            where=where,
-            limit=limit,
-            few_shot=few_shot,
-            batch_size=batch_size,
-            seed=seed,
-            task_folder=task_folder,
-        )
+        found[name] = task_results(model, tokenizer, tasks)
         del model
         gc.collect()  # both at once might not fit
     return [
@@ -92,18 +96,7 @@ def compare_tasks(
     ]
 
 
-def task_results(
-    model: nn.Module,
-    tokenizer: Any,
-    tasks: Sequence[str],
-    *,
-    where: str,
-    limit: int | None = None,
-    few_shot: int | None = None,
-    batch_size: int = 8,
-    seed: int = 0,
-    task_folder: Path | None = None,
-) -> Results:
+def task_results(model: nn.Module, tokenizer: Any, tasks: Tasks) -> Results:
     """Run lm-eval's ``simple_evaluate`` on a loaded model (Gao et al., the lm-evaluation-harness); no chat template.
 
     Inside :func:`patcher.capture.forward.steering_hooks` this measures a vector that is not baked in yet. The tasks
@@ -112,13 +105,6 @@ def task_results(
     Args:
         model: a causal LM in eval mode.
         tokenizer: its tokenizer.
-        tasks: names of tasks or groups, such as ``mmlu`` and ``truthfulqa_mc1``.
-        where: the recipe's key, for errors.
-        limit: only the first so many questions of each task.
-        few_shot: examples before each question, where the task leaves that open.
-        batch_size: rows in a batch.
-        seed: of the choice of examples and of sampling.
-        task_folder: a folder of lm-eval task files of one's own.
 
     Returns:
         The numbers of each task and group; those that are not finite are left out.
@@ -128,31 +114,30 @@ def task_results(
         InputError: an unknown task, or lm-eval cannot run one on this model.
         OutsideError: its data cannot be read or downloaded, or not enough memory.
     """
-    manager = _known_tasks(tasks, where, task_folder)
-    simple_evaluate, model_class, _task_manager_class = _harness(where)
+    manager = _known_tasks(tasks)
+    simple_evaluate, model_class, _task_manager_class = _harness()
     if tokenizer is None:
-        raise InputError("lm-eval needs the model's tokenizer, and the folder has none", where=where)
+        raise InputError("lm-eval needs the model's tokenizer, and the folder has none", where=WHERE)
     try:
         # lm-eval prints, and stdout is for results.
         with _random_state_kept(), quiet_transformers(), contextlib.redirect_stdout(sys.stderr):
             found: Any = simple_evaluate(
-                model=model_class(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-                tasks=list(tasks),
+                model=model_class(pretrained=model, tokenizer=tokenizer, batch_size=_ROWS),
+                tasks=list(tasks.names),
                 task_manager=manager,
-                num_fewshot=few_shot,
-                limit=limit,
-                batch_size=batch_size,
+                limit=tasks.limit,
+                batch_size=_ROWS,
                 bootstrap_iters=_RESAMPLES,
                 log_samples=False,
-                random_seed=seed,
-                numpy_random_seed=seed,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
+                random_seed=tasks.seed,
+                numpy_random_seed=tasks.seed,
+                torch_random_seed=tasks.seed,
+                fewshot_random_seed=tasks.seed,
             )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutsideError(
             "there is not enough memory for lm-eval's tasks",
-            where=where,
+            where=WHERE,
             found=first_line(error),
             remedy="a smaller batch",
             code="memory",
@@ -160,31 +145,31 @@ def task_results(
     except OSError as error:
         raise OutsideError(
             "the data of lm-eval's tasks cannot be had",
-            where=where,
+            where=WHERE,
             found=first_line(error),
             remedy="run it once where the Hub can be reached; the data is kept in the Hub's cache",
         ) from None
     except Exception as error:
         raise InputError(
             "lm-eval cannot run these tasks on this model",
-            where=where,
+            where=WHERE,
             found=first_line(error),
             remedy="try them with the `lm_eval` command, which tells more",
         ) from None
     return {task: _numbers(metrics) for task, metrics in found["results"].items()}
 
 
-def check_tasks(tasks: Sequence[str], *, where: str, task_folder: Path | None = None) -> None:
+def check_tasks(tasks: Tasks) -> None:
     """See that lm-eval is there and knows the tasks, before a model is loaded. Takes seconds: it reads all its tasks.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
         InputError: an unknown task.
     """
-    _known_tasks(tasks, where, task_folder)
+    _known_tasks(tasks)
 
 
-def _harness(where: str) -> tuple[Any, Any, Any]:
+def _harness() -> tuple[Any, Any, Any]:
     """lm-eval's ``simple_evaluate``, ``HFLM`` and ``TaskManager``."""
     if importlib.util.find_spec("lm_eval") is None:
         raise MissingExtraError("lm-eval", "lm-eval", "running its tasks")
@@ -195,29 +180,29 @@ def _harness(where: str) -> tuple[Any, Any, Any]:
     except Exception as error:  # old ones fail with transformers 5 in ways of their own
         raise InputError(
             "the installed lm-eval cannot be imported",
-            where=where,
+            where=WHERE,
             found=first_line(error),
             remedy='pip install --upgrade "patch-model[lm-eval]"',
         ) from None
     return simple_evaluate, HFLM, TaskManager
 
 
-def _known_tasks(tasks: Sequence[str], where: str, folder: Path | None) -> Any:
-    _simple_evaluate, _model_class, task_manager = _harness(where)
-    include = None if folder is None else str(folder)
+def _known_tasks(tasks: Tasks) -> Any:
+    _simple_evaluate, _model_class, task_manager = _harness()
+    include = None if tasks.folder is None else str(tasks.folder)
     known: list[str] = []
     if include is not None:
         manager = task_manager(include_path=include, include_defaults=False)
         known = list(manager.all_tasks)
-    if not set(tasks) <= set(known):
+    if not set(tasks.names) <= set(known):
         manager = task_manager(include_path=include)
         known = list(manager.all_tasks)
-    for task in tasks:
+    for task in tasks.names:
         if task not in known:
             near = did_you_mean(task, known)
             raise InputError(
                 "lm-eval has no such task",
-                where=where,
+                where=WHERE,
                 found=task,
                 remedy=f"did you mean `{near}`?" if near else "`lm_eval ls tasks` lists them",
             )

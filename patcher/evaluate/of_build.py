@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from patcher.capture.logits import LogitsSource
 from patcher.errors import CheckFailed
-from patcher.evaluate.details import Looked, look
+from patcher.evaluate.details import Looked, batch_rows, look
 from patcher.evaluate.guard import beyond_guard, guard_of
 from patcher.evaluate.held_out import Question, answer_probability, evaluate_edits, log_odds
-from patcher.evaluate.lm_eval_tasks import check_tasks
+from patcher.evaluate.lm_eval_tasks import Tasks, check_tasks
 from patcher.evaluate.prompting import questions_with_prompt
 from patcher.evaluate.questions import build_question
 from patcher.evaluate.scorers import load_scorer
@@ -24,7 +23,6 @@ from patcher.evaluate.texts import read_passages
 from patcher.pairs import ContrastPair, load_pairs, sample_pairs
 from patcher.patched.evaluation import Guard
 from patcher.recipe.loaded import LoadedRecipe
-from patcher.recipe.schema import Recipe
 from patcher.vectors.finding import PreparedVector
 
 IN_SAMPLE = "measured on the pairs that the vector was made of: none were held out"
@@ -89,17 +87,8 @@ def evaluate_build(
         layer = next(iter(vectors)) if len(vectors) == 1 else None
         curve = Curve(layer, entry.spec.factor if alone else 1.0, math.copysign(1.0, entry.spec.factor))
         found |= curve.measure(source, vectors, questions, neutral, seed=recipe.seed, batch_size=batch_rows(recipe))
-    shown = look(
-        looked,
-        recipe,
-        prepared[0].spec,
-        {},
-        vectors,
-        texts={},
-        neutral=neutral[: spec.neutral_limit],
-        batch_size=batch_rows(recipe),
-        say=say,
-    )
+    neutral = neutral[: spec.neutral_limit]
+    shown = look(looked, recipe, prepared[0].spec, vectors, say, texts={}, neutral=neutral)
     del shown["text_changes"]
     return {**found, **shown}, notes
 
@@ -138,11 +127,6 @@ def _prompting(
     return {"alone": alone, "steered": steered}
 
 
-def batch_rows(recipe: Recipe) -> int:
-    """Rows per forward pass of the evaluation, which keeps logits."""
-    return 16 if recipe.capture.batch_size == "auto" else recipe.capture.batch_size
-
-
 def _pairs_for(loaded: LoadedRecipe, entry: PreparedVector) -> tuple[Sequence[ContrastPair], bool]:
     """The pairs to measure on, and whether the vector has not seen them."""
     own, limit, seed = own_pairs(loaded), loaded.recipe.evaluate.limit, loaded.recipe.seed
@@ -178,13 +162,14 @@ def check_evaluation_inputs(loaded: LoadedRecipe) -> None:
     if spec.scorer is not None:
         load_scorer(spec.scorer, where="evaluate.scorer")
     if spec.lm_eval:
-        check_tasks(spec.lm_eval, where="evaluate.lm_eval", task_folder=task_folder(loaded))
+        check_tasks(lm_eval_tasks(loaded))
 
 
-def task_folder(loaded: LoadedRecipe) -> Path | None:
-    """The folder of lm-eval tasks of the user's own, if there is one."""
-    folder = loaded.recipe.evaluate.lm_eval_folder
-    return None if folder is None else loaded.file(folder)
+def lm_eval_tasks(loaded: LoadedRecipe) -> Tasks:
+    """The lm-eval tasks that the recipe asks for."""
+    spec = loaded.recipe.evaluate
+    folder = None if spec.lm_eval_folder is None else loaded.file(spec.lm_eval_folder)
+    return Tasks(spec.lm_eval, folder, spec.lm_eval_limit, loaded.recipe.seed)
 
 
 def _perplexities(

@@ -153,6 +153,11 @@ class CaptureSpec(Strict):
     """Under torchrun: `fsdp` (a part of each block kept in each process), `tp` (a part computed in each), `replicate`
     (all of it in each). `auto`: fsdp, or of a quantised base replicate."""
 
+    @property
+    def rows(self) -> int | None:
+        """The `batch_size` that was set, or None."""
+        return None if self.batch_size == "auto" else self.batch_size
+
 
 class CalibrationSpec(Strict):
     """What a fitted route is fitted on."""

@@ -19,10 +19,9 @@ from patcher.capture.memory import available_memory
 from patcher.capture.opened import OpenedBase
 from patcher.capture.reader import ResidualReader
 from patcher.capture.resuming import ResumingModel
-from patcher.evaluate.details import Looked, look
+from patcher.evaluate.details import Looked, batch_rows, look
 from patcher.evaluate.guard import within_guard
 from patcher.evaluate.numbers import finite_or_null
-from patcher.evaluate.of_build import batch_rows
 from patcher.sweep import choosing, materials
 from patcher.sweep.axes import grid_coefficients, shares_of
 from patcher.sweep.cells import Bench, Cell, Column
@@ -214,17 +213,8 @@ class SweepRun:
             }
         steered = bench.with_others({chosen[0]: vector_at(*chosen)})
         looked = Looked(source, opened.model, self.planned.architecture.blocks, opened.tokenizer, opened.positions)
-        return look(
-            looked,
-            self.job.recipe,
-            self.job.recipe.vectors[self.index],
-            {},
-            steered,
-            texts=measured.shown_texts(),
-            neutral=bench.neutral.texts,
-            batch_size=bench.batch_size,
-            say=self.job.say,
-        )
+        recipe, texts, neutral = self.job.recipe, measured.shown_texts(), bench.neutral.texts
+        return look(looked, recipe, recipe.vectors[self.index], steered, self.job.say, texts=texts, neutral=neutral)
 
 
 def _activations(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from patcher.capture.forward import steering_hooks
 from patcher.errors import InputError, MissingExtraError, OutsideError
-from patcher.evaluate.lm_eval_tasks import check_tasks, compare_tasks, task_results
+from patcher.evaluate.lm_eval_tasks import Tasks, check_tasks, compare_tasks, task_results
 
 WHERE = "recipe.yaml: evaluate.lm_eval"
 ANSWERS = [0, 0, 0, 1, 1, 2]
@@ -91,9 +91,7 @@ def test_base_against_patched(gpt2: tuple[Measured, Path], tasks: Path, tmp_path
     tiny.tokenizer.save_pretrained(tmp_path / "patched")
     told: list[str] = []
     state = random.getstate()
-    (found,) = compare_tasks(
-        folder, tmp_path / "patched", ["tiny_more"], where=WHERE, task_folder=tasks, progress=told.append
-    )
+    (found,) = compare_tasks(folder, tmp_path / "patched", Tasks(["tiny_more"], tasks), told.append)
     assert random.getstate() == state
     assert told == ["lm-eval: tiny_more on the base model", "lm-eval: tiny_more on the patched model"]
     assert (found["task"], found["metric"]) == ("tiny_more", "acc")
@@ -101,7 +99,7 @@ def test_base_against_patched(gpt2: tuple[Measured, Path], tasks: Path, tmp_path
     assert found["patched"] == pytest.approx(naive(tiny, vectors, QUESTIONS)) != found["base"]
     assert 0 < found["base_stderr"] < 0.2 or found["base"] in (0, 1)
     with steering_hooks(tiny.model, tiny.blocks, vectors):
-        hooked = task_results(tiny.model, tiny.tokenizer, ["tiny_more"], where=WHERE, task_folder=tasks, limit=7)
+        hooked = task_results(tiny.model, tiny.tokenizer, Tasks(["tiny_more"], tasks, limit=7))
     assert hooked["tiny_more"]["acc"] == pytest.approx(naive(tiny, vectors, QUESTIONS[:7]))
 
 
@@ -110,16 +108,16 @@ def test_tasks_that_cannot_run(gpt2: tuple[Measured, Path], tasks: Path, tmp_pat
     tiny, _ = gpt2
     (tmp_path / "lost.yaml").write_text(TASK.format(rows=tmp_path / "gone.json", cache=tmp_path), encoding="utf-8")
     with pytest.raises(OutsideError, match="cannot be had"):
-        task_results(tiny.model, tiny.tokenizer, ["tiny_more"], where=WHERE, task_folder=tmp_path)
+        task_results(tiny.model, tiny.tokenizer, Tasks(["tiny_more"], tmp_path))
     with pytest.raises(InputError, match="no such task") as caught:
-        check_tasks(["tiny_mroe"], where=WHERE, task_folder=tasks)
+        check_tasks(Tasks(["tiny_mroe"], tasks))
     assert "did you mean `tiny_more`" in str(caught.value)
     with pytest.raises(InputError, match="needs the model's tokenizer"):
-        task_results(tiny.model, None, ["tiny_more"], where=WHERE, task_folder=tasks)
+        task_results(tiny.model, None, Tasks(["tiny_more"], tasks))
 
 
 def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(MissingExtraError) as caught:
-        check_tasks(["mmlu"], where=WHERE)
+        check_tasks(Tasks(["mmlu"]))
     assert 'pip install "patch-model[lm-eval]"' in str(caught.value)
