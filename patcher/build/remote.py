@@ -19,7 +19,8 @@ from patcher.build.remote_planning import Needed, RemoteBuildPlan, plan_remote_b
 from patcher.build.result import STAGES, BuildResult
 from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.folder import INDEX
-from patcher.checkpoint.hub_folder import HubCheckpoint, fetch_files
+from patcher.checkpoint.hub_folder import HubCheckpoint
+from patcher.checkpoint.source import fetch_files
 from patcher.checkpoint.steering_files import numbered
 from patcher.disk.failures import disk_errors
 from patcher.patched.history import CARRIED, carry_history, history_of

@@ -11,9 +11,9 @@ import patcher
 from patcher.build.job import Job
 from patcher.build.local import build
 from patcher.build.texts import PICTURES
-from patcher.checkpoint.assembling import metadata_of, raw_header
 from patcher.checkpoint.difference import compare_files
 from patcher.checkpoint.hashes import hashes_of
+from patcher.checkpoint.safetensors_file import metadata_of, raw_header
 from patcher.checkpoint.staging import scratch_folder
 from patcher.checkpoint.steering_files import CARD, MANIFEST
 from patcher.errors import InputError, first_line

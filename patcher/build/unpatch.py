@@ -16,10 +16,10 @@ from patcher.card.card import render_card
 from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.folder import INDEX, CheckpointFolder
 from patcher.checkpoint.hashes import differing
-from patcher.checkpoint.restoring import Originals, restore
 from patcher.checkpoint.safetensors_file import read_header
 from patcher.checkpoint.staging import check_output, scratch_folder, staged_folder
 from patcher.checkpoint.steering_files import CARD, ORIGINAL_PREFIX, VECTORS, numbered
+from patcher.checkpoint.undo import Originals, restore
 from patcher.disk.links import require_inside
 from patcher.errors import CheckFailed, InputError
 from patcher.patched.base import recorded_base, require_recorded

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from patcher.checkpoint.safetensors_file import DTYPES, FLOATS, TensorInfo, read
 from patcher.checkpoint.writer import write_copy
 from patcher.errors import InputError, first_line
 
+_BY_HAND = "merge it with PEFT, save the merged model, and use that as `model` without `adapter`"
+_ITS_BASE = "use the base that the adapter was trained on"
+
 
 def merge_adapter(
-    base: CheckpointFolder, adapter: Path, target: Path, *, where: str = "adapter", trust_remote_code: bool = False
+    base: CheckpointFolder, adapter: Path, target: Path, *, trust_remote_code: bool = False
 ) -> CheckpointFolder:
     """Write a copy of ``base`` with the adapter merged into its weights.
 
@@ -35,22 +39,22 @@ def merge_adapter(
     Raises:
         InputError: not an adapter, not for this base, without effect, or touching what the base does not store.
     """
-    require_adapter(adapter, where)
-    model = _load_base(base, where, trust_remote_code)
+    require_adapter(adapter)
+    model = _load_base(base, trust_remote_code)
     prefix = str(getattr(model, "base_model_prefix", ""))
     before = {name: _Held.of(value) for name, value in model.state_dict().items()}
-    merged = _merge(model, adapter, where)
+    merged = _merge(model, adapter)
     replaced: dict[str, torch.Tensor] = {}
     for parameter, value in merged.items():
         held = before.get(parameter)
         if held is not None and held.digest == _digest(value.to(held.dtype)):
             continue
-        info = _place(base, parameter, prefix, before, value, where)
+        info = _place(base, parameter, prefix, before, value)
         replaced[info.name] = value.detach().to(DTYPES[info.dtype])
     if not replaced:
-        raise InputError(
+        raise _refusal(
             "merging the adapter changes nothing in the base",
-            where=f"{where}: {adapter}",
+            adapter,
             remedy="check that the adapter was trained for this model and is not empty",
         )
     target.mkdir(parents=True, exist_ok=True)
@@ -77,39 +81,24 @@ def _digest(value: torch.Tensor) -> bytes:
 
 
 def _place(
-    base: CheckpointFolder,
-    parameter: str,
-    prefix: str,
-    before: Mapping[str, _Held],
-    value: torch.Tensor,
-    where: str,
+    base: CheckpointFolder, parameter: str, prefix: str, before: Mapping[str, _Held], value: torch.Tensor
 ) -> TensorInfo:
     """Where the copy stores a parameter that the adapter changed.
 
     Raises:
         InputError: nowhere, or not there alone; left out of the copy, the change would be lost without a word.
     """
-    remedy = "merge it with PEFT, save the merged model, and use that as `model` without `adapter`"
     held = before.get(parameter)
     if held is None:
-        raise InputError(
-            f"the adapter adds a tensor that the base does not have: `{parameter}`", where=where, remedy=remedy
-        )
+        raise _refusal(f"the adapter adds a tensor that the base does not have: `{parameter}`")
     tied = [name for name, other in before.items() if name != parameter and other.storage == held.storage]
     if tied and held.storage:
         # PEFT merges such a change into both ends, though it trained one of them.
-        raise InputError(
-            f"the adapter changes `{parameter}`, which this model ties to `{tied[0]}`",
-            where=where,
-            remedy=remedy + ", untied (`tie_word_embeddings: false`)",
-        )
+        message = f"the adapter changes `{parameter}`, which this model ties to `{tied[0]}`"
+        raise _refusal(message, remedy=_BY_HAND + ", untied (`tie_word_embeddings: false`)")
     name = stored_name(parameter, base.tensors, prefix)
     if name is None:
-        raise InputError(
-            f"the adapter changes `{parameter}`, for which the base checkpoint has no place",
-            where=where,
-            remedy=remedy,
-        )
+        raise _refusal(f"the adapter changes `{parameter}`, for which the base checkpoint has no place")
     info = base.tensors[name]
     exact = info.dtype in FLOATS and held.dtype in (DTYPES[info.dtype], torch.float32)
     if (
@@ -117,114 +106,96 @@ def _place(
         or tuple(value.shape) != info.shape
         or held.digest != _digest(read_tensor(info).reshape(info.shape).to(held.dtype))
     ):
-        raise InputError(
+        raise _refusal(
             f"the adapter changes `{parameter}`, which the base checkpoint stores in another form",
-            where=f"{where}: {name}",
+            name,
             found=f"{info.dtype} {list(info.shape)} on disk, {held.dtype} {list(value.shape)} in the model",
-            remedy=remedy,
         )
     return info
 
 
-def require_adapter(adapter: Path, where: str) -> None:
+def require_adapter(adapter: Path) -> None:
     """Refuse a folder that is no adapter, or one that cannot be merged into weights.
 
     Raises:
         InputError: with what is missing.
     """
     if not (adapter / "adapter_config.json").is_file():
-        raise InputError(
+        raise _refusal(
             "this is not a PEFT adapter: it has no adapter_config.json",
-            where=f"{where}: {adapter}",
+            adapter,
             remedy="give the folder that `save_pretrained` of a PEFT model wrote",
         )
     if not (adapter / "adapter_model.safetensors").is_file():
-        raise InputError(
-            "the adapter has no adapter_model.safetensors",
-            where=f"{where}: {adapter}",
-            remedy="save it again with safetensors; pickled adapters are not loaded",
-        )
+        remedy = "save it again with safetensors; pickled adapters are not loaded"
+        raise _refusal("the adapter has no adapter_model.safetensors", adapter, remedy=remedy)
     try:
         kind = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
     except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise InputError("adapter_config.json cannot be read", where=f"{where}: {adapter}", found=error) from None
+        raise _refusal("adapter_config.json cannot be read", adapter, found=error, remedy=None) from None
     if kind in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING"):
-        raise InputError(
-            f"an adapter of type {kind} cannot be merged into weights",
-            where=f"{where}: {adapter}",
-            remedy="use an adapter that changes weights, such as LoRA",
-        )
+        message = f"an adapter of type {kind} cannot be merged into weights"
+        raise _refusal(message, adapter, remedy="use an adapter that changes weights, such as LoRA")
     read_header(adapter / "adapter_model.safetensors")
 
 
-def _load_base(base: CheckpointFolder, where: str, trust_remote_code: bool) -> Any:
+def _load_base(base: CheckpointFolder, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
-
-    from patcher.architectures.model_class import quiet_transformers
 
     # Not by config.json: a float32 file under `dtype: bfloat16` would be rounded before the merge.
     stored = {info.dtype for info in base.tensors.values() if info.dtype in FLOATS and len(info.shape) > 1}
     dtype = DTYPES[stored.pop()] if len(stored) == 1 else torch.float32
-    try:
-        with quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(
-                base.path, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
-            )
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Damaged files surface as errors of any type.
-        raise InputError(
-            "the base model cannot be loaded, so no adapter can be merged into it",
-            where=f"{where}: {base.path}",
-            found=first_line(error),
-            remedy="check that AutoModelForCausalLM.from_pretrained loads it",
-        ) from None
+    message = "the base model cannot be loaded, so no adapter can be merged into it"
+    with _errors_in_words(message, base.path, "check that AutoModelForCausalLM.from_pretrained loads it"):
+        return AutoModelForCausalLM.from_pretrained(
+            base.path, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
+        )
 
 
-def _merge(model: Any, adapter: Path, where: str) -> dict[str, torch.Tensor]:
+def _merge(model: Any, adapter: Path) -> dict[str, torch.Tensor]:
     """The model's tensors after the merge; the layers that were touched are in fp32."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    from patcher.architectures.model_class import quiet_transformers
-
-    with quiet_transformers(), warnings.catch_warnings(record=True) as caught:
+    with (
+        _errors_in_words("the adapter does not fit this base model", adapter, _ITS_BASE),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
-        try:
-            mapping = getattr(model, "_checkpoint_conversion_mapping", None)
-            tuned: Any = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
-            # Only this call says which tensors of the file found no place; the first one drops them silently.
-            unused = tuned.load_adapter(
-                str(adapter), tuned.active_adapter, torch_device="cpu", key_mapping=mapping
-            ).unexpected_keys
-            for module in tuned.modules():
-                if isinstance(module, BaseTunerLayer):
-                    module.float()
-            merged: Any = tuned.merge_and_unload(safe_merge=True)
-        except MemoryError:
-            raise
-        except Exception as error:
-            # A config from elsewhere makes PEFT fail in its own ways.
-            raise InputError(
-                "the adapter does not fit this base model",
-                where=f"{where}: {adapter}",
-                found=first_line(error),
-                remedy="use the base that the adapter was trained on",
-            ) from None
+        mapping = getattr(model, "_checkpoint_conversion_mapping", None)
+        tuned: Any = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+        # Only this call says which tensors of the file found no place; the first one drops them silently.
+        unused = tuned.load_adapter(
+            str(adapter), tuned.active_adapter, torch_device="cpu", key_mapping=mapping
+        ).unexpected_keys
+        for module in tuned.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.float()
+        merged: Any = tuned.merge_and_unload(safe_merge=True)
     missing = [str(item.message) for item in caught if "missing adapter keys" in str(item.message)]
     if missing:
-        raise InputError(
-            "the adapter file lacks tensors that its config names",
-            where=f"{where}: {adapter}",
-            found=missing[0][:200],
-            remedy="save the adapter again",
-        )
+        message = "the adapter file lacks tensors that its config names"
+        raise _refusal(message, adapter, found=missing[0][:200], remedy="save the adapter again")
     if unused:
-        raise InputError(
-            "the adapter file holds tensors for which this base model has no layer",
-            where=f"{where}: {adapter}",
-            found=f"{len(unused)}, the first is {unused[0]}",
-            remedy="use the base that the adapter was trained on",
-        )
+        message = "the adapter file holds tensors for which this base model has no layer"
+        raise _refusal(message, adapter, found=f"{len(unused)}, the first is {unused[0]}", remedy=_ITS_BASE)
     return dict(merged.state_dict())
+
+
+@contextmanager
+def _errors_in_words(message: str, folder: Path, remedy: str) -> Iterator[None]:
+    """Say what transformers or PEFT refuses: damaged files and configs from elsewhere surface as errors of any type."""
+    from patcher.architectures.model_class import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _refusal(message, folder, found=first_line(error), remedy=remedy) from None
+
+
+def _refusal(message: str, place: object = None, *, found: object = None, remedy: str | None = _BY_HAND) -> InputError:
+    where = "adapter" if place is None else f"adapter: {place}"
+    return InputError(message, where=where, found=found, remedy=remedy)

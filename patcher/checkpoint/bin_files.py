@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from patcher.checkpoint.copying import copy_file
+from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.folder import BIN_SINGLE, INDEX, SINGLE, CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES
-from patcher.checkpoint.torch_files import require_uncompressed
 from patcher.errors import InputError, first_line
 
+_ZIP = b"PK\x03\x04"
 _SMALL = 1 << 26
 """A file of up to this many bytes that memory has no room for lies about a length."""
 _MOST_SHARED = 32
@@ -48,8 +50,7 @@ def convert_bin(base: CheckpointFolder, target: Path) -> CheckpointFolder:
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for side in (Path("config.json"), *base.side_files(remote_code=True)):
-        (target / side).parent.mkdir(parents=True, exist_ok=True)
-        copy_file(base.path / side, target / side)
+        place_file(base.path / side, target / side)
     return CheckpointFolder(target)
 
 
@@ -68,32 +69,24 @@ def load_bin(path: Path) -> Mapping[str, torch.Tensor]:
         if isinstance(error, MemoryError) and path.stat().st_size > _SMALL:
             raise
         # A damaged pickle can raise anything.
-        raise InputError(
-            "the weight file cannot be loaded safely (weights only, no code)",
-            where=str(path),
-            found=first_line(error),
-            remedy="use the safetensors version of this model, or download the file again",
-            code="checkpoint",
-        ) from None
+        message = "the weight file cannot be loaded safely (weights only, no code)"
+        raise _refusal(path, message, first_line(error), otherwise="download the file again") from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(map(_is_weight, state, state.values())):
-        raise InputError(
-            "the weight file does not hold a mapping of plain tensors",
-            where=str(path),
-            remedy="use the safetensors version of this model, or save it again with save_pretrained",
-            code="checkpoint",
-        )
-    claimed = sum(value.numel() * value.element_size() for value in state.values())
-    if claimed > _MOST_SHARED * path.stat().st_size:
-        raise InputError(
-            "the tensors of the weight file are larger than the file",
-            where=str(path),
-            found=f"{claimed:,} bytes in a file of {path.stat().st_size:,}",
-            remedy="use the safetensors version of this model, or save it again with save_pretrained",
-            code="checkpoint",
-        )
+        raise _refusal(path, "the weight file does not hold a mapping of plain tensors")
+    claimed, size = sum(value.nbytes for value in state.values()), path.stat().st_size
+    if claimed > _MOST_SHARED * size:
+        found = f"{claimed:,} bytes in a file of {size:,}"
+        raise _refusal(path, "the tensors of the weight file are larger than the file", found)
     return state
+
+
+def _refusal(
+    path: Path, message: str, found: str | None = None, *, otherwise: str = "save it again with save_pretrained"
+) -> InputError:
+    remedy = f"use the safetensors version of this model, or {otherwise}"
+    return InputError(message, where=str(path), found=found, remedy=remedy, code="checkpoint")
 
 
 def _is_weight(name: Any, value: Any) -> bool:
@@ -114,3 +107,26 @@ def _load(path: Path) -> Any:
         if "mmap" not in str(error):
             raise
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def require_uncompressed(path: Path) -> None:
+    """Refuse a zip file that torch did not write: its own are never compressed, and torch unpacks a bomb in memory.
+
+    Raises:
+        ValueError: it is compressed, or its list of contents lies.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            # The format before PyTorch 1.6, or none; torch looks at the same bytes.
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
+        raise ValueError(f"a damaged zip file: {error}") from None
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("a zip file with compressed contents, which torch does not write")
+    claimed, size = sum(member.file_size for member in members), path.stat().st_size
+    if claimed > size:
+        raise ValueError(f"a zip file of {size:,} bytes that claims contents of {claimed:,}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from patcher.architectures.model_class import quiet_transformers, submodule
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import FAILURES, build_stand_in, logits_of
+from patcher.checkpoint.names import spellings
 
 if TYPE_CHECKING:
     from patcher.architectures.analysis import Architecture
@@ -82,12 +83,11 @@ def block_names(architecture: Architecture) -> BlockNames:
     )
 
 
+@dataclass(frozen=True)
 class _Spelling:
     """Every way in which a checkpoint of a class may spell a name."""
 
-    def __init__(self, architecture: Architecture) -> None:
-        self.architecture = architecture
-        self.prefix = architecture.base_prefix + "."
+    architecture: Architecture
 
     def of(self, name: str) -> list[str]:
         """As the class calls it, and as earlier releases did; with and without the prefix of the base model."""
@@ -95,16 +95,11 @@ class _Spelling:
             saved = self.architecture.saved_names([name]).get(name, name)
         except IndexError:
             saved = name  # fused of several stored tensors, so it has no one name
-        return [spelled for one in (name, saved) for spelled in self._with_and_without(one)]
-
-    def _with_and_without(self, name: str) -> list[str]:
-        if self.prefix == ".":
-            return [name]
-        return [name, name.removeprefix(self.prefix) if name.startswith(self.prefix) else self.prefix + name]
+        return [spelled for one in (name, saved) for spelled in spellings(one, self.architecture.base_prefix)]
 
     def block_prefixes(self) -> Iterator[str]:
         blocks = self.architecture.blocks + "."
-        yield from self._with_and_without(blocks)
+        yield from spellings(blocks, self.architecture.base_prefix)
         for name in self._parameters_in(f"{blocks}0."):
             for spelled in self.of(name):
                 head, index, _ = spelled.partition(".0.")
@@ -147,15 +142,10 @@ def _run_after(model: nn.Module, blocks: str, vocabulary: int) -> frozenset[str]
 
     last: Any = submodule(model, blocks)[-1]
     last.register_forward_hook(ends)
-    for path, module in _owners(model).items():
-        if not path.startswith(blocks + "."):
+    for path, module in model.named_modules():
+        if not path.startswith(blocks + ".") and any(True for _ in module.parameters(recurse=False)):
             module.register_forward_pre_hook(begins(path))
     ids = torch.arange(3, 3 + _TOKENS)[None] % vocabulary
     with torch.no_grad(), quiet_transformers():
         logits_of(model, ids)
     return frozenset(when[True] - when[False])
-
-
-def _owners(model: nn.Module) -> Mapping[str, nn.Module]:
-    """The modules that hold parameters of their own."""
-    return {path: module for path, module in model.named_modules() if any(True for _ in module.parameters(False))}

@@ -1,15 +1,20 @@
-"""Bytes that do not change, placed by the kernel: linked, shared, or copied without passing through Python."""
+"""Bytes that do not change, placed by the kernel: linked, shared, or copied without passing through Python.
+
+Some file systems let files share blocks until one of them is written to (reflinks). Linux offers that as the ioctls
+FICLONE and FICLONERANGE (btrfs, xfs, bcachefs, overlayfs above one of them, NFS 4.2).
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
-
-from patcher.checkpoint.reflink import clone_file, clone_range
 
 How = Literal["hard_link", "reflink", "copy_file_range", "read_write"]
 
@@ -19,6 +24,8 @@ _PIECE = 1 << 22
 PAGE = 4096
 """File systems share blocks between files in units of this (or less)."""
 
+_FICLONE = 0x40049409
+_FICLONERANGE = 0x4020940D
 _UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF)
 _NO_LINK = {
     errno.EXDEV: "the base is on another disk",
@@ -51,11 +58,13 @@ class Placed:
 def place_file(source: Path, target: Path, *, link: bool = False) -> Placed:
     """Put one file's content at ``target``, which does not exist, in the cheapest way that the file system has.
 
-    Symlinks are followed. A hard link keeps the source's mode, since the two are one file; all others get 0644.
+    Symlinks are followed, and folders made. A hard link keeps the source's mode, since the two are one file; all others
+    get 0644.
 
     Args:
         link: make a hard link where that can be done; whatever writes to ``target`` later would write to ``source``.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     refused = _link(source, target) if link else None
     if link and refused is None:
         return Placed("hard_link", target.stat().st_size, 0)
@@ -73,21 +82,8 @@ def place_file(source: Path, target: Path, *, link: bool = False) -> Placed:
     return Placed(how, size, done, refused)
 
 
-def copy_file(source: Path, target: Path) -> int:
-    """Copy one file's content (symlinks are followed), mode 0644; the number of bytes.
-
-    Blocks are shared where the file system can.
-    """
-    return place_file(source, target).size
-
-
-def copy_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> int:
-    """Append ``size`` bytes of ``reader`` from ``start`` on to ``writer``; the number of bytes."""
-    return _copy(reader, writer, start, size)[0]
-
-
 def append_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> tuple[int, int]:
-    """Append as :func:`copy_range` does, but share whole blocks where both files lie alike in theirs.
+    """Append ``size`` bytes of ``reader`` from ``start`` on; whole blocks are shared where both lie alike in theirs.
 
     Returns:
         The number of bytes appended, and how many of them are shared.
@@ -97,20 +93,39 @@ def append_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> t
     head = min(-start % PAGE, size)
     middle = (size - head) // PAGE * PAGE
     if start % PAGE != place % PAGE or not middle:
-        return copy_range(reader, writer, start, size), 0
-    copy_range(reader, writer, start, head)
+        return _copy(reader, writer, start, size)[0], 0
+    _copy(reader, writer, start, head)
     writer.flush()
     shared = middle if clone_range(reader, writer, start + head, middle, place + head) else 0
     writer.seek(0, os.SEEK_END)
-    done = copy_range(reader, writer, start + head + shared, size - head - shared)
+    done, _in_kernel = _copy(reader, writer, start + head + shared, size - head - shared)
     return head + shared + done, shared
+
+
+def clone_file(reader: BinaryIO, writer: BinaryIO) -> bool:
+    """Let an empty file share all of another's blocks; False, and ``writer`` still empty, where that cannot be done."""
+    return _share(writer, 0, _FICLONE, reader.fileno())
+
+
+def clone_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int, place: int) -> bool:
+    """Let ``writer`` share ``size`` bytes from ``start`` on at ``place``, all of them multiples of a block."""
+    return _share(writer, place, _FICLONERANGE, struct.pack("=qQQQ", reader.fileno(), start, size, place))
+
+
+def read_range(path: Path, start: int, size: int) -> bytearray:
+    """``size`` bytes of a file from ``start`` on, or fewer, where it ends before."""
+    raw = bytearray(size)
+    with path.open("rb") as file:
+        file.seek(start)
+        del raw[file.readinto(raw) :]
+    return raw
 
 
 def sha256_of(path: Path) -> str:
     """The file's SHA-256, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 22):
+        while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -125,6 +140,21 @@ def _link(source: Path, target: Path) -> str | None:
             raise
         return _NO_LINK[error.errno]
     return None
+
+
+def _share(writer: BinaryIO, size: int, request: int, argument: int | bytes) -> bool:
+    """Ask for shared blocks in a file of ``size`` bytes, which it still has where the answer is no."""
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.ioctl(writer.fileno(), request, argument)
+    except OSError:
+        # Whatever the reason is, a copy that fails for it as well will say so. What the attempt left is cut, and
+        # nothing else: ext4 writes a file that was once cut to nothing to the disk when it is closed, and waits for it.
+        if os.fstat(writer.fileno()).st_size != size:
+            writer.truncate(size)
+        return False
+    return True
 
 
 def _copy(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> tuple[int, bool]:

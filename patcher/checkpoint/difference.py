@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,11 +18,10 @@ import torch
 from patcher.checkpoint.bin_files import load_bin
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, tensor_bytes
+from patcher.checkpoint.safetensors_writer import DTYPE_NAMES
 
 PIECE = 1 << 20
 """Bytes of each side that are held at once."""
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -100,18 +99,7 @@ def compare(first: CheckpointFolder, second: CheckpointFolder, renamed: Mapping[
     Raises:
         InputError: a weight file is missing or damaged.
     """
-    found = Difference()
-    before, after = _tensors(first), _tensors(second)
-    names = {old: new for old, new in (renamed or {}).items() if old in before and new in after}
-    with ExitStack() as stack:
-        files = _Files(stack)
-        pairs = {**{name: name for name in before if name in after and name not in names.values()}, **names}
-        for old, new in pairs.items():
-            _compare(before[old], after[new], old, new, files, found)
-        found.removed = [_one_side(name, before[name], 0) for name in before if name not in pairs]
-        new_names = set(pairs.values())
-        found.added = [_one_side(name, after[name], 1) for name in after if name not in new_names]
-    found.bytes_compared = files.read
+    found = _compare_all(_tensors(first), _tensors(second), renamed or {})
     _compare_configs(first.config, second.config, "", found)
     return found
 
@@ -122,14 +110,29 @@ def compare_files(first: Path, second: Path) -> Difference:
     Raises:
         InputError: one of them is damaged.
     """
+    return _compare_all(_stored(read_header(first)), _stored(read_header(second)), {})
+
+
+def _compare_all(before: Mapping[str, _Tensor], after: Mapping[str, _Tensor], renamed: Mapping[str, str]) -> Difference:
     found = Difference()
-    before, after = read_header(first), read_header(second)
+    names = {old: new for old, new in renamed.items() if old in before and new in after}
+    pairs = {**{name: name for name in before if name in after and name not in names.values()}, **names}
     with ExitStack() as stack:
         files = _Files(stack)
-        for name in before.keys() & after.keys():
-            _compare(_Stored(before[name]), _Stored(after[name]), name, name, files, found)
-    found.removed = [_one_side(name, _Stored(before[name]), 0) for name in before if name not in after]
-    found.added = [_one_side(name, _Stored(after[name]), 1) for name in after if name not in before]
+        for old, new in pairs.items():
+            _compare(before[old], after[new], old, new, files, found)
+    found.removed = [
+        TensorChange(name, (tensor.dtype, None), (tensor.shape, None))
+        for name, tensor in before.items()
+        if name not in pairs
+    ]
+    new_names = set(pairs.values())
+    found.added = [
+        TensorChange(name, (None, tensor.dtype), (None, tensor.shape))
+        for name, tensor in after.items()
+        if name not in new_names
+    ]
+    found.bytes_compared = files.read
     return found
 
 
@@ -155,64 +158,34 @@ class _Files:
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A tensor in a safetensors file."""
+class _Tensor:
+    """A tensor in a safetensors file, or one of a ``.bin`` file, mapped into memory where its format allows."""
 
-    info: TensorInfo
-
-    @property
-    def dtype(self) -> str:
-        return self.info.dtype
-
-    @property
-    def shape(self) -> list[int]:
-        return list(self.info.shape)
-
-    @property
-    def size(self) -> int:
-        return self.info.end - self.info.start
+    dtype: str
+    shape: list[int]
+    size: int
+    held: TensorInfo | torch.Tensor
 
     def bytes(self, start: int, size: int, files: _Files) -> bytearray | memoryview:
-        return files.piece(self.info.file, self.info.start + start, size)
+        if isinstance(self.held, TensorInfo):
+            return files.piece(self.held.file, self.held.start + start, size)
+        item = self.held.dtype.itemsize
+        return bytearray(tensor_bytes(self.held.reshape(-1)[start // item : (start + size) // item]))
 
 
-@dataclass(frozen=True)
-class _Pickled:
-    """A tensor of a ``.bin`` file, mapped into memory where its format allows."""
-
-    tensor: torch.Tensor
-
-    @property
-    def dtype(self) -> str:
-        return _NAMES[self.tensor.dtype]
-
-    @property
-    def shape(self) -> list[int]:
-        return list(self.tensor.shape)
-
-    @property
-    def size(self) -> int:
-        return self.tensor.nbytes
-
-    def bytes(self, start: int, size: int, files: _Files) -> bytearray | memoryview:
-        item = self.tensor.dtype.itemsize
-        part = self.tensor.reshape(-1)[start // item : (start + size) // item]
-        return bytearray(tensor_bytes(part))
-
-
-_Tensor = _Stored | _Pickled
+def _stored(tensors: Mapping[str, TensorInfo]) -> dict[str, _Tensor]:
+    return {name: _Tensor(info.dtype, list(info.shape), info.size, info) for name, info in tensors.items()}
 
 
 def _tensors(checkpoint: CheckpointFolder) -> dict[str, _Tensor]:
     if not checkpoint.is_bin:
-        return {name: _Stored(info) for name, info in checkpoint.tensors.items()}
+        return _stored(checkpoint.tensors)
     loaded = (load_bin(checkpoint.path / name) for name in checkpoint.weight_files)
-    return {name: _Pickled(tensor) for state in loaded for name, tensor in state.items()}
-
-
-def _one_side(name: str, tensor: _Tensor, side: int) -> TensorChange:
-    dtype, shape = (tensor.dtype, None), (tensor.shape, None)
-    return TensorChange(name, dtype if side == 0 else dtype[::-1], shape if side == 0 else shape[::-1])
+    return {
+        name: _Tensor(DTYPE_NAMES[tensor.dtype], list(tensor.shape), tensor.nbytes, tensor)
+        for state in loaded
+        for name, tensor in state.items()
+    }
 
 
 def _compare(before: _Tensor, after: _Tensor, old: str, new: str, files: _Files, found: Difference) -> None:
@@ -221,12 +194,9 @@ def _compare(before: _Tensor, after: _Tensor, old: str, new: str, files: _Files,
     if before.shape != after.shape:
         found.changed.append(change)
         return
-    if _one_place(before, after):
-        same, elements, largest = True, None, None
-    else:
-        same, elements, largest = _contents(before, after, files)
+    same, elements, largest = _contents(before, after, files)
     if not same:
-        found.changed.append(TensorChange(new, change.dtype, change.shape, elements, largest, was))
+        found.changed.append(replace(change, elements=elements, max_abs_difference=largest))
     elif was is None:
         found.same += 1
     else:
@@ -235,13 +205,16 @@ def _compare(before: _Tensor, after: _Tensor, old: str, new: str, files: _Files,
 
 def _one_place(before: _Tensor, after: _Tensor) -> bool:
     """Whether both are the same bytes of the same file, as hard links make them."""
-    if not isinstance(before, _Stored) or not isinstance(after, _Stored) or before.info.start != after.info.start:
+    first, second = before.held, after.held
+    if not isinstance(first, TensorInfo) or not isinstance(second, TensorInfo) or first.start != second.start:
         return False
-    return os.path.samestat(before.info.file.stat(), after.info.file.stat())
+    return os.path.samestat(first.file.stat(), second.file.stat())
 
 
 def _contents(before: _Tensor, after: _Tensor, files: _Files) -> tuple[bool, int | None, float | None]:
     """Whether dtype and bytes are equal; how many numbers differ, and by how much at most."""
+    if _one_place(before, after):
+        return True, None, None
     alike = before.dtype == after.dtype and before.size == after.size
     if before.dtype not in DTYPES or after.dtype not in DTYPES:
         starts = range(0, before.size, PIECE) if alike else range(0)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,14 @@ def hashing(
         OutsideError: the base has changed: since then, or (where the block fails) during it, which is why it failed.
     """
     for name, before in (since or {}).items():
-        _require_same_content(base.path / name, before)
+        _require_unchanged(base.path / name, before, times=False)
     files = base_files(base)
     with running_hashes(base.path, files if hash else [], also=files) as running:
         try:
             yield running
         except PatchModelError:
             for file in running.files.values():
-                _require_same_content(file.path, file.before)
+                _require_unchanged(file.path, file.before, times=False)
             raise
 
 
@@ -79,7 +79,7 @@ def running_hashes(folder: Path, names: Sequence[Path], *, also: Iterable[Path] 
     stop = threading.Event()
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="hash")
     try:
-        files = {name: _File(folder / name) for name in {*names, *also}}
+        files = {name: _File(folder / name, (folder / name).stat()) for name in {*names, *also}}
         for name in names:
             files[name].begin(pool, stop)
         yield Hashing(files)
@@ -131,12 +131,9 @@ class _File:
     """One file, as it was when its copying began."""
 
     path: Path
-    before: os.stat_result = field(init=False)
+    before: os.stat_result
     result: Future[str] | None = None
     kept: bool = False
-
-    def __post_init__(self) -> None:
-        self.before = self.path.stat()
 
     def begin(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
         known = _of_hub_cache(self.path)
@@ -150,33 +147,22 @@ class _File:
 
     def finish(self) -> str | None:
         if self.result is None:
-            self._require_unchanged()
+            _require_unchanged(self.path, self.before)
             return None
         try:
             digest = self.result.result()
         except OSError as error:
-            self._require_unchanged()
+            _require_unchanged(self.path, self.before)
             raise OutsideError(
                 "a file of the base cannot be read", where=str(self.path), found=error.strerror, code="disk"
             ) from None
-        after = self._require_unchanged()
+        after = _require_unchanged(self.path, self.before)
         if self.before.st_size >= _WORTH_KEEPING and not (self.kept and _key(after) == _key(self.before)):
             _keep(self.path, after, digest)
         return digest
 
-    def _require_unchanged(self) -> os.stat_result:
-        try:
-            after = self.path.stat()
-        except OSError:
-            raise _changed(self.path) from None
-        # A hard link that was made to it meanwhile moves the time of the last change of its inode.
-        same = _key if after.st_nlink == self.before.st_nlink else _content_key
-        if same(after) != same(self.before):
-            raise _changed(self.path)
-        return after
 
-
-def require_same(folder: Path, records: Sequence[Mapping[str, Any]], what: str = "base") -> None:
+def require_same(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a folder that lacks what was recorded, or has it with another content.
 
     Raises:
@@ -186,21 +172,24 @@ def require_same(folder: Path, records: Sequence[Mapping[str, Any]], what: str =
     if wrong:
         path = folder / wrong[0]
         raise InputError(
-            f"this is not the {what} that the folder was made from",
+            "this is not the base that the folder was made from",
             where=str(path),
             found="another content" if path.is_file() else "no such file",
-            remedy=f"give the same revision of the {what}: --base PATH",
+            remedy="give the same revision of the base: --base PATH",
         )
 
 
-def _require_same_content(path: Path, before: os.stat_result) -> None:
-    """Times and links may have changed: backups and other builds do that."""
+def _require_unchanged(path: Path, before: os.stat_result, *, times: bool = True) -> os.stat_result:
+    """Without ``times``, these and links may have changed: backups and other builds do that."""
     try:
-        same = _content_key(path.stat()) == _content_key(before)
+        after = path.stat()
     except OSError:
-        same = False
-    if not same:
+        raise _changed(path) from None
+    # A hard link that was made to it meanwhile moves the time of the last change of its inode.
+    same = _key if times and after.st_nlink == before.st_nlink else _content_key
+    if same(after) != same(before):
         raise _changed(path)
+    return after
 
 
 def _changed(path: Path) -> OutsideError:

@@ -7,25 +7,20 @@ stock loaders included, takes it for the file itself.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from patcher.checkpoint.folder import BIN_INDEX, BIN_SINGLE, INDEX, SINGLE, CheckpointFolder, Layout
-from patcher.checkpoint.safetensors_file import MAX_HEADER, TensorInfo, read_header
-from patcher.checkpoint.source import Source
+from patcher.checkpoint.safetensors_file import MAX_HEADER, PREFIX, TensorInfo, read_header
+from patcher.checkpoint.source import Source, fetch_files
 from patcher.errors import InputError, OutsideError
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from patcher.errors.hub import hub_errors
 
 # Most headers are shorter, and then one request is enough.
 _FIRST = 100_000
 _THREADS = 8
-_PREFIX = 8
 _TIMEOUT = 60.0
 _NOT_HERE = "on-the-hub"
 
@@ -110,7 +105,8 @@ class HubCheckpoint(CheckpointFolder):
 
     def with_files(self, names: Collection[str]) -> HubCheckpoint:
         """The same after these weight files were downloaded (or found in the cache)."""
-        return HubCheckpoint(self.source, self.listed, self.hollow, here={*self.here, *fetch_files(self.source, names)})
+        fetch_files(self.source, names)
+        return HubCheckpoint(self.source, self.listed, self.hollow, here={*self.here, *names})
 
 
 def files_on_the_hub(source: Source) -> dict[str, HubFile]:
@@ -121,8 +117,6 @@ def files_on_the_hub(source: Source) -> dict[str, HubFile]:
     """
     from huggingface_hub import HfApi
 
-    from patcher.errors.hub import hub_errors
-
     with hub_errors("listing the model's files", source.name):
         info = HfApi().model_info(source.name, revision=source.revision, files_metadata=True)
     return {
@@ -131,71 +125,38 @@ def files_on_the_hub(source: Source) -> dict[str, HubFile]:
     }
 
 
-def fetch_files(source: Source, names: Collection[str]) -> set[str]:
-    """Download (or find in the cache) these files of the base; they lie in its folder afterwards.
-
-    Raises:
-        InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
-    """
-    from huggingface_hub import snapshot_download
-
-    from patcher.errors.hub import hub_errors
-
-    if not names:
-        return set()
-    with hub_errors("downloading the model", source.name):
-        # A name is not a pattern, whatever characters it has.
-        patterns = [glob.escape(name) for name in sorted(names)]
-        folder = Path(snapshot_download(source.name, revision=source.revision, allow_patterns=patterns))
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing or folder != source.folder:
-        raise OutsideError(
-            "a part of the model could not be downloaded",
-            where=source.name,
-            found=", ".join(missing[:3]) or str(folder),
-            remedy="check the network, and that the repository holds this file",
-            code="hub_unreachable",
-        )
-    return set(names)
-
-
 def _make_hollow(source: Source, files: Collection[HubFile], place: Path) -> None:
-    from huggingface_hub import HfApi
-
-    from patcher.errors.hub import hub_errors
-
-    api = HfApi()
     with hub_errors("reading the headers of the weight files", source.name), ThreadPoolExecutor(_THREADS) as pool:
-        headers = list(pool.map(lambda file: _raw_header(api, source, file), files))
+        headers = list(pool.map(lambda file: _raw_header(source, file), files))
     for file, header in zip(files, headers, strict=True):
         with (place / file.name).open("xb") as target:
             target.write(header)
             target.truncate(file.size)
 
 
-def _raw_header(api: HfApi, source: Source, file: HubFile) -> bytes:
+def _raw_header(source: Source, file: HubFile) -> bytes:
     """A file's header, length prefix included."""
-    begun = _range(api, source, file, 0, min(_FIRST, file.size))
-    length = int.from_bytes(begun[:_PREFIX], "little")
-    if len(begun) < _PREFIX or length > min(MAX_HEADER, file.size - _PREFIX):
+    begun = _range(source, file, 0, min(_FIRST, file.size))
+    length = int.from_bytes(begun[:PREFIX], "little")
+    if len(begun) < PREFIX or length > min(MAX_HEADER, file.size - PREFIX):
         raise InputError(
             "this is no safetensors file",
             where=f"{source.name}: {file.name}",
             remedy="ask the owner of the repository",
             code="checkpoint",
         )
-    end = _PREFIX + length
+    end = PREFIX + length
     if end > len(begun):
-        begun += _range(api, source, file, len(begun), end)
+        begun += _range(source, file, len(begun), end)
     return begun[:end]
 
 
-def _range(api: HfApi, source: Source, file: HubFile, start: int, end: int) -> bytes:
+def _range(source: Source, file: HubFile, start: int, end: int) -> bytes:
     """Bytes ``start`` to ``end`` of a file."""
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-    url = hf_hub_url(source.name, file.name, revision=source.revision, endpoint=api.endpoint)
+    url = hf_hub_url(source.name, file.name, revision=source.revision)
     headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
     # Streamed: a server without ranges would send the whole file.
     with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as answer:

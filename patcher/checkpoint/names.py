@@ -7,18 +7,20 @@ from collections.abc import Collection
 from patcher.errors import InputError
 
 
-def stored_name(parameter: str, stored: Collection[str], base_prefix: str) -> str | None:
-    """The key under which ``parameter`` is stored, or None.
+def spellings(parameter: str, base_prefix: str) -> list[str]:
+    """A class's name for a parameter, and the other one that a checkpoint may have for it.
 
     Checkpoints of the bare model leave the prefix out (GPT-2's released files, BLOOM's); a few add one.
     """
+    if not base_prefix:
+        return [parameter]
     prefix = base_prefix + "."
-    candidates = [parameter]
-    if base_prefix and parameter.startswith(prefix):
-        candidates.append(parameter.removeprefix(prefix))
-    elif base_prefix:
-        candidates.append(prefix + parameter)
-    return next((name for name in candidates if name in stored), None)
+    return [parameter, parameter.removeprefix(prefix) if parameter.startswith(prefix) else prefix + parameter]
+
+
+def stored_name(parameter: str, stored: Collection[str], base_prefix: str) -> str | None:
+    """The key under which ``parameter`` is stored, or None."""
+    return next((name for name in spellings(parameter, base_prefix) if name in stored), None)
 
 
 def name_for_new(parameter: str, stored: Collection[str], base_prefix: str) -> tuple[str, str | None]:

@@ -20,7 +20,7 @@ from patcher.checkpoint.config_limits import require_plausible
 from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import DTYPES, FLOATS
-from patcher.checkpoint.source import Source, fetch, locate
+from patcher.checkpoint.source import Source, download, fetch, locate
 from patcher.checkpoint.staging import scratch_folder
 from patcher.disk.failures import disk_errors
 from patcher.errors import InputError, first_line
@@ -66,7 +66,7 @@ def find_model(model: str, recipe_folder: Path, *, weights: bool, where: str = "
     found = locate(model, recipe_folder=recipe_folder, where=where)
     if isinstance(found, Path):
         return Source(found.resolve().name, False, None, found)
-    return fetch(found[0], found[1], weights=weights)
+    return fetch(*found, weights=weights)
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -92,19 +92,12 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError, RuntimeError,
         AssertionError, StrictDataclassError,
     ) as error:  # fmt: skip
-        message, remedy = (
-            "transformers does not understand the model's config",
-            "upgrade transformers, or check `model_type`",
-        )
+        message = "transformers does not understand the model's config"
+        remedy = "upgrade transformers, or check `model_type`"
         if "trust_remote_code" in str(error):
             message = "the model comes with Python code of its own, which is not run unless you say so"
             remedy = "if you trust it: `trust_remote_code: true` in a recipe, --trust-remote-code for other commands"
-        raise InputError(
-            message,
-            where=where,
-            found=first_line(error),
-            remedy=remedy,
-        ) from None
+        raise InputError(message, where=where, found=first_line(error), remedy=remedy) from None
 
 
 @contextmanager
@@ -154,7 +147,7 @@ def check_adapter(loaded: LoadedRecipe) -> None:
     if loaded.recipe.adapter is not None:
         found = locate(loaded.recipe.adapter, recipe_folder=loaded.folder, where="adapter")
         if isinstance(found, Path):
-            require_adapter(found, "adapter")
+            require_adapter(found)
 
 
 def find_adapter(adapter: str, recipe_folder: Path) -> Path:
@@ -162,13 +155,7 @@ def find_adapter(adapter: str, recipe_folder: Path) -> Path:
     found = locate(adapter, recipe_folder=recipe_folder, where="adapter")
     if isinstance(found, Path):
         return found
-    from huggingface_hub import snapshot_download
-
-    from patcher.errors.hub import hub_errors
-
-    with hub_errors("downloading the adapter", found[0]):
-        patterns = ["adapter_config.json", "adapter_model.safetensors"]
-        return Path(snapshot_download(found[0], revision=found[1], allow_patterns=patterns))
+    return download(*found, ["adapter_config.json", "adapter_model.safetensors"], what="the adapter")
 
 
 def adapter_record(loaded: LoadedRecipe, base: PreparedBase) -> dict[str, Any] | None:
@@ -178,11 +165,8 @@ def adapter_record(loaded: LoadedRecipe, base: PreparedBase) -> dict[str, Any] |
         return None
     local = isinstance(locate(named, recipe_folder=loaded.folder, where="adapter"), Path)
     given = str(base.adapter.resolve()) if local else named
-    return {
-        "name": Path(named).name,
-        "given": given,
-        "sha256": sha256_of(base.adapter / "adapter_model.safetensors"),
-    }
+    sha256 = sha256_of(base.adapter / "adapter_model.safetensors")
+    return {"name": Path(named).name, "given": given, "sha256": sha256}
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import torch
 
+from patcher.checkpoint.copying import read_range
 from patcher.errors import InputError
 
 _TORCH_NAMES = {
@@ -29,6 +30,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_HEADER = 100_000_000
+PREFIX = 8
+"""Bytes before the header, which say how long it is."""
+METADATA = "__metadata__"
 _MAX_RANK = 64
 _MAX_NUMBER = 2**63
 
@@ -43,6 +47,10 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -64,11 +72,29 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         ) from None
 
 
+def raw_header(path: Path) -> bytes:
+    """A safetensors file's header, length prefix included, byte for byte."""
+    with path.open("rb") as file:
+        prefix = file.read(PREFIX)
+        return prefix + file.read(int.from_bytes(prefix, "little"))
+
+
+def metadata_of(header: bytes) -> dict[str, str] | None:
+    """The metadata of a raw header."""
+    found: dict[str, str] | None = json.loads(header[PREFIX:]).get(METADATA)
+    return found
+
+
+def in_file_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """Tensors of one file as they lie in it."""
+    return sorted(tensors, key=lambda info: (info.start, info.end))
+
+
 def _parse(path: Path, file: BinaryIO) -> dict[str, TensorInfo]:
     size = os.fstat(file.fileno()).st_size
-    prefix = file.read(8)
+    prefix = file.read(PREFIX)
     length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or length > min(MAX_HEADER, size - 8):
+    if len(prefix) < PREFIX or length > min(MAX_HEADER, size - PREFIX):
         raise _broken(path, "the file is truncated, or is not a safetensors file")
     try:
         text = file.read(length).decode("utf-8")
@@ -80,13 +106,13 @@ def _parse(path: Path, file: BinaryIO) -> dict[str, TensorInfo]:
         raise _broken(path, "its header is not JSON") from None
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a mapping")
-    metadata = header.pop("__metadata__", None)
+    metadata = header.pop(METADATA, None)
     if metadata is not None and not _texts(metadata):
         raise _broken(path, "the metadata in its header is not a mapping of texts")
-    data = 8 + length
+    data = PREFIX + length
     tensors = {name: _entry(path, name, entry, data, size) for name, entry in header.items()}
     end = data
-    for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
+    for info in in_file_order(tensors.values()):
         if info.start != end:
             raise _broken(path, f"the byte range of {info.name!r} leaves a hole or overlaps another")
         end = info.end
@@ -155,16 +181,9 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
         raise InputError(
             f"the tensor {info.name!r} has a dtype that cannot be read", where=str(info.file), found=info.dtype
         )
-    raw = bytearray(info.end - info.start)
-    with info.file.open("rb", buffering=0) as file:
-        file.seek(info.start)
-        done = 0
-        while done < len(raw):
-            # One read gives at most 2 GiB.
-            got = file.readinto(memoryview(raw)[done:])
-            if not got:
-                raise _broken(info.file, "the file is truncated, or is not a safetensors file")
-            done += got
+    raw = read_range(info.file, info.start, info.size)
+    if len(raw) < info.size:
+        raise _broken(info.file, "the file is truncated, or is not a safetensors file")
     if not raw:
         return torch.empty(info.shape, dtype=DTYPES[info.dtype])
     return torch.frombuffer(raw, dtype=DTYPES[info.dtype]).reshape(info.shape)

@@ -69,7 +69,7 @@ def _size_rule(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> C
         return FP32 * math.prod(info.shape)
 
     def as_stored(info: TensorInfo) -> int:
-        return whole(info) if info.dtype in FLOATS else info.end - info.start
+        return whole(info) if info.dtype in FLOATS else info.size
 
     def unpacked(info: TensorInfo) -> int:
         word = _PACKED_WORDS.get(info.dtype)
@@ -77,7 +77,7 @@ def _size_rule(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> C
 
     def four_bit(info: TensorInfo) -> int:
         # Its packed weights can lie in tensors of any dtype (`bnb_4bit_quant_storage`).
-        return FP32 * 2 * (info.end - info.start) if info.name + _BNB_SCALES in stored else whole(info)
+        return FP32 * 2 * info.size if info.name + _BNB_SCALES in stored else whole(info)
 
     if quantisation is None:
         return whole

@@ -11,17 +11,11 @@ from pathlib import Path
 from patcher.checkpoint.folder import BIN_INDEX, BIN_SINGLE, INDEX, SIDE_FILES, SIDE_FOLDERS, SINGLE, CheckpointFolder
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError
+from patcher.errors.hub import hub_errors
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
-_SMALL = (
-    "config.json",
-    "*.json",
-    *SIDE_FILES,
-    *(f"{folder}/*.jinja" for folder in SIDE_FOLDERS),
-    "README.md",
-    "*.py",
-)
+_SMALL = ("config.json", "*.json", *SIDE_FILES, *(f"{folder}/*.jinja" for folder in SIDE_FOLDERS), "README.md", "*.py")
 _OF_PATCHES = ("steering*.safetensors", "steering_generations*.jsonl")
 """Of a model that is a patched one itself: a further patch takes along what the earlier ones kept."""
 
@@ -93,18 +87,13 @@ def fetch(name: str, revision: str | None, *, weights: bool) -> Source:
     Raises:
         InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
     """
-    from huggingface_hub import snapshot_download
-
-    from patcher.errors.hub import hub_errors
-
     patterns = list(_SMALL)
-    with hub_errors("downloading the model", name):
-        if weights:
-            patterns += [*_weight_patterns(_names_on_the_hub(name, revision)), *_OF_PATCHES]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        commit = _commit(folder, revision)
-        if weights and (odd := _missing_weights(folder)):
-            folder = Path(snapshot_download(name, revision=commit, allow_patterns=[*patterns, *odd]))
+    if weights:
+        patterns += [*_weight_patterns(_names_on_the_hub(name, revision)), *_OF_PATCHES]
+    folder = download(name, revision, patterns)
+    commit = _commit(folder, revision)
+    if weights and (odd := _missing_weights(folder)):
+        folder = download(name, commit, [*patterns, *odd])
     return Source(name, True, commit, folder)
 
 
@@ -123,33 +112,36 @@ def fetch_blocks(name: str, revision: str | None, needed: Callable[[Collection[s
     Raises:
         InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`; or the index is damaged.
     """
-    from huggingface_hub import snapshot_download
-
-    from patcher.errors.hub import hub_errors
-
-    with hub_errors("downloading the model", name):
-        names = _names_on_the_hub(name, revision)
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_SMALL)))
-        commit = _commit(folder, revision)
+    names = _names_on_the_hub(name, revision)
+    folder = download(name, revision, _SMALL)
+    source = Source(name, True, _commit(folder, revision), folder)
     sharded = (folder / INDEX).is_file() and not (SINGLE in names or (folder / SINGLE).is_file())
     if not sharded:
-        return fetch(name, commit, weights=True)
+        return fetch(name, source.revision, weights=True)
     weight_map = CheckpointFolder(folder, partial=True).weight_map
-    shards = sorted({weight_map[tensor] for tensor in needed(list(weight_map))})
-    with hub_errors("downloading the model", name):
-        # A name is not a pattern, whatever characters it has.
-        patterns = [glob.escape(shard) for shard in shards]
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=patterns))
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing:
+    fetch_files(source, {weight_map[tensor] for tensor in needed(list(weight_map))})
+    return source
+
+
+def fetch_files(source: Source, names: Collection[str]) -> None:
+    """Download (or find in the cache) these files of a model on the Hub; they lie in its folder afterwards.
+
+    Raises:
+        InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
+    """
+    if not names:
+        return
+    # A name is not a pattern, whatever characters it has.
+    folder = download(source.name, source.revision, [glob.escape(name) for name in sorted(names)])
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing or folder != source.folder:
         raise OutsideError(
             "a part of the model is not in the local cache, and was not downloaded",
-            where=name,
-            found=", ".join(missing[:3]),
+            where=source.name,
+            found=", ".join(missing[:3]) or str(folder),
             remedy="check the network, and that the repository holds this file; unset HF_HUB_OFFLINE",
             code="hub_unreachable",
         )
-    return Source(name, True, commit, folder)
 
 
 def fetch_config(name: str, revision: str | None, *, code: bool = False) -> Path:
@@ -163,16 +155,26 @@ def fetch_config(name: str, revision: str | None, *, code: bool = False) -> Path
     Raises:
         InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
-
-    from patcher.errors.hub import hub_errors
+    from huggingface_hub import hf_hub_download
 
     with hub_errors("downloading the config", name):
         folder = Path(hf_hub_download(name, "config.json", revision=revision)).parent
-        if code and "auto_map" in read_json_object(folder / "config.json"):
-            # The same commit, whatever the branch has become since.
-            folder = Path(snapshot_download(name, revision=folder.name, allow_patterns=["config.json", "*.py"]))
+    if code and "auto_map" in read_json_object(folder / "config.json"):
+        # The same commit, whatever the branch has become since.
+        return download(name, folder.name, ["config.json", "*.py"], what="the config")
     return folder
+
+
+def download(name: str, revision: str | None, patterns: Collection[str], *, what: str = "the model") -> Path:
+    """Download (or find in the cache) those files of a Hub repository that the patterns choose; their folder.
+
+    Raises:
+        InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(f"downloading {what}", name):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
 
 def _names_on_the_hub(name: str, revision: str | None) -> set[str]:
@@ -180,12 +182,13 @@ def _names_on_the_hub(name: str, revision: str | None) -> set[str]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        return {item.rfilename for item in HfApi().model_info(name, revision=revision).siblings or []}
-    except (OSError, ValueError) as error:
-        if isinstance(error, LocalEntryNotFoundError):
+    with hub_errors("downloading the model", name):
+        try:
+            return {item.rfilename for item in HfApi().model_info(name, revision=revision).siblings or []}
+        except LocalEntryNotFoundError:
             raise
-        return set()
+        except (OSError, ValueError):
+            return set()
 
 
 def _commit(folder: Path, revision: str | None) -> str | None:

@@ -174,16 +174,13 @@ def scratch_folder(output: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def remove_leftovers(output: Path) -> list[Path]:
+def remove_leftovers(output: Path) -> None:
     """Remove the staging folders that killed builds of this output left behind."""
-    removed = []
     for item in _leftovers(output):
         if not item.name.endswith(_REPLACED) or output.exists():
             remove_folder(item)
-            removed.append(item)
         else:
             _restore(item, output)
-    return removed
 
 
 def _leftovers(output: Path) -> Iterator[Path]:

@@ -15,11 +15,19 @@ from typing import Any
 
 import torch
 
-from patcher.checkpoint.assembling import Piece, assemble, in_file_order, metadata_of, raw_header
 from patcher.checkpoint.copying import Placed, place_file
 from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
-from patcher.checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, read_tensor, tensor_bytes
-from patcher.checkpoint.safetensors_writer import LazyTensor, split_into_shards, write_tensors
+from patcher.checkpoint.safetensors_file import (
+    DTYPES,
+    TensorInfo,
+    in_file_order,
+    metadata_of,
+    raw_header,
+    read_header,
+    read_tensor,
+    tensor_bytes,
+)
+from patcher.checkpoint.safetensors_writer import LazyTensor, NewTensor, assemble, split_into_shards, write_tensors
 from patcher.checkpoint.undo import undo_record
 from patcher.disk.json_files import read_json_object
 
@@ -104,7 +112,7 @@ def write_copy(
         elif layout.is_unchanged(source):
             log.placed(place_file(base.path / source, stage / target, link=link and source not in patched))
         else:
-            log.rewritten(*copy_tensors(base.path / source, stage / target, layout.kept))
+            log.add("rewritten", *copy_tensors(base.path / source, stage / target, layout.kept))
     originals = {}
     for name, tensor in replaced.items():
         info = base.tensors[name]
@@ -112,23 +120,23 @@ def write_copy(
         if name not in widened:
             target = names[info.file.name]
             place = info if layout.is_unchanged(info.file.name) else read_header(stage / target)[layout.new_name(name)]
-            log.patched(_patch(stage / target, place, tensor))
+            log.add("patched", _patch(stage / target, place, tensor))
     shard_names = _shard_names(names, len(shards))
-    for shard, content in zip(shard_names, shards, strict=True):
-        log.new(write_tensors(stage / shard, content))
     weight_map = {new: names[base.tensors[old].file.name] for old, new in layout.kept.items()}
     for shard, content in zip(shard_names, shards, strict=True):
+        log.add("new", write_tensors(stage / shard, content))
         weight_map.update(dict.fromkeys(content, shard))
     # A single file gets one too: without an index vLLM and SGLang load every *.safetensors, our vectors as well.
-    log.new(_write_index(base, stage, weight_map, layout, added))
-    log.new(_write_config(base, stage, config_changes, config, remote_code=remote_code))
+    index = {"metadata": _index_metadata(base, layout, added), "weight_map": dict(sorted(weight_map.items()))}
+    log.add("new", _write_json(stage / INDEX, index))
+    changed = _config(base.config if config is None else config, config_changes, remote_code=remote_code)
+    log.add("new", _write_json(stage / "config.json", changed))
     for side in base.side_files(remote_code=remote_code):
-        (stage / side).parent.mkdir(parents=True, exist_ok=True)
         log.placed(place_file(base.path / side, stage / side))
     stated = base.path / TOKENIZER_CONFIG
     if tokenizer_changes:
         before = read_json_object(stated) if stated.is_file() else {}
-        log.new(_write_json(stage / TOKENIZER_CONFIG, {**before, **tokenizer_changes}))
+        log.add("new", _write_json(stage / TOKENIZER_CONFIG, {**before, **tokenizer_changes}))
     undo = undo_record(
         base,
         names=names,
@@ -151,22 +159,14 @@ class _Log:
         self._not_linked: str | None = None
 
     def placed(self, file: Placed) -> None:
-        self._add(file.how, file.size, file.written)
+        self.add(file.how, file.size, file.written)
         self._not_linked = self._not_linked or file.not_linked
 
-    def rewritten(self, size: int, written: int) -> None:
-        self._add("rewritten", size, written)
-
-    def new(self, size: int) -> None:
-        self._add("new", size, size)
-
-    def patched(self, size: int) -> None:
-        self._add("patched", size, size)
-
-    def _add(self, way: str, size: int, written: int) -> None:
+    def add(self, way: str, size: int, written: int | None = None) -> None:
+        """A file of ``size`` bytes, of which ``written`` (None: all) were written to the disk."""
         self._files[way] += 1
         self._bytes[way] += size
-        self.bytes_written += written
+        self.bytes_written += size if written is None else written
 
     def as_json(self) -> dict[str, Any]:
         counted = {way: {"count": self._files[way], "bytes": self._bytes[way]} for way in self._files}
@@ -204,8 +204,8 @@ def copy_tensors(source: Path, target: Path, names: Mapping[str, str]) -> tuple[
         The new file's size, and how many of its bytes were written (others are shared with ``source``).
     """
     kept = [info for info in in_file_order(read_header(source).values()) if info.name in names]
-    pieces = [Piece.of(info, names[info.name]) for info in kept]
-    done = assemble(target, metadata_of(raw_header(source)), pieces)
+    tensors = [NewTensor.of(info, names[info.name]) for info in kept]
+    done = assemble(target, metadata_of(raw_header(source)), tensors)
     return done.size, done.size - done.shared
 
 
@@ -233,7 +233,7 @@ def _shard_names(names: Mapping[str, str], adds: int) -> list[str]:
 
 def _patch(file: Path, info: TensorInfo, tensor: torch.Tensor) -> int:
     raw = tensor_bytes(tensor)
-    if tensor.dtype != DTYPES[info.dtype] or len(raw) != info.end - info.start:
+    if tensor.dtype != DTYPES[info.dtype] or len(raw) != info.size:
         raise ValueError(f"{info.name}: {tensor.dtype} {tuple(tensor.shape)} does not fit {info.dtype} {info.shape}")
     with file.open("r+b") as handle:
         if os.fstat(handle.fileno()).st_nlink > 1:
@@ -243,43 +243,26 @@ def _patch(file: Path, info: TensorInfo, tensor: torch.Tensor) -> int:
     return len(raw)
 
 
-def _write_index(
-    base: CheckpointFolder,
-    stage: Path,
-    weight_map: Mapping[str, str],
-    layout: _Layout,
-    added: Mapping[str, torch.Tensor | LazyTensor],
-) -> int:
+def _index_metadata(
+    base: CheckpointFolder, layout: _Layout, added: Mapping[str, torch.Tensor | LazyTensor]
+) -> dict[str, Any]:
     old = base.index if base.layout == "sharded" else {}
     metadata = dict(old["metadata"]) if isinstance(old.get("metadata"), dict) else {}
-    stored = [base.tensors[name] for name in layout.kept]
-    metadata["total_size"] = sum(info.end - info.start for info in stored)
+    metadata["total_size"] = sum(base.tensors[name].size for name in layout.kept)
     metadata["total_size"] += sum(tensor.nbytes for tensor in added.values())
     if isinstance(metadata.get("total_parameters"), int):
-        gone = [info for name, info in base.tensors.items() if name not in layout.kept]
         metadata["total_parameters"] += sum(math.prod(tensor.shape) for tensor in added.values())
-        metadata["total_parameters"] -= sum(math.prod(info.shape) for info in gone)
-    return _write_json(stage / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+        metadata["total_parameters"] -= sum(math.prod(base.tensors[name].shape) for name in layout.gone)
+    return metadata
 
 
-def _write_config(
-    base: CheckpointFolder,
-    stage: Path,
-    changes: Mapping[str, Any],
-    whole: Mapping[str, Any] | None,
-    *,
-    remote_code: bool,
-) -> int:
-    config = dict(base.config if whole is None else whole)
-    for key, value in changes.items():
-        if value is None:
-            config.pop(key, None)
-        else:
-            config[key] = value
+def _config(stated: Mapping[str, Any], changes: Mapping[str, Any], *, remote_code: bool) -> dict[str, Any]:
+    merged = {**stated, **changes}
+    config = {key: value for key, value in merged.items() if value is not None or key not in changes}
     if not remote_code:
         # Code from elsewhere may not know the bias; without this key every loader takes the stock class.
         config.pop("auto_map", None)
-    return _write_json(stage / "config.json", config)
+    return config
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> int:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patcher.checkpoint.copying import copy_range
-from patcher.checkpoint.gguf.file import read_gguf
+from patcher.checkpoint.copying import place_file
+from patcher.checkpoint.gguf.file import read_floats, read_gguf
 from patcher.checkpoint.gguf.in_place import patch_files_in_place
 from patcher.checkpoint.gguf.model import GgufModel, split_name
-from patcher.checkpoint.gguf.values import read_floats
 from patcher.checkpoint.gguf.writer import write_gguf
 from patcher.checkpoint.staging import scratch_folder
 from patcher.disk.failures import disk_errors
@@ -89,7 +88,7 @@ def check_target(model: GgufModel, output: Path, *, force: bool) -> list[Path]:
                 remedy="choose another name, or --in-place",
             )
     if there and not force:
-        raise InputError("the output exists", where=str(there[0]), remedy="choose another name, or replace it: --force")
+        raise _exists(there[0])
     if there and not _is_ours(targets[0]):
         raise InputError(
             "--force replaces only a GGUF model that patch-model wrote, and this is none",
@@ -120,15 +119,10 @@ def write_patched(
     targets = check_target(model, output, force=force)
     plan = plan_gguf(model, edits, add=add)
     before = [_state(file.path) for file in model.files]
-    copied = new = linked = 0
     with _disk(output), scratch_folder(targets[0]) as stage:
         staged = [stage / target.name for target in targets]
-        for file, path in zip(plan.files, staged, strict=True):
-            if file.tensors is None and link and _linked(file.source.path, path):
-                linked += 1
-                continue
-            written = _place(file, path)
-            copied, new = copied + written[0], new + written[1]
+        counts = [_place(file, path, link) for file, path in zip(plan.files, staged, strict=True)]
+        copied, new, linked = (sum(column) for column in zip(*counts, strict=True))
         if [_state(file.path) for file in model.files] != before:
             raise OutsideError(
                 "the source changed while it was copied; nothing is left of the output",
@@ -167,11 +161,12 @@ def patch_in_place(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool) ->
     return GgufResult(files, plan, tuple(edits), 0, new, 0)
 
 
-def _place(file: FilePlan, path: Path) -> tuple[int, int]:
+def _place(file: FilePlan, path: Path, link: bool) -> tuple[int, int, int]:
+    """Write one file of the copy: bytes that came from the source, bytes that did not, and how many files are links."""
+    if file.tensors is None or file.entries is None:
+        placed = place_file(file.source.path, path, link=link)
+        return (0, 0, 1) if placed.how == "hard_link" else (placed.size, 0, 0)
     with path.open("xb") as target:
-        if file.tensors is None or file.entries is None:
-            with file.source.path.open("rb") as reader:
-                return copy_range(reader, target, 0, file.source.size), 0
         written = write_gguf(
             target,
             version=file.source.version,
@@ -180,15 +175,7 @@ def _place(file: FilePlan, path: Path) -> tuple[int, int]:
             tensors=file.tensors,
             like=file.source.data_start if file.source.tensors else None,
         )
-    return written.copied, written.new
-
-
-def _linked(source: Path, target: Path) -> bool:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        return False
-    return True
+    return written.copied, written.new, 0
 
 
 def _check(plan: GgufPlan, paths: Sequence[Path]) -> None:
@@ -236,11 +223,13 @@ def _place_new(path: Path, target: Path) -> None:
         # Unlike a rename, a link never replaces what another process put there meanwhile.
         os.link(path, target)
     except FileExistsError:
-        raise InputError(
-            "the output exists", where=str(target), remedy="choose another name, or replace it: --force"
-        ) from None
+        raise _exists(target) from None
     except OSError:
         path.rename(target)
+
+
+def _exists(target: Path) -> InputError:
+    return InputError("the output exists", where=str(target), remedy="choose another name, or replace it: --force")
 
 
 def _is_ours(path: Path) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from patcher.checkpoint.gguf.format import F32, GgufFile
 from patcher.checkpoint.gguf.model import SPLIT_TENSORS, GgufModel
-from patcher.checkpoint.gguf.pieces import Bytes, NewEntry, Placed, i32_entry, kept_entry, kept_tensor
+from patcher.checkpoint.gguf.writer import NewEntry, NewTensor, i32_entry, kept_entry, kept_tensor
+from patcher.checkpoint.pieces import Bytes
 from patcher.checkpoint.safetensors_file import tensor_bytes
 from patcher.errors import InputError
 from patcher.gguf import provenance
@@ -27,7 +28,7 @@ class FilePlan:
 
     source: GgufFile
     entries: tuple[NewEntry, ...] | None = None
-    tensors: tuple[Placed, ...] | None = None
+    tensors: tuple[NewTensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class GgufPlan:
         architecture: what the copy calls itself.
         relabelled: what the source calls itself, if that is something else.
         values: tensor -> what it holds in the copy, fp32.
-        created: those that the source does not have.
         slots: block -> where it is steered.
         notes: what people should know.
     """
@@ -48,7 +48,6 @@ class GgufPlan:
     architecture: str
     relabelled: str | None
     values: dict[str, torch.Tensor]
-    created: frozenset[str]
     slots: dict[int, GgufSlot]
     notes: tuple[str, ...]
 
@@ -79,43 +78,35 @@ def plan_gguf(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool = False)
             originals = [edit.original for edit in edits if edit.layer == layer and edit.original is not None]
             _check_unsteered(model, slots[layer], vector, originals)
     values = {slots[layer].name: slots[layer].values(vector) for layer, vector in sums.items()}
-    created = frozenset(slot.name for slot in slots.values() if slot.existing is None)
-    own = _provenance(model, edits, slots, relabel)
-    added = [_new(slot, values) for slot in slots.values() if slot.existing is None]
+    contents = {name: Bytes(bytes(tensor_bytes(value))) for name, value in values.items()}
+    own = provenance.entries(model.first, edits, slots, model.architecture if relabel else None)
+    added = [
+        NewTensor(found.name, found.shape, F32, contents[found.name])
+        for found in slots.values()
+        if found.existing is None
+    ]
     files = []
     for file in model.files:
-        changed = {name: value for name, value in values.items() if name in file.tensors}
         first = file is model.first
-        if not (first or changed or relabel):
+        if not (first or relabel or values.keys() & file.tensors.keys()):
             files.append(FilePlan(file))
             continue
         tensors = relabel.tensors(file) if relabel else [kept_tensor(tensor) for tensor in file.tensors.values()]
-        placed = [_replaced(tensor, changed) for tensor in tensors] + (added if first else [])
+        placed = [replace(tensor, content=contents.get(tensor.name, tensor.content)) for tensor in tensors]
         entries = relabel.entries(file) if relabel else [kept_entry(entry, file) for entry in file.entries.values()]
         entries = [entry for entry in entries if not provenance.is_ours(entry.key)]
-        files.append(FilePlan(file, tuple(entries + own if first else entries), tuple(placed)))
+        if first:
+            entries, placed = entries + own, placed + added
+        files.append(FilePlan(file, tuple(entries), tuple(placed)))
     counted = [len(plan.source.tensors if plan.tensors is None else plan.tensors) for plan in files]
     return GgufPlan(
         files=tuple(_counted(plan, sum(counted)) for plan in files),
         architecture=architecture,
         relabelled=model.architecture if relabel else None,
         values=values,
-        created=created,
         slots=slots,
         notes=_notes(model, relabel),
     )
-
-
-def _provenance(
-    model: GgufModel, edits: Sequence[GgufEdit], slots: dict[int, GgufSlot], relabel: Relabelling | None
-) -> list[NewEntry]:
-    originals = {}
-    for found in slots.values():
-        before = found.before()
-        if before is not None:
-            originals[found.name] = before
-    names = {layer: found.name for layer, found in slots.items()}
-    return provenance.entries(model.first, edits, names, originals, model.architecture if relabel else None)
 
 
 def _notes(model: GgufModel, relabel: Relabelling | None) -> tuple[str, ...]:
@@ -130,20 +121,10 @@ def _notes(model: GgufModel, relabel: Relabelling | None) -> tuple[str, ...]:
 
 def _counted(plan: FilePlan, total: int) -> FilePlan:
     """With the new number of tensors, in a file that tells it and is written anyhow."""
-    if plan.entries is None or all(entry.key != SPLIT_TENSORS for entry in plan.entries):
+    if plan.entries is None:
         return plan
     entries = tuple(i32_entry(SPLIT_TENSORS, total) if entry.key == SPLIT_TENSORS else entry for entry in plan.entries)
-    return FilePlan(plan.source, entries, plan.tensors)
-
-
-def _new(found: GgufSlot, values: dict[str, torch.Tensor]) -> Placed:
-    return Placed(found.name, found.shape, F32, (Bytes(bytes(tensor_bytes(values[found.name]))),))
-
-
-def _replaced(tensor: Placed, changed: dict[str, torch.Tensor]) -> Placed:
-    if tensor.name not in changed:
-        return tensor
-    return Placed(tensor.name, tensor.shape, tensor.type, (Bytes(bytes(tensor_bytes(changed[tensor.name]))),))
+    return replace(plan, entries=entries)
 
 
 def _check_unsteered(

@@ -6,14 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 import patcher
 from patcher.checkpoint.gguf.format import GgufFile
-from patcher.checkpoint.gguf.pieces import NewEntry, floats_entry, kept_entry, text_entry, u32_entry
+from patcher.checkpoint.gguf.writer import NewEntry, floats_entry, kept_entry, text_entry, u32_entry
 from patcher.checkpoint.safetensors_file import tensor_bytes
 from patcher.errors import InputError
 from patcher.gguf.edits import GgufEdit
+from patcher.gguf.slots import GgufSlot
 
 PREFIX = "steering."
 _FORMAT, _TOOL, _EDITS, _BASE = (PREFIX + name for name in ("format", "tool", "edits", "base_architecture"))
@@ -64,24 +63,19 @@ def check_unpatched(file: GgufFile, *, add: bool) -> None:
 
 
 def entries(
-    file: GgufFile,
-    edits: Sequence[GgufEdit],
-    tensors: Mapping[int, str],
-    originals: Mapping[str, torch.Tensor],
-    base_architecture: str | None,
+    file: GgufFile, edits: Sequence[GgufEdit], slots: Mapping[int, GgufSlot], base_architecture: str | None
 ) -> list[NewEntry]:
     """The entries that tell of these edits and of those that the file holds already.
 
     Args:
         file: the source, whose own entries of this kind are not to be written besides.
         edits: what was added now.
-        tensors: block -> the name of the tensor that holds it.
-        originals: what tensors held that were there, fp32; those of an earlier patch stay.
+        slots: block -> the tensor that holds it. What it held before is kept too, but for what an earlier patch kept.
         base_architecture: what the source calls itself, if the copy has another name.
     """
     former = read_edits(file)
     told = [
-        {**edit.as_json(), "tensor": tensors[edit.layer], "values": f"{_VECTOR}{number}"}
+        {**edit.as_json(), "tensor": slots[edit.layer].name, "values": f"{_VECTOR}{number}"}
         for number, edit in enumerate(edits, start=len(former))
     ]
     kept = [
@@ -101,10 +95,11 @@ def entries(
     for edit, words in zip(edits, told, strict=True):
         found.append(floats_entry(str(words["values"]), bytes(tensor_bytes(edit.vector))))
     changed_before = {str(edit.get("tensor")) for edit in former}
-    for name, values in originals.items():
+    for slot in slots.values():
+        before = slot.before()
         # What an earlier patch created has no original.
-        if _ORIGINAL + name not in here and name not in changed_before:
-            found.append(floats_entry(_ORIGINAL + name, bytes(tensor_bytes(values))))
+        if before is not None and _ORIGINAL + slot.name not in here and slot.name not in changed_before:
+            found.append(floats_entry(_ORIGINAL + slot.name, bytes(tensor_bytes(before))))
     return found
 
 

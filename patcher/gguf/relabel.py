@@ -13,7 +13,8 @@ from typing import Any
 
 from patcher.checkpoint.gguf.format import F32, GgufFile, GgufTensor, row_bytes
 from patcher.checkpoint.gguf.model import GgufModel
-from patcher.checkpoint.gguf.pieces import NewEntry, Placed, Range, Rows, kept_entry, text_entry
+from patcher.checkpoint.gguf.writer import NewEntry, NewTensor, kept_entry, kept_tensor, text_entry
+from patcher.checkpoint.pieces import Range, Rows
 from patcher.errors import InputError
 
 ADVICE = (
@@ -71,7 +72,7 @@ class Relabelling:
                     found += [text_entry(key, value) for key, value in added.items() if key not in there]
         return found
 
-    def tensors(self, file: GgufFile) -> list[Placed]:
+    def tensors(self, file: GgufFile) -> list[NewTensor]:
         """The tensors of a file of the copy.
 
         Raises:
@@ -79,7 +80,7 @@ class Relabelling:
         """
         return [placed for tensor in file.tensors.values() for placed in self._placed(tensor)]
 
-    def _placed(self, tensor: GgufTensor) -> list[Placed]:
+    def _placed(self, tensor: GgufTensor) -> list[NewTensor]:
         for pattern, targets in self.rules.items():
             match = re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d+)"), tensor.name)
             if match:
@@ -87,9 +88,9 @@ class Relabelling:
                 return [self._part(tensor, name.replace("*", block), *part) for name, *part in targets]
         raise self._refusal("it has a tensor that that architecture does not read", tensor.name)
 
-    def _part(self, tensor: GgufTensor, name: str, part: str | None = None) -> Placed:
+    def _part(self, tensor: GgufTensor, name: str, part: str | None = None) -> NewTensor:
         if part is None:
-            return Placed(name, tensor.shape, tensor.type, (Range(tensor.file, tensor.start, tensor.size),))
+            return kept_tensor(tensor, name)
         # A bias is one row of numbers: each of them is a row here.
         flat = len(tensor.shape) == 1
         if len(tensor.shape) > 2 or (flat and tensor.type != F32) or not tensor.size:
@@ -104,10 +105,9 @@ class Relabelling:
         if self.row.get("order") == "pairs" and part[0] in "qk":
             half = self.heads.width // 2
             order = tuple(place for pair in range(half) for place in (pair, pair + half))
-            return Placed(
-                name, shape, tensor.type, (Rows(tensor.file, start, width, order, count // self.heads.width),)
-            )
-        return Placed(name, shape, tensor.type, (Range(tensor.file, start, count * width),))
+            rows_of_heads = Rows(tensor.file, start, width, order, count // self.heads.width)
+            return NewTensor(name, shape, tensor.type, rows_of_heads)
+        return NewTensor(name, shape, tensor.type, Range(tensor.file, start, count * width))
 
     def _rows(self, part: str, rows: int) -> tuple[int, int, int]:
         """Where a part begins, how many rows it has, and how many rows the tensor should have."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from patcher.checkpoint.gguf.format import F32, GgufTensor
+from patcher.checkpoint.gguf.file import read_floats
+from patcher.checkpoint.gguf.format import F32, GgufTensor, gguf_error
 from patcher.checkpoint.gguf.model import GgufModel
-from patcher.checkpoint.gguf.values import read_floats
 from patcher.errors import InputError
 from patcher.gguf.relabel import Relabelling, unsupported
 
@@ -99,28 +99,18 @@ def slot(model: GgufModel, architecture: str, layer: int) -> GgufSlot:
     weight = model.tensors.get(name.replace(".bias", ".weight"))
     if weight is None or len(weight.shape) < 2 or weight.shape[1] != hidden:
         # Mixtures of experts, attention-only blocks and state-space blocks of architectures that also have dense ones.
-        found = None if weight is None else f"{weight.name} {list(weight.shape)}"
+        shown = None if weight is None else f"{weight.name} {list(weight.shape)}"
         why = "this block has no dense feed-forward part, and an unused bias would be ignored or refused"
-        raise unsupported(model, why, f"blk.{layer}", found)
+        raise unsupported(model, why, f"blk.{layer}", shown)
     for scaled in (name.replace(".bias", ".scale"), name.replace(".bias", ".input_scale")):
         if scaled in model.tensors:
             raise unsupported(model, "llama.cpp multiplies the output of this weight by a scale", scaled)
     shape: tuple[int, ...] = (hidden, weight.shape[2]) if row.get("experts") else (hidden,)
     if existing is None and row.get("required"):
-        raise InputError(
-            "a tensor that this architecture always has is missing",
-            where=f"{model.first.path}: {name}",
-            remedy="convert the model again",
-            code="gguf",
-        )
+        raise gguf_error("a tensor that this architecture always has is missing", model.first.path, name)
     if existing is not None and (existing.shape != shape or existing.type != F32):
-        raise InputError(
-            "the bias that is there is not one that llama.cpp takes",
-            where=f"{existing.file}: {name}",
-            found=f"{existing.type_name} {list(existing.shape)} instead of F32 {list(shape)}",
-            remedy="convert the model again",
-            code="gguf",
-        )
+        found = f"{existing.type_name} {list(existing.shape)} instead of F32 {list(shape)}"
+        raise gguf_error("the bias that is there is not one that llama.cpp takes", existing.file, name, found)
     return GgufSlot(name, shape, _factor(model, row), existing, bool(row.get("required")))
 
 
@@ -167,11 +157,6 @@ def _factor(model: GgufModel, row: Mapping[str, Any]) -> float:
     if found is None or found == 0:
         return 1.0  # as llama.cpp does
     if isinstance(found, (str, bool)) or not math.isfinite(found):
-        raise InputError(
-            "the residual scale is not a number",
-            where=f"{model.first.path}: {model.architecture}.{scale['key']}",
-            found=found,
-            remedy="convert the model again",
-            code="gguf",
-        )
+        place = f"{model.architecture}.{scale['key']}"
+        raise gguf_error("the residual scale is not a number", model.first.path, place, found)
     return float(found)

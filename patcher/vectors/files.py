@@ -13,12 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from patcher.checkpoint.gguf.file import read_gguf
+from patcher.checkpoint.bin_files import require_uncompressed
+from patcher.checkpoint.gguf.file import read_bytes, read_floats, read_gguf
 from patcher.checkpoint.gguf.format import F32
-from patcher.checkpoint.gguf.values import read_bytes, read_floats
 from patcher.checkpoint.safetensors_writer import write_tensors
 from patcher.checkpoint.steering_files import ORIGINAL_PREFIX, RIGHT_PREFIX, SPREAD_PREFIX
-from patcher.checkpoint.torch_files import require_uncompressed
 from patcher.disk.whole_files import whole_file
 from patcher.errors import InputError, MissingExtraError, OutsideError, first_line
 from patcher.vectors.peft_files import is_adapter, read_adapter

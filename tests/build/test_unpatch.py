@@ -14,9 +14,10 @@ from support.checkpoints import hashes, stored
 from support.patched_folders import back, odd_header, patched, width
 from support.tiny_models import tiny_checkpoint
 
-from patcher.checkpoint import restoring
 from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
+from patcher.checkpoint.safetensors_file import read_header
 from patcher.checkpoint.steering_files import MANIFEST, VECTORS
+from patcher.checkpoint.undo import restore
 from patcher.publish.privacy import sanitised_manifest
 
 LLAMA, GPT2, QWEN2, QWEN3 = (
@@ -68,8 +69,8 @@ def test_a_fitted_edit_is_taken_out_as_well(tmp_path: Path) -> None:
     written = write_copy(checkpoint, stage, created={}, replaced=replaced, config_changes={})
     save_file({"original/" + key: value.float() for key, value in written.originals.items()}, stage / VECTORS)
     again.mkdir()
-    originals = restoring.read_header(stage / VECTORS)
-    restoring.restore(
+    originals = read_header(stage / VECTORS)
+    restore(
         CheckpointFolder(stage),
         again,
         undo=json.loads(json.dumps(written.undo)),

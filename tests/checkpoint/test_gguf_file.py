@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from support.gguf_files import read_values
 from support.gguf_models import write_model
 
-from patcher.checkpoint.gguf.file import read_gguf
+from patcher.checkpoint.gguf.file import read_floats, read_gguf
 from patcher.checkpoint.gguf.format import TENSOR_TYPES, GgufFile
-from patcher.checkpoint.gguf.values import read_floats
 from patcher.errors import InputError
 
 F32, U32, TEXT, ARRAY = 0, 4, 8, 9

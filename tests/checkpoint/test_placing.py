@@ -16,7 +16,7 @@ import torch
 from support.checkpoints import HIDDEN, load, logits, same_bits, stored
 from support.placing import BIAS, copy, counts, linked, own_copy, states
 
-from patcher.checkpoint import reflink as sharing
+from patcher.checkpoint import copying as sharing
 from patcher.checkpoint import writer
 from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.folder import CheckpointFolder

@@ -21,7 +21,7 @@ from support.checkpoints import HIDDEN, hashes, same_bits, stored
 from support.placing import BIAS, copy, counts, linked, own_copy
 
 from patcher.checkpoint import copying
-from patcher.checkpoint import reflink as sharing
+from patcher.checkpoint import copying as sharing
 from patcher.checkpoint.copying import append_range
 from patcher.checkpoint.folder import CheckpointFolder
 

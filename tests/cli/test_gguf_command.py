@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from support.gguf_models import HIDDEN, write_model
 from support.tiny_models import tiny_checkpoint, write_recipe
 
-from patcher.checkpoint.gguf.file import read_gguf
-from patcher.checkpoint.gguf.values import read_floats
+from patcher.checkpoint.gguf.file import read_floats, read_gguf
 from patcher.cli import main
 
 BIAS = "blk.1.ffn_down.bias"

@@ -190,13 +190,13 @@ def test_the_comparison_has_teeth(tmp_path: Path, wrong: str) -> None:
 @pytest.mark.parametrize("architecture", ["arcee", "llada"])
 def test_what_is_refused_would_not_work(tmp_path: Path, architecture: str) -> None:
     """llama.cpp refuses the tensor, or ignores it, where patch-model refuses to write it."""
-    from patcher.checkpoint.gguf.pieces import Bytes, Placed, kept_entry, kept_tensor
-    from patcher.checkpoint.gguf.writer import write_gguf
+    from patcher.checkpoint.gguf.writer import NewTensor, kept_entry, kept_tensor, write_gguf
+    from patcher.checkpoint.pieces import Bytes
 
     source, forced = tmp_path / "base.gguf", tmp_path / "forced.gguf"
     write_model(source, architecture)
     file = read_gguf(source)
-    bias = Placed(f"blk.{LAYER}.ffn_down.bias", (HIDDEN,), 0, (Bytes(vector().numpy().tobytes()),))
+    bias = NewTensor(f"blk.{LAYER}.ffn_down.bias", (HIDDEN,), 0, Bytes(vector().numpy().tobytes()))
     with forced.open("xb") as target:
         write_gguf(
             target,

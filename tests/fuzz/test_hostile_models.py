@@ -19,7 +19,7 @@ from patcher.capture.model import load_causal_lm, load_tokenizer
 from patcher.checkpoint.adapter import merge_adapter
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
-from patcher.checkpoint.restoring import restore
+from patcher.checkpoint.undo import restore
 from patcher.demo import demo_folder
 from patcher.errors import InputError
 

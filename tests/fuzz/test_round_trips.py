@@ -22,11 +22,19 @@ from support.fuzz.stock import same_as_gguf, same_as_safetensors
 from support.gguf_files import read_values
 
 from patcher.checkpoint.folder import INDEX, CheckpointFolder
+from patcher.checkpoint.gguf.file import read_floats
 from patcher.checkpoint.gguf.format import F32
 from patcher.checkpoint.gguf.model import read_model
-from patcher.checkpoint.gguf.pieces import Bytes, NewEntry, Placed, floats_entry, i32_entry, text_entry, u32_entry
-from patcher.checkpoint.gguf.values import read_floats
-from patcher.checkpoint.gguf.writer import write_gguf
+from patcher.checkpoint.gguf.writer import (
+    NewEntry,
+    NewTensor,
+    floats_entry,
+    i32_entry,
+    text_entry,
+    u32_entry,
+    write_gguf,
+)
+from patcher.checkpoint.pieces import Bytes
 from patcher.checkpoint.safetensors_file import DTYPES, read_header, read_tensor
 from patcher.checkpoint.safetensors_writer import write_tensors
 from patcher.checkpoint.writer import write_copy
@@ -127,7 +135,7 @@ def test_gguf(entries: dict[str, Any], shapes: dict[str, list[int]], alignment: 
         new.append(make(key, torch.tensor(value).numpy().tobytes() if make is floats_entry else value))
     tensors = {name: seeds.tensor(*shape, seed=len(name)) for name, shape in shapes.items()}
     placed = [
-        Placed(name, tuple(shapes[name]), F32, (Bytes(tensor.numpy().tobytes()),)) for name, tensor in tensors.items()
+        NewTensor(name, tuple(shapes[name]), F32, Bytes(tensor.numpy().tobytes())) for name, tensor in tensors.items()
     ]
     with folder() as place:
         path = place / "x.gguf"

@@ -279,7 +279,7 @@ def test_a_source_that_changes_meanwhile_leaves_nothing(tmp_path: Path, monkeypa
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from patcher.checkpoint.gguf import writer as gguf_writer
+    from patcher.checkpoint import pieces
 
     source = tmp_path / "base.gguf"
     write_model(source, "llama")
@@ -287,7 +287,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*arguments: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(gguf_writer, "copy_range", full)
+    monkeypatch.setattr(pieces, "append_range", full)
     with pytest.raises(OutsideError, match="could not be written") as raised:
         patch(source, tmp_path / "steered.gguf")
     assert raised.value.exit_code == 3 and "--output" not in str(raised.value)
@@ -318,8 +318,8 @@ def test_damage_leaves_no_output(tmp_path: Path) -> None:
 def test_memory_does_not_depend_on_the_file(tmp_path: Path) -> None:
     import tracemalloc
 
-    from patcher.checkpoint.gguf.pieces import Placed, Range, text_entry, u32_entry
-    from patcher.checkpoint.gguf.writer import header_pieces, read_pieces
+    from patcher.checkpoint.gguf.writer import NewTensor, header_pieces, text_entry, u32_entry
+    from patcher.checkpoint.pieces import Range, read_pieces
 
     source, size = tmp_path / "base.gguf", 2**29
     entries = [
@@ -327,7 +327,7 @@ def test_memory_does_not_depend_on_the_file(tmp_path: Path) -> None:
         u32_entry("llama.block_count", 1),
         u32_entry("llama.embedding_length", HIDDEN),
     ]
-    weight = Placed("blk.0.ffn_down.weight", (size // HIDDEN // 4, HIDDEN), 0, (Range(source, 0, size),))
+    weight = NewTensor("blk.0.ffn_down.weight", (size // HIDDEN // 4, HIDDEN), 0, Range(source, 0, size))
     header = read_pieces(header_pieces(3, 32, entries, [weight]))
     with source.open("wb") as file:
         file.write(header)

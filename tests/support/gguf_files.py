@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from support.gguf_models import HIDDEN
 
-from patcher.checkpoint.gguf.file import read_gguf
+from patcher.checkpoint.gguf.file import read_floats, read_gguf
 from patcher.checkpoint.gguf.format import SCALARS, GgufFile
 from patcher.checkpoint.gguf.model import read_model
-from patcher.checkpoint.gguf.values import read_floats
 from patcher.gguf.edits import GgufEdit
 from patcher.gguf.patch import GgufResult, write_patched
 

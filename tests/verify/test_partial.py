@@ -16,12 +16,11 @@ from support.tiny_models import default_checkpoint, tiny_checkpoint
 from support.writing import write_steered
 
 from patcher.architectures.analysis import Architecture
-from patcher.checkpoint.assembling import raw_header
 from patcher.checkpoint.block_names import block_names, tensors_for_blocks
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.hub_folder import HubCheckpoint, HubFile
 from patcher.checkpoint.prepare import read_config
-from patcher.checkpoint.safetensors_file import read_tensor
+from patcher.checkpoint.safetensors_file import raw_header, read_tensor
 from patcher.checkpoint.source import Source
 from patcher.errors import InputError
 from patcher.patched.schema import Patch

@@ -1,4 +1,4 @@
-"""One GGUF file, read by its header: metadata, tensors and byte ranges, without loading a tensor.
+"""One GGUF file, read by its header: metadata, tensors and byte ranges. A tensor is loaded only where it is asked for.
 
 The header is held to the rules of llama.cpp's own reader, and to limits that no real file comes near. So a header that
 lies about lengths, counts or offsets costs neither memory nor time.
@@ -9,14 +9,19 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+import torch
+
+from patcher.checkpoint.copying import read_range
 from patcher.checkpoint.gguf.format import (
     ARRAY,
     BOOL,
     DEFAULT_ALIGNMENT,
+    F32,
     MAGIC,
     MAX_DIMS,
     MAX_NAME,
@@ -29,6 +34,7 @@ from patcher.checkpoint.gguf.format import (
     GgufFile,
     GgufTensor,
     Scalar,
+    gguf_error,
     padded,
     row_bytes,
 )
@@ -43,6 +49,7 @@ _MAX_ALIGNMENT = 1 << 20
 _MAX_TEXT = 1 << 20
 _MAX_KEY = 1 << 16
 _MAX_NUMBER = 2**63
+_AGAIN = "download or convert the file again"
 _LEAST_KEY = 8 + 1 + 4 + 1
 _LEAST_TENSOR = 8 + 4 + 4 + 8
 
@@ -65,6 +72,9 @@ def read_gguf(path: Path) -> GgufFile:
         ) from None
 
 
+_Named = TypeVar("_Named", Entry, GgufTensor)
+
+
 class _Header:
     """A cursor over the header; every read is checked against what is left of the file."""
 
@@ -77,77 +87,54 @@ class _Header:
         magic = self.file.read(4)
         self.at = len(magic)
         if magic != MAGIC:
-            raise InputError(
-                "this is not a GGUF file",
-                where=str(self.path),
-                found=f"it starts with {magic!r}" if magic else "an empty file",
-                remedy="give a .gguf file; a checkpoint folder is converted by llama.cpp's convert_hf_to_gguf.py",
-                code="gguf",
-            )
+            found = f"it starts with {magic!r}" if magic else "an empty file"
+            remedy = "give a .gguf file; a checkpoint folder is converted by llama.cpp's convert_hf_to_gguf.py"
+            raise gguf_error("this is not a GGUF file", self.path, found=found, remedy=remedy)
         version = self._version()
         tensor_count = self._count("tensors", _MAX_TENSORS, _LEAST_TENSOR)
         entry_count = self._count("metadata entries", _MAX_KEYS, _LEAST_KEY)
-        entries: dict[str, Entry] = {}
-        for number in range(entry_count):
-            entry = self._entry(f"metadata entry {number}")
-            if entry.key in entries:
-                raise self.broken("a metadata key is there twice", entry.key)
-            entries[entry.key] = entry
+        entries = self._by_name("a metadata key", (self._entry(f"metadata entry {n}") for n in range(entry_count)))
         alignment = self._alignment(entries)
-        infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
-        for number in range(tensor_count):
-            name, shape, type_id, offset = self._tensor(f"tensor {number}")
-            if name in infos:
-                raise self.broken("a tensor is there twice", name)
-            infos[name] = (shape, type_id, offset)
-        return self._laid_out(version, alignment, entries, infos)
-
-    def _laid_out(
-        self,
-        version: int,
-        alignment: int,
-        entries: dict[str, Entry],
-        infos: dict[str, tuple[tuple[int, ...], int, int]],
-    ) -> GgufFile:
+        tensors = self._by_name("a tensor", (self._tensor(f"tensor {n}") for n in range(tensor_count)))
         # llama.cpp looks for no data, and so for no padding, where there is no tensor.
-        data = padded(self.at, alignment) if infos else self.at
-        tensors, expected = {}, 0
-        for name, (shape, type_id, offset) in infos.items():
+        data = padded(self.at, alignment) if tensors else self.at
+        expected = 0
+        for name, tensor in tensors.items():
+            offset = tensor.start
             if offset != expected:
                 what = "is not aligned" if offset % alignment else "leaves a hole or overlaps another"
                 found = f"offset {offset} instead of {expected}, alignment {alignment}"
                 raise self.broken(f"the data of a tensor {what}", name, found)
-            size = row_bytes(type_id, shape[0]) * math.prod(shape[1:])
-            end = data + offset + size
+            tensors[name] = replace(tensor, start=data + offset)
+            end = data + offset + tensor.size
             if end > self.size:
                 found = f"it ends at byte {end} of {self.size}"
                 raise self.broken("the file is truncated: a tensor lies beyond its end", name, found)
-            tensors[name] = GgufTensor(name, shape, type_id, data + offset, size, self.path)
-            expected = padded(offset + size, alignment)
-        used = data + expected if infos else padded(data, alignment)
+            expected = padded(offset + tensor.size, alignment)
+        used = data + expected if tensors else padded(data, alignment)
         if self.size > used:
             found = f"{self.size} bytes, of which {used} are in use"
             raise self.broken("the file is longer than its tensors", None, found)
         return GgufFile(self.path, version, alignment, entries, tensors, data, self.size)
 
+    def _by_name(self, what: str, items: Iterable[_Named]) -> dict[str, _Named]:
+        found: dict[str, _Named] = {}
+        for item in items:
+            if item.name in found:
+                raise self.broken(f"{what} is there twice", item.name)
+            found[item.name] = item
+        return found
+
     def _version(self) -> int:
         version = self._number("<I", "the version")
         if version & 0xFFFF == 0 and version:
-            raise InputError(
-                "this GGUF file is big endian, which llama.cpp reads on big-endian machines only",
-                where=str(self.path),
-                found=f"version {version:#x}",
-                remedy="turn it round with gguf-py's gguf_convert_endian.py",
-                code="gguf",
-            )
+            message = "this GGUF file is big endian, which llama.cpp reads on big-endian machines only"
+            remedy = "turn it round with gguf-py's gguf_convert_endian.py"
+            raise gguf_error(message, self.path, found=f"version {version:#x}", remedy=remedy)
         if version not in VERSIONS:
-            raise InputError(
-                "this GGUF file has a version that is not known",
-                where=str(self.path),
-                found=f"version {version}",
-                remedy="versions 2 and 3 are; convert the model again with a current llama.cpp",
-                code="gguf",
-            )
+            remedy = "versions 2 and 3 are; convert the model again with a current llama.cpp"
+            message = "this GGUF file has a version that is not known"
+            raise gguf_error(message, self.path, found=f"version {version}", remedy=remedy)
         return version
 
     def _count(self, of: str, limit: int, least: int) -> int:
@@ -194,10 +181,11 @@ class _Header:
             return DEFAULT_ALIGNMENT
         value = entry.scalar
         if entry.type != U32 or not isinstance(value, int) or not 0 < value <= _MAX_ALIGNMENT or value & (value - 1):
-            raise self.broken("the alignment is not a power of two", entry.key, str(value))
+            raise self.broken("the alignment is not a power of two", entry.name, str(value))
         return value
 
-    def _tensor(self, where: str) -> tuple[str, tuple[int, ...], int, int]:
+    def _tensor(self, where: str) -> GgufTensor:
+        """Its start is as the header has it, counted from where the data begins."""
         name = self._text(where, MAX_NAME)
         if not name:
             raise self.broken("a tensor has no name", where)
@@ -207,19 +195,17 @@ class _Header:
         shape = tuple(self._number("<Q", name) for _ in range(rank)) or (1,)
         type_id = self._number("<I", name)
         if type_id not in TENSOR_TYPES:
-            raise InputError(
-                "a tensor has a type that is not known",
-                where=f"{self.path}: {name}",
-                found=f"ggml type {type_id}",
-                remedy="upgrade patch-model, or quantise to another type",
-                code="gguf",
+            remedy = "upgrade patch-model, or quantise to another type"
+            raise gguf_error(
+                "a tensor has a type that is not known", self.path, name, f"ggml type {type_id}", remedy=remedy
             )
         if math.prod(number for number in shape if number) >= _MAX_NUMBER:
             raise self.broken("the shape of a tensor is too large", name, str(list(shape)))
         if shape[0] % TENSOR_TYPES[type_id][1]:
             what = f"the rows of a tensor do not fill blocks of {TENSOR_TYPES[type_id][1]}"
             raise self.broken(what, name, f"{shape[0]} elements of {TENSOR_TYPES[type_id][0]}")
-        return name, shape, type_id, self._number("<Q", name)
+        size = row_bytes(type_id, shape[0]) * math.prod(shape[1:])
+        return GgufTensor(name, shape, type_id, self._number("<Q", name), size, self.path)
 
     def _number(self, code: str, where: str) -> int:
         value: int = struct.unpack(code, self._take(struct.calcsize(code), where))[0]
@@ -277,9 +263,29 @@ class _Header:
             raise self.broken("the header is larger than any real one", where, f"{self.at} bytes")
 
     def broken(self, what: str, where: str | None, found: str | None = None) -> InputError:
-        return _broken(self.path, what, where=where, found=found)
+        return gguf_error(what, self.path, where, found, remedy=_AGAIN)
 
 
-def _broken(path: Path, what: str, *, where: str | None, found: str | None = None) -> InputError:
-    place = f"{path}: {where}" if where else str(path)
-    return InputError(what, where=place, found=found, remedy="download or convert the file again", code="gguf")
+def read_floats(tensor: GgufTensor) -> torch.Tensor:
+    """An F32 tensor's values, [shape reversed] as torch counts.
+
+    Raises:
+        InputError: it is not F32, or the file has become shorter.
+    """
+    if tensor.type != F32:
+        message = "this tensor is not F32, and llama.cpp takes no other type for it"
+        remedy = "convert the model again with llama.cpp's own converter"
+        raise gguf_error(message, tensor.file, tensor.name, tensor.type_name, remedy=remedy)
+    return read_bytes(tensor).view(torch.float32).reshape(tensor.shape[::-1])
+
+
+def read_bytes(tensor: GgufTensor) -> torch.Tensor:
+    """A tensor's data as it is stored: uint8 [bytes].
+
+    Raises:
+        InputError: the file has become shorter.
+    """
+    raw = read_range(tensor.file, tensor.start, tensor.size)
+    if len(raw) < tensor.size:
+        raise gguf_error("the file is truncated", tensor.file, tensor.name, remedy=_AGAIN)
+    return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)

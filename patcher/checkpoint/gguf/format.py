@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from patcher.errors import InputError
+
 TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
@@ -39,14 +41,14 @@ class Entry:
     """One metadata entry.
 
     Attributes:
-        key: its name.
+        name: its key.
         type: the value's type; of an array, its elements'.
         count: how many elements an array has; None for a scalar.
         start: where the type word lies in the file; ``end`` is where the value ends.
         scalar: the value; None for arrays and for texts beyond a mebibyte.
     """
 
-    key: str
+    name: str
     type: int
     count: int | None
     start: int
@@ -110,6 +112,15 @@ class GgufFile:
         """The value of a scalar entry; None where there is none."""
         entry = self.entries.get(key)
         return None if entry is None else entry.scalar
+
+
+def gguf_error(
+    message: str, file: Path, place: str | None = None, found: object = None, *, remedy: str = "convert the model again"
+) -> InputError:
+    """The refusal of a GGUF file; ``place`` is the key or the tensor at fault."""
+    return InputError(
+        message, where=f"{file}: {place}" if place else str(file), found=found, remedy=remedy, code="gguf"
+    )
 
 
 def row_bytes(type_id: int, length: int) -> int:

@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 from patcher.checkpoint.gguf.format import GgufFile
 from patcher.checkpoint.gguf.model import split_parts
-from patcher.checkpoint.gguf.pieces import Bytes, NewEntry, Placed
-from patcher.checkpoint.gguf.writer import header_pieces, offsets, read_pieces
+from patcher.checkpoint.gguf.writer import NewEntry, NewTensor, header_pieces, offsets
+from patcher.checkpoint.pieces import Bytes, read_pieces
 from patcher.disk.whole_files import sync_folder
 from patcher.errors import InputError, OutsideError
 
@@ -44,7 +44,7 @@ class _Change:
         return max(self.size + self.insert, *(start + len(data) for start, data in self.writes))
 
 
-def patch_files_in_place(files: Sequence[tuple[GgufFile, Sequence[NewEntry], Sequence[Placed]]]) -> int:
+def patch_files_in_place(files: Sequence[tuple[GgufFile, Sequence[NewEntry], Sequence[NewTensor]]]) -> int:
     """Give files new metadata, and tensors that are new or changed; the others' bytes stay where they are.
 
     Args:
@@ -75,13 +75,13 @@ def patch_files_in_place(files: Sequence[tuple[GgufFile, Sequence[NewEntry], Seq
     return sum(len(data) for _file, _path, change in changes for _start, data in change.writes)
 
 
-def _change(source: GgufFile, entries: Sequence[NewEntry], tensors: Sequence[Placed]) -> _Change:
+def _change(source: GgufFile, entries: Sequence[NewEntry], tensors: Sequence[NewTensor]) -> _Change:
     like = source.data_start if source.tensors else None
     header = read_pieces(header_pieces(source.version, source.alignment, entries, tensors, like=like))
     writes = [(0, header)]
     for tensor, offset in zip(tensors, offsets(tensors, source.alignment), strict=True):
-        if all(isinstance(piece, Bytes) for piece in tensor.pieces):
-            writes.append((len(header) + offset, read_pieces(tensor.pieces)))
+        if isinstance(tensor.content, Bytes):
+            writes.append((len(header) + offset, tensor.content.data))
     insert = len(header) - source.data_start if source.tensors else 0
     return _Change(source.size, insert, tuple(writes))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patcher.checkpoint.gguf.file import read_gguf
-from patcher.checkpoint.gguf.format import GgufFile, GgufTensor, Scalar
+from patcher.checkpoint.gguf.format import GgufFile, GgufTensor, Scalar, gguf_error
 from patcher.errors import InputError
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -45,13 +45,8 @@ class GgufModel:
         """
         value = self.scalar(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(
-                "a metadata entry that every model has is missing, or is no number",
-                where=f"{self.first.path}: {self.architecture}.{key}",
-                found=value,
-                remedy="convert the model again",
-                code="gguf",
-            )
+            message = "a metadata entry that every model has is missing, or is no number"
+            raise gguf_error(message, self.first.path, f"{self.architecture}.{key}", value)
         return value
 
 
@@ -71,17 +66,11 @@ def read_model(path: Path) -> GgufModel:
             tensors[name] = tensor
     counted = first.scalar(SPLIT_TENSORS)
     if len(files) > 1 and counted != len(tensors):
-        raise _apart(
-            "the files of this model do not belong together", first, SPLIT_TENSORS, f"{counted}, has {len(tensors)}"
-        )
+        found = f"{counted}, has {len(tensors)}"
+        raise _apart("the files of this model do not belong together", first, SPLIT_TENSORS, found)
     architecture = first.scalar("general.architecture")
     if not isinstance(architecture, str) or not architecture:
-        raise InputError(
-            "the file does not say its architecture",
-            where=f"{path}: general.architecture",
-            remedy="convert the model again",
-            code="gguf",
-        )
+        raise gguf_error("the file does not say its architecture", path, "general.architecture")
     return GgufModel(files, tensors, architecture)
 
 
@@ -108,29 +97,19 @@ def _others(first: GgufFile) -> list[GgufFile]:
         found = f"{first.path.name}, {SPLIT_COUNT} {count}"
         raise _apart("the name of a file of a split model does not fit its content", first, None, found)
     if first.scalar(SPLIT_NO) != 0:
-        raise InputError(
-            "this is not the first file of a split model",
-            where=str(first.path),
-            found=f"{SPLIT_NO} {first.scalar(SPLIT_NO)}",
-            remedy=f"give {split_name(first.path, 0, count).name}",
-            code="gguf",
-        )
+        found, remedy = f"{SPLIT_NO} {first.scalar(SPLIT_NO)}", f"give {split_name(first.path, 0, count).name}"
+        raise gguf_error("this is not the first file of a split model", first.path, found=found, remedy=remedy)
     others = []
     for number in range(1, count):
         other = read_gguf(split_name(first.path, number, count))
         if other.scalar(SPLIT_NO) != number:
-            raise _apart(
-                "a file of a split model is not the one it is named", other, SPLIT_NO, str(other.scalar(SPLIT_NO))
-            )
+            message = "a file of a split model is not the one it is named"
+            raise _apart(message, other, SPLIT_NO, str(other.scalar(SPLIT_NO)))
         others.append(other)
     return others
 
 
 def _apart(what: str, file: GgufFile, where: str | None, found: str) -> InputError:
-    return InputError(
-        what,
-        where=f"{file.path}: {where}" if where else str(file.path),
-        found=found,
-        remedy="download the files of the model again, with their own names",
-        code="gguf",
+    return gguf_error(
+        what, file.path, where, found, remedy="download the files of the model again, with their own names"
     )

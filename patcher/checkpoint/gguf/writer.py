@@ -2,36 +2,84 @@
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
-from patcher.checkpoint.copying import copy_range
-from patcher.checkpoint.gguf.format import ARRAY, MAGIC, MAX_NAME, U8, padded, row_bytes
-from patcher.checkpoint.gguf.pieces import Bytes, NewEntry, Padding, Piece, Placed, Range, Rows, joined, packed_text
-from patcher.errors import OutsideError
-
-PAGE = 4096
-"""File systems share blocks between files, and insert them, in units of this (or less)."""
+from patcher.checkpoint.copying import PAGE
+from patcher.checkpoint.gguf.format import (
+    ARRAY,
+    FLOAT32,
+    I32,
+    MAGIC,
+    MAX_NAME,
+    STRING,
+    U8,
+    U32,
+    Entry,
+    GgufFile,
+    GgufTensor,
+    padded,
+    row_bytes,
+)
+from patcher.checkpoint.pieces import Appended, Bytes, Padding, Piece, Range, append_pieces
 
 FILLER = "steering.filler"
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was written: bytes copied from other files, and bytes that are new."""
+class NewTensor:
+    """A tensor of the output: its name, ggml shape and type, and what its data is made of."""
 
-    copied: int
-    new: int
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    content: Piece
+
+    @property
+    def size(self) -> int:
+        return self.content.size
+
+
+@dataclass(frozen=True)
+class NewEntry:
+    """A metadata entry of the output: ``raw`` holds its type word and value, or says where they lie."""
+
+    key: str
+    raw: Piece
+
+
+def text_entry(key: str, text: str) -> NewEntry:
+    return NewEntry(key, Bytes(struct.pack("<I", STRING) + _packed_text(text)))
+
+
+def i32_entry(key: str, number: int) -> NewEntry:
+    return NewEntry(key, Bytes(struct.pack("<Ii", I32, number)))
+
+
+def u32_entry(key: str, number: int) -> NewEntry:
+    return NewEntry(key, Bytes(struct.pack("<II", U32, number)))
+
+
+def floats_entry(key: str, raw: bytes) -> NewEntry:
+    """An array of fp32 numbers, given as their bytes."""
+    return NewEntry(key, Bytes(struct.pack("<IIQ", ARRAY, FLOAT32, len(raw) // 4) + raw))
+
+
+def kept_entry(entry: Entry, file: GgufFile, key: str | None = None) -> NewEntry:
+    """An entry of another file, byte for byte, under its own or another key."""
+    return NewEntry(key or entry.name, Range(file.path, entry.start, entry.end - entry.start))
+
+
+def kept_tensor(tensor: GgufTensor, name: str | None = None) -> NewTensor:
+    """A tensor of another file, byte for byte, under its own or another name."""
+    return NewTensor(name or tensor.name, tensor.shape, tensor.type, Range(tensor.file, tensor.start, tensor.size))
 
 
 def header_pieces(
-    version: int, alignment: int, entries: Sequence[NewEntry], tensors: Sequence[Placed], *, like: int | None = None
+    version: int, alignment: int, entries: Sequence[NewEntry], tensors: Sequence[NewTensor], *, like: int | None = None
 ) -> list[Piece]:
     """The header, up to where the data begins.
 
@@ -55,14 +103,14 @@ def header_pieces(
     count = len(entries) + len(filler)
     pieces: list[Piece] = [Bytes(MAGIC + struct.pack("<IQQ", version, len(tensors), count))]
     for entry in [*entries, *filler]:
-        pieces += [Bytes(packed_text(entry.key)), entry.raw]
+        pieces += [Bytes(_packed_text(entry.key)), entry.raw]
     pieces.append(Bytes(infos))
     if tensors:
         pieces.append(Padding(padded(size, alignment) - size))
     return pieces
 
 
-def offsets(tensors: Sequence[Placed], alignment: int) -> list[int]:
+def offsets(tensors: Sequence[NewTensor], alignment: int) -> list[int]:
     """Where each tensor's data begins, from the beginning of the data."""
     found, offset = [], 0
     for tensor in tensors:
@@ -71,37 +119,15 @@ def offsets(tensors: Sequence[Placed], alignment: int) -> list[int]:
     return found
 
 
-def read_pieces(pieces: Sequence[Piece]) -> bytes:
-    """The bytes of a header's pieces.
-
-    Raises:
-        OutsideError: a file that is copied from became shorter.
-    """
-    target = io.BytesIO()
-    for piece in pieces:
-        if isinstance(piece, Range):
-            with piece.file.open("rb") as reader:
-                reader.seek(piece.start)
-                raw = reader.read(piece.size)
-            if len(raw) < piece.size:
-                raise _shorter(piece.file)
-            target.write(raw)
-        elif isinstance(piece, Bytes):
-            target.write(piece.data)
-        else:
-            target.write(bytes(piece.size))
-    return target.getvalue()
-
-
 def write_gguf(
     target: BinaryIO,
     *,
     version: int,
     alignment: int,
     entries: Sequence[NewEntry],
-    tensors: Sequence[Placed],
+    tensors: Sequence[NewTensor],
     like: int | None = None,
-) -> Written:
+) -> Appended:
     """Write a whole GGUF file into ``target``, which is empty.
 
     Memory does not depend on the size of the tensors. For the arguments see :func:`header_pieces`.
@@ -111,56 +137,17 @@ def write_gguf(
     """
     pieces = header_pieces(version, alignment, entries, tensors, like=like)
     for tensor in tensors:
-        pieces += tensor.pieces
-        pieces.append(Padding(padded(tensor.size, alignment) - tensor.size))
-    with ExitStack() as stack:
-        return _write(target, list(joined(pieces)), stack)
+        pieces += [tensor.content, Padding(padded(tensor.size, alignment) - tensor.size)]
+    return append_pieces(target, pieces)
 
 
-def _write(target: BinaryIO, pieces: Sequence[Piece], stack: ExitStack) -> Written:
-    copied = new = 0
-    opened: dict[Path, BinaryIO] = {}
-    for piece in pieces:
-        if isinstance(piece, (Bytes, Padding)):
-            target.write(piece.data if isinstance(piece, Bytes) else bytes(piece.size))
-            new += piece.size
-            continue
-        if piece.file not in opened:
-            opened[piece.file] = stack.enter_context(piece.file.open("rb"))
-        copied += piece.size
-        if isinstance(piece, Range):
-            _copy(opened[piece.file], target, piece)
-        else:
-            _copy_rows(opened[piece.file], target, piece)
-    return Written(copied, new)
-
-
-def _copy(reader: BinaryIO, writer: BinaryIO, piece: Range) -> None:
-    # File systems share whole blocks only: what comes before the first is copied by itself.
-    head = min(-piece.start % PAGE, piece.size)
-    done = copy_range(reader, writer, piece.start, head)
-    done += copy_range(reader, writer, piece.start + head, piece.size - head)
-    if done < piece.size:
-        raise _shorter(piece.file)
-
-
-def _copy_rows(reader: BinaryIO, writer: BinaryIO, piece: Rows) -> None:
-    width, group = piece.row_bytes, piece.row_bytes * len(piece.order)
-    for number in range(piece.groups):
-        reader.seek(piece.start + number * group)
-        rows = reader.read(group)
-        if len(rows) < group:
-            raise _shorter(piece.file)
-        writer.write(b"".join(rows[place * width : (place + 1) * width] for place in piece.order))
-
-
-def _infos(tensors: Sequence[Placed], alignment: int) -> Iterator[bytes]:
+def _infos(tensors: Sequence[NewTensor], alignment: int) -> Iterator[bytes]:
     for tensor, offset in zip(tensors, offsets(tensors, alignment), strict=True):
         expected = row_bytes(tensor.type, tensor.shape[0]) * math.prod(tensor.shape[1:])
         if len(tensor.name.encode()) > MAX_NAME or tensor.size != expected:
             raise ValueError(f"{tensor.name}: {tensor.size} bytes for {tensor.shape} of type {tensor.type}")
         rank = len(tensor.shape)
-        yield packed_text(tensor.name) + struct.pack(f"<I{rank}QIQ", rank, *tensor.shape, tensor.type, offset)
+        yield _packed_text(tensor.name) + struct.pack(f"<I{rank}QIQ", rank, *tensor.shape, tensor.type, offset)
 
 
 def _filler(size: int) -> NewEntry:
@@ -168,13 +155,10 @@ def _filler(size: int) -> NewEntry:
 
 
 def _entry_size(entry: NewEntry) -> int:
-    return len(packed_text(entry.key)) + entry.raw.size
+    return len(_packed_text(entry.key)) + entry.raw.size
 
 
-def _shorter(file: Path) -> OutsideError:
-    return OutsideError(
-        "the source became shorter while it was copied; nothing is left of the output",
-        where=str(file),
-        remedy="run it again when nothing else writes to that file",
-        code="disk",
-    )
+def _packed_text(text: str) -> bytes:
+    """A text as the format has it."""
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw

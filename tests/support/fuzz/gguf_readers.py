@@ -17,9 +17,9 @@ from support.fuzz.watch import Case
 from support.gguf_files import read_values
 
 from patcher.checkpoint.gguf import in_place
+from patcher.checkpoint.gguf.file import read_floats
 from patcher.checkpoint.gguf.format import SCALARS
 from patcher.checkpoint.gguf.model import GgufModel, read_model, split_name
-from patcher.checkpoint.gguf.values import read_floats
 from patcher.gguf import provenance
 from patcher.gguf.edits import GgufEdit
 from patcher.gguf.patch import patch_in_place, write_patched

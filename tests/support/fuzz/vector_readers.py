@@ -72,6 +72,6 @@ def _adapters() -> list[Case]:
 
 @reader("adapter", _adapters)
 def _adapter(folder: Path, _out: Path) -> Any:
-    require_adapter(folder, "adapter")
+    require_adapter(folder)
     found = read_adapter(folder)
     return found, load_vector_file(folder, layer=LAYER, hidden=WIDTH, tensor=next(iter(found)))
