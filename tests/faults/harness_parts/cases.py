@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import os
 import pkgutil
@@ -96,10 +97,12 @@ def as_nobody(bench: Bench) -> Iterator[Callable[[], None]]:
 def _import_late_modules() -> None:
     """Import what a build imports when it first needs it, as another user may not read where Python is installed."""
     for package in (patcher, rich):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            if not module.name.endswith(".__main__"):
+        # The programs are no modules: each of them forbids its process to import this package.
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith(".__main__") and ".programs." not in module.name:
                 with suppress(ImportError):
                     importlib.import_module(module.name)
+    codecs.lookup("unicode-escape")  # for the strings in a template
 
 
 @contextmanager
