@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from patcher.architectures.model_class import causal_lm_from_config, on_meta
+from patcher.architectures.residual import residual_hook
 from patcher.errors import InputError
 
 MAX_PARAMETERS = 200_000_000
@@ -134,19 +135,7 @@ def run_on(
         seen.append(hidden.detach().clone().float())
         return hidden
 
-    def before(_module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> Any:
-        if inputs:
-            return (changed(inputs[0]), *inputs[1:]), keywords
-        return inputs, {**keywords, "hidden_states": changed(keywords["hidden_states"])}
-
-    def after(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        return changed(output) if isinstance(output, torch.Tensor) else (changed(output[0]), *output[1:])
-
-    if entering:
-        handle = block.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = block.register_forward_hook(after)
-    with attached(handle):
+    with residual_hook(block, changed, entering=entering):
         logits = logits_of(model, ids, mask)
     return seen[-1], logits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -11,15 +12,10 @@ import torch
 from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
+from patcher.architectures.residual import Change, residual_hook
 
 EMBEDDING = -1
 """The layer index of the residual stream that enters block 0."""
-
-
-def block_output(output: Any) -> torch.Tensor:
-    """The residual stream out of a block's return value."""
-    hidden: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
-    return hidden
 
 
 class Enough(Exception):  # noqa: N818 - it reads as the event it is
@@ -44,31 +40,14 @@ def read_blocks(
     """
     last = max(layers)
 
-    def read(layer: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            use(layer, block_output(output).detach())
-            if layer == last:
-                raise Enough
-
-        return hook
-
-    def read_entrance(_module: nn.Module, inputs: Any, keywords: Mapping[str, Any]) -> None:
-        use(EMBEDDING, (inputs[0] if inputs else keywords["hidden_states"]).detach())
-        if last == EMBEDDING:
+    def read(layer: int, hidden: torch.Tensor) -> None:
+        use(layer, hidden.detach())
+        if layer == last:
             raise Enough
 
-    handles = [
-        model.get_submodule(f"{blocks}.0").register_forward_pre_hook(read_entrance, with_kwargs=True)
-        if layer == EMBEDDING
-        else model.get_submodule(f"{blocks}.{layer}").register_forward_hook(read(layer))
-        for layer in layers
-    ]
-    try:
-        with contextlib.suppress(Enough):
-            forward(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    changes = {layer: functools.partial(read, layer) for layer in layers}
+    with _residual_hooks(model, blocks, changes), contextlib.suppress(Enough):
+        forward(model, inputs)
 
 
 def run_blocks(
@@ -83,9 +62,7 @@ def run_blocks(
 def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], **extra: Any) -> Any:
     """One stock forward pass without gradients or cache; positions are passed where the class takes them."""
     accepted = inspect.signature(model.forward).parameters
-    device = next(model.parameters()).device
-    if device.type == "meta":  # offloaded by accelerate, which moves inputs itself
-        device = torch.device("cpu")
+    device = input_device(model)
     chosen = {name: value.to(device) for name, value in inputs.items() if name in accepted}
     if "logits_to_keep" in accepted and "logits_to_keep" not in extra:
         extra["logits_to_keep"] = 1
@@ -93,40 +70,36 @@ def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], **extra: Any) 
         return model(**chosen, use_cache=False, **{name: value for name, value in extra.items() if name in accepted})
 
 
-@contextlib.contextmanager
-def steering_hooks(model: nn.Module, blocks: str, vectors: Mapping[int, torch.Tensor]) -> Iterator[None]:
+def input_device(model: nn.Module) -> torch.device:
+    """Where a model's inputs belong."""
+    device = next(model.parameters()).device
+    # Offloaded by accelerate, which moves inputs itself.
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def steering_hooks(
+    model: nn.Module, blocks: str, vectors: Mapping[int, torch.Tensor]
+) -> contextlib.AbstractContextManager[None]:
     """While open, the residual stream after block ``layer`` gains ``vectors[layer]`` ([hidden]) at every position.
 
     Layer -1 is the residual stream that enters block 0.
     """
 
-    def adds(vector: torch.Tensor) -> Callable[..., Any]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            hidden = block_output(output)
-            shifted = hidden + vector.to(hidden.device, hidden.dtype)
-            return shifted if isinstance(output, torch.Tensor) else (shifted, *output[1:])
+    def added(vector: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + vector.to(hidden.device, hidden.dtype)
 
-        return hook
+    return _residual_hooks(
+        model, blocks, {layer: functools.partial(added, vector) for layer, vector in vectors.items()}
+    )
 
-    def adds_before(vector: torch.Tensor) -> Callable[..., Any]:
-        def hook(_module: nn.Module, inputs: Any, keywords: dict[str, Any]) -> Any:
-            hidden = inputs[0] if inputs else keywords["hidden_states"]
-            shifted = hidden + vector.to(hidden.device, hidden.dtype)
-            return ((shifted, *inputs[1:]), keywords) if inputs else (inputs, {**keywords, "hidden_states": shifted})
 
-        return hook
-
-    handles = [
-        model.get_submodule(f"{blocks}.0").register_forward_pre_hook(adds_before(vector), with_kwargs=True)
-        if layer == EMBEDDING
-        else model.get_submodule(f"{blocks}.{layer}").register_forward_hook(adds(vector))
-        for layer, vector in vectors.items()
-    ]
-    try:
+@contextlib.contextmanager
+def _residual_hooks(model: nn.Module, blocks: str, changes: Mapping[int, Change]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for layer, change in changes.items():
+            block = model.get_submodule(f"{blocks}.{max(layer, 0)}")
+            stack.enter_context(residual_hook(block, change, entering=layer == EMBEDDING))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def position_limit(model: nn.Module) -> int | None:

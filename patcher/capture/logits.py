@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from patcher.capture.forward import forward, steering_hooks
+from patcher.capture.forward import forward, input_device, steering_hooks
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ class LoadedModel:
 def kept_logits(model: nn.Module, inputs: Mapping[str, torch.Tensor], columns: torch.Tensor) -> torch.Tensor:
     """Logits at ``columns`` only, [rows, kept, vocabulary]; the others are not computed where the class allows it."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        device = next(model.parameters()).device
-        wanted = columns if device.type == "meta" else columns.to(device)
-        kept: Any = forward(model, inputs, logits_to_keep=wanted).logits
+        kept: Any = forward(model, inputs, logits_to_keep=columns.to(input_device(model))).logits
         if kept.shape[1] == len(columns):
             return kept  # type: ignore[no-any-return]
     logits: torch.Tensor = forward(model, inputs, logits_to_keep=0).logits

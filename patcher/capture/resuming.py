@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.residual import block_input
 from patcher.capture.forward import read_blocks, steering_hooks
 from patcher.capture.logits import LoadedModel, LogitsJob, kept_logits
 from patcher.errors import first_line
@@ -149,8 +150,7 @@ class ResumingModel(LoadedModel):
             length = self._tuples.get(place)
 
             def forward(*inputs: Any, **keywords: Any) -> Any:
-                hidden = inputs[0] if inputs else keywords["hidden_states"]
-                hidden = residual if place == layer else hidden
+                hidden = residual if place == layer else block_input(inputs, keywords)
                 return hidden if length is None else (hidden, *[None] * (length - 1))
 
             return forward

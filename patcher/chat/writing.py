@@ -10,7 +10,7 @@ import torch
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
-from patcher.capture.forward import position_limit, steering_hooks
+from patcher.capture.forward import input_device, position_limit, steering_hooks
 from patcher.errors import InputError, OutsideError, PatchModelError, first_line
 from patcher.evaluate.scoring import Vectors
 from patcher.vectors.responses import ending_tokens
@@ -77,9 +77,7 @@ class Writer:
         """
         inputs, _ = padded(prompts, "left", self._pad)
         width = inputs["input_ids"].shape[1]
-        device = next(self.model.parameters()).device
-        if device.type == "meta":  # offloaded by accelerate, which moves inputs itself
-            device = torch.device("cpu")
+        device = input_device(self.model)
         follow = _Follow(width, self.ends, show)
         with steering_hooks(self.model, self._blocks, row_vectors(vectors)), _errors():
             self.model.generate(

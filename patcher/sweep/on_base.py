@@ -14,6 +14,7 @@ from patcher.build.base_run import neutral_tokens
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
 from patcher.capture.budget import token_budget
+from patcher.capture.forward import input_device
 from patcher.capture.logits import LogitsSource
 from patcher.capture.memory import available_memory
 from patcher.capture.opened import OpenedBase
@@ -175,12 +176,11 @@ class SweepRun:
         if opened.model is None:
             return opened.logits
         architecture = self.planned.architecture
-        parameter = next(opened.model.parameters())
-        device = torch.device("cpu") if parameter.device.type == "meta" else parameter.device
+        dtype = next(opened.model.parameters()).dtype
         return ResumingModel(
             opened.model,
             architecture.blocks,
-            tokens=token_budget(architecture.config, device, parameter.dtype),
+            tokens=token_budget(architecture.config, input_device(opened.model), dtype),
             memory=int(_MEMORY * available_memory()),
             note=self.job.note,
         )

@@ -11,7 +11,7 @@ from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
-from patcher.capture.forward import position_limit
+from patcher.capture.forward import input_device, position_limit
 from patcher.errors import InputError, OutsideError, first_line
 from patcher.recipe.persona import GenerateSpec
 
@@ -120,9 +120,7 @@ def _check_length(model: nn.Module, longest: int, spec: GenerateSpec, where: str
 
 def _generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, where: str) -> torch.Tensor:
     """[batch, new tokens], on the CPU."""
-    device = next(model.parameters()).device
-    if device.type == "meta":  # offloaded by accelerate, which moves inputs itself
-        device = torch.device("cpu")
+    device = input_device(model)
     try:
         with torch.no_grad(), quiet_transformers():
             written = model.generate(
