@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from patcher.architectures.quantised import quantisation_of
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
-from patcher.capture.cache.key import model_identity
+from patcher.capture.cache.key import capture_key, model_identity
 from patcher.capture.cache.of_model import Remembering
 from patcher.capture.cache.store import CaptureCache, capture_cache
 from patcher.capture.model import load_tokenizer, pick_device, pick_dtype
@@ -194,17 +195,16 @@ class BaseRun:
         if self.identity is None:
             return reader
         config = self.planned.architecture.config
-        memory = Remembering(
-            self.cache,
+        key = functools.partial(
+            capture_key,
             self.identity,
             dtype=reader.runner.dtype,
             device=device,
             attention=str(getattr(config, "_attn_implementation", None)),
             blocks=self.planned.architecture.blocks,
             settings={"mode": mode, "tokens": reader.tokens, "batch_size": reader.batch_size},
-            note=self.job.note,
         )
-        return replace(reader, memory=memory)
+        return replace(reader, memory=Remembering(self.cache, key, self.job.note))
 
     def answered(self, opened: OpenedBase) -> list[PreparedVector]:
         """The recipe's vectors, with the pairs that the model writes."""

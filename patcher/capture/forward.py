@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ EMBEDDING = -1
 
 
 class Enough(Exception):  # noqa: N818 - it reads as the event it is
-    """Ends a forward pass that has given all that was asked for; never leaves :func:`read_blocks`."""
+    """Ends a forward pass that has given all that was asked for; never leaves whoever began it."""
 
 
 def read_blocks(
@@ -100,6 +100,15 @@ def _residual_hooks(model: nn.Module, blocks: str, changes: Mapping[int, Change]
             block = model.get_submodule(f"{blocks}.{max(layer, 0)}")
             stack.enter_context(residual_hook(block, change, entering=layer == EMBEDDING))
         yield
+
+
+def row_vectors(vectors: Sequence[Mapping[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
+    """What the rows of a batch gain: layer -> [rows, 1, hidden]; a layer that no row is steered at is left out."""
+    stacked = {}
+    for layer in sorted({layer for row in vectors for layer in row}):
+        some = next(row[layer] for row in vectors if layer in row)
+        stacked[layer] = torch.stack([row.get(layer, torch.zeros_like(some)) for row in vectors])[:, None]
+    return stacked
 
 
 def position_limit(model: nn.Module) -> int | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -105,15 +105,9 @@ class InMemory:
 
     def __init__(self, model: nn.Module, blocks: str) -> None:
         self.model, self.blocks = model, blocks
-
-    @property
-    def hidden(self) -> int:
-        config: Any = self.model.config
-        return int(config.hidden_size)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+        config: Any = model.config
+        self.hidden = int(config.hidden_size)
+        self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
     def run(
         self,
@@ -122,8 +116,11 @@ class InMemory:
         collect: Collect,
         progress: Callable[[int], None] | None = None,
     ) -> None:
+        def taken(number: int) -> Callable[[int, torch.Tensor], None]:
+            return lambda layer, hidden: collect(layer, number, hidden)
+
         for number, batch in enumerate(batches):
-            self._run(batch, layers, functools.partial(_numbered, collect, number))
+            self._run(batch, layers, taken(number))
             if progress is not None:
                 progress(number + 1)
 
@@ -147,10 +144,6 @@ class InMemory:
             halves.append(seen)
         for layer in layers:
             use(layer, torch.cat([seen[layer] for seen in halves]))
-
-
-def _numbered(collect: Collect, number: int, layer: int, hidden: torch.Tensor) -> None:
-    collect(layer, number, hidden)
 
 
 class Collector:
@@ -290,7 +283,8 @@ def capture_residuals(
         control = displaced_prompt(shared)
         (alone,) = batches_of(plain_rows([prompts[control]]), [prompts[control]])
         collector = run([*batches_of(shared, prompts), alone.read_for(len(prompts))], len(prompts) + 1)
-        error = max(_difference(collector.rows[layer], control) for layer in layers)
+        # The last row is the same prompt alone.
+        error = max(relative_error(collector.rows[layer][control], collector.rows[layer][-1]) for layer in layers)
         if error <= CONTROL_TOLERANCE.get(runner.dtype, CONTROL_TOLERANCE_HALF):
             return {layer: collector.residuals(layer, len(prompts)) for layer in layers}
         say(f"shared prefixes are not exact on these weights (off by {error:.1e}): every prompt is computed whole")
@@ -298,10 +292,10 @@ def capture_residuals(
     return {layer: collector.residuals(layer, len(prompts)) for layer in layers}
 
 
-def _difference(rows: torch.Tensor, control: int) -> float:
-    """The prompt ``control`` against itself alone (the last row), relative; infinite where it is not a number."""
-    error = float((rows[control] - rows[-1]).norm() / rows[-1].norm().clamp(min=1e-30))
-    return error if error == error else float("inf")
+def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The norm of the difference over that of ``wanted``; infinite where it is not a number."""
+    error = float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    return math.inf if math.isnan(error) else error
 
 
 def _shared(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.residual import block_input
-from patcher.capture.forward import read_blocks, steering_hooks
+from patcher.capture.forward import read_blocks, row_vectors, steering_hooks
 from patcher.capture.logits import LoadedModel, LogitsJob, kept_logits
 from patcher.errors import first_line
 
@@ -87,7 +87,7 @@ class ResumingModel(LoadedModel):
     def _stacked(self, jobs: Sequence[LogitsJob], layer: int) -> Sequence[torch.Tensor]:
         """The logits of jobs that share inputs and their first steered layer, from one resumed pass."""
         residual = self._residual(jobs[0].inputs, layer)
-        steered = torch.cat([_plus(residual, job.vectors[layer]) for job in jobs])
+        steered = torch.cat([residual + job.vectors[layer].to(residual.device, residual.dtype) for job in jobs])
         inputs = {name: value.repeat(len(jobs), 1) for name, value in jobs[0].inputs.items()}
         rows = len(residual)
         with self._resumed(layer, steered), self._later(jobs, layer, rows):
@@ -95,12 +95,8 @@ class ResumingModel(LoadedModel):
         return torch.split(logits, rows)
 
     def _later(self, jobs: Sequence[LogitsJob], layer: int, rows: int) -> contextlib.AbstractContextManager[None]:
-        later = sorted({place for job in jobs for place in job.vectors if place != layer})
-        added = {}
-        for place in later:
-            size = next(job.vectors[place] for job in jobs if place in job.vectors)
-            each = [job.vectors.get(place, torch.zeros_like(size)) for job in jobs]
-            added[place] = torch.stack(each).repeat_interleave(rows, dim=0)[:, None, :]
+        later = row_vectors([{place: job.vectors[place] for place in job.vectors if place != layer} for job in jobs])
+        added = {place: vectors.repeat_interleave(rows, dim=0) for place, vectors in later.items()}
         return steering_hooks(self.model, self.blocks, added)
 
     def _residual(self, inputs: Mapping[str, torch.Tensor], layer: int) -> torch.Tensor:
@@ -206,10 +202,6 @@ def _same(found: torch.Tensor, expected: torch.Tensor) -> bool:
     if found.dtype == torch.float32:
         return bool(difference.max() <= _EXACT * size.max().clamp(min=1))
     return bool(difference.mean() <= _CLOSE * size.mean())
-
-
-def _plus(residual: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return residual + vector.to(residual.device, residual.dtype)
 
 
 def _first(job: LogitsJob) -> int | None:

@@ -10,7 +10,7 @@ import torch
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
-from patcher.capture.forward import input_device, position_limit, steering_hooks
+from patcher.capture.forward import input_device, position_limit, row_vectors, steering_hooks
 from patcher.errors import InputError, OutsideError, PatchModelError, first_line
 from patcher.evaluate.scoring import Vectors
 from patcher.vectors.responses import ending_tokens
@@ -99,15 +99,6 @@ class Writer:
                 remedy="a shorter prompt, or /reset to begin a new conversation",
             )
         return min(tokens, self.positions - width)
-
-
-def row_vectors(vectors: Sequence[Vectors]) -> dict[int, torch.Tensor]:
-    """What the rows of a batch gain: layer -> [rows, 1, hidden]; a layer that no row is steered at is left out."""
-    stacked = {}
-    for layer in sorted({layer for row in vectors for layer in row}):
-        some = next(row[layer] for row in vectors if layer in row)
-        stacked[layer] = torch.stack([row.get(layer, torch.zeros_like(some)) for row in vectors])[:, None]
-    return stacked
 
 
 class _Dice:

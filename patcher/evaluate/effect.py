@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from patcher.capture.logits import LogitsSource
-from patcher.evaluate.held_out import ANSWER_PROBABILITY, LOG_ODDS, Question, answer_probability, log_odds
+from patcher.evaluate.held_out import Question, measure_of
 from patcher.evaluate.scoring import Vectors, mean_log_probs
 
 ON_TOPIC = "on_topic_log_probability"
@@ -42,18 +42,14 @@ class PairsEffect:
 
     @property
     def measure(self) -> str:
-        return ANSWER_PROBABILITY if self._lettered else LOG_ODDS
+        return measure_of(self.questions)[0]
 
     @property
     def count(self) -> int:
         return len(self.questions)
 
-    @property
-    def _lettered(self) -> bool:
-        return all(question.lettered for question in self.questions)
-
     def values(self, source: LogitsSource, variants: Sequence[Vectors], items: int) -> torch.Tensor:
-        measure = answer_probability if self._lettered else log_odds
+        _name, measure = measure_of(self.questions)
         return measure(source, self.questions[:items], variants, self.batch_size)
 
 

@@ -78,6 +78,15 @@ def log_odds(
     return means[:, 0::2] - means[:, 1::2]
 
 
+def measure_of(
+    questions: Sequence[Question],
+) -> tuple[str, Callable[[LogitsSource, Sequence[Question], Sequence[Vectors], int], torch.Tensor]]:
+    """The measure that all of these questions allow: its name, and its function."""
+    if all(question.lettered for question in questions):
+        return ANSWER_PROBABILITY, answer_probability
+    return LOG_ODDS, log_odds
+
+
 def evaluate_edits(
     source: LogitsSource,
     vectors: Vectors,
@@ -100,8 +109,7 @@ def evaluate_edits(
         ``measure``, ``pairs``, ``base``, ``steered``, ``negative``, ``random`` (a list), ``distinguishable``: whether
         the shift goes the expected way and is larger than that of every random vector, and ``notes``.
     """
-    lettered = all(question.lettered for question in questions)
-    measure = answer_probability if lettered else log_odds
+    name, measure = measure_of(questions)
     if progress is not None:
         progress("evaluating: base, steered, the negative coefficient, random vectors of equal norm")
     variants: list[Vectors] = [{}, vectors, {layer: -vector for layer, vector in vectors.items()}]
@@ -115,7 +123,7 @@ def evaluate_edits(
     elif shift <= largest:
         notes.append("the shift is no larger than that of a random vector of the same norm")
     return {
-        "measure": ANSWER_PROBABILITY if lettered else LOG_ODDS,
+        "measure": name,
         "pairs": len(questions),
         "base": base,
         "steered": steered,

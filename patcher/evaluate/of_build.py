@@ -12,7 +12,7 @@ from patcher.capture.logits import LogitsSource
 from patcher.errors import CheckFailed
 from patcher.evaluate.details import Looked, batch_rows, look
 from patcher.evaluate.guard import beyond_guard, guard_of
-from patcher.evaluate.held_out import Question, answer_probability, evaluate_edits, log_odds
+from patcher.evaluate.held_out import Question, evaluate_edits
 from patcher.evaluate.lm_eval_tasks import Tasks, check_tasks
 from patcher.evaluate.prompting import questions_with_prompt
 from patcher.evaluate.questions import build_question
@@ -122,7 +122,7 @@ def require_effect(evaluation: Mapping[str, Any] | None, where: str) -> None:
 def _prompting(
     source: LogitsSource, questions: Sequence[Question], vectors: Mapping[int, torch.Tensor], batch_size: int
 ) -> dict[str, float]:
-    measure = answer_probability if all(question.lettered for question in questions) else log_odds
+    _name, measure = measure_of(questions)
     alone, steered = measure(source, questions, [{}, vectors], batch_size).mean(dim=1).tolist()
     return {"alone": alone, "steered": steered}
 

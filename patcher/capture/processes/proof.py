@@ -7,7 +7,6 @@ says which; the stand-in does.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from patcher.capture.processes.model import (
     plain_inputs,
     read_config,
 )
+from patcher.capture.residuals import relative_error
 from patcher.errors import InputError, first_line
 
 TOKENS = 24
@@ -157,10 +157,5 @@ def _try(share: Share, stand_in: StandIn, processes: Processes) -> _Trial:
         if is_lost(error):
             raise
         return _Trial(share.whole, 0.0, (0, 0), first_line(error), isinstance(error, AttributeError))
-    errors = [_difference(found[layer], wanted) for layer, wanted in stand_in.wanted.items()]
+    errors = [relative_error(found[layer].cpu(), wanted) for layer, wanted in stand_in.wanted.items()]
     return _Trial(share.whole, max(errors), held_parameters(part, share.blocks))
-
-
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    error = float((found.cpu() - wanted).norm() / wanted.norm().clamp(min=1e-30))
-    return error if error == error else math.inf

@@ -37,18 +37,8 @@ class Distributed:
         _order_all(processes, "load", share)
         self.model: nn.Module | None = load_share(share, processes)
         config: Any = self.model.config
-        self._hidden = int(config.hidden_size)
-
-    @property
-    def hidden(self) -> int:
-        """Width of the residual stream."""
-        return self._hidden
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that blocks compute in."""
-        dtype: torch.dtype = getattr(torch, self.share.dtype)
-        return dtype
+        self.hidden = int(config.hidden_size)
+        self.dtype: torch.dtype = getattr(torch, share.dtype)
 
     def run(
         self,
@@ -88,7 +78,7 @@ class Distributed:
         _keep(batches[0], layers, _read(self.model, self.share, batches[0], layers), collect)
         for rank in range(1, len(batches)):
             places = len(batches[rank].places)
-            results = torch.empty(len(layers), places, self._hidden + 1, dtype=torch.float64)
+            results = torch.empty(len(layers), places, self.hidden + 1, dtype=torch.float64)
             _keep(batches[rank], layers, self.processes.take(rank, results), collect)
 
 

@@ -45,6 +45,8 @@ class StreamedModel:
 
     Attributes:
         stored: the checkpoint, with what was read of it.
+        hidden: width of the residual stream.
+        dtype: that blocks compute in.
 
     Raises:
         InputError: the checkpoint is no safetensors or is quantised, or transformers has no class for it.
@@ -70,28 +72,13 @@ class StreamedModel:
                 remedy="capture.mode: memory, or stream the unquantised version of this model",
                 code="stream",
             )
-        self._dtype, self._hidden = dtype, int(config.hidden_size)
-        self._memory, self._scratch, self._ahead, self._device = memory, scratch, ahead, torch.device(device)
+        self.dtype, self.hidden = dtype, int(config.hidden_size)
+        self._memory, self._scratch, self._ahead = memory, scratch, ahead
         self.stored = StoredTensors(folder)
         self._shell = Shell(
-            self.stored, config, blocks, dtype=dtype, device=self._device, trust_remote_code=trust_remote_code
+            self.stored, config, blocks, dtype=dtype, device=torch.device(device), trust_remote_code=trust_remote_code
         )
         self._rehearsal = Rehearsal(self._shell)
-
-    @property
-    def hidden(self) -> int:
-        """Width of the residual stream."""
-        return self._hidden
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that blocks compute in."""
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where blocks compute."""
-        return self._device
 
     @property
     def model(self) -> nn.Module:
@@ -132,22 +119,16 @@ class StreamedModel:
                 collect(layer, index, hidden.detach())
             return hidden
 
-        inputs = [batch.inputs_in(self._dtype) for batch in batches]
+        inputs = [batch.inputs_in(self.dtype) for batch in batches]
         with self._in_words(), self._store() as store:
             self._through_blocks(inputs, max(layers), after, store, progress)
 
-    def logits(
-        self,
-        jobs: Sequence[LogitsJob],
-        use: Callable[[int, torch.Tensor], None],
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
+    def logits(self, jobs: Sequence[LogitsJob], use: Callable[[int, torch.Tensor], None]) -> None:
         """Run all jobs through the whole model, in one pass over its weights.
 
         Args:
             jobs: forward passes, each with what is added to its residual stream.
             use: called with the index of a job and its logits, [rows, kept, vocabulary].
-            progress: called with the number of jobs done; one block of all is its share of all.
 
         Raises:
             InputError, OutsideError: as in :meth:`run`.
@@ -161,7 +142,7 @@ class StreamedModel:
 
         inputs, last = [job.inputs for job in jobs], len(self._shell) - 1
         with self._in_words(), self._store() as store:
-            ways = self._through_blocks(inputs, last, after, store, progress, to_the_end=True)
+            ways = self._through_blocks(inputs, last, after, store, None, to_the_end=True)
             for index, (job, way) in enumerate(zip(jobs, ways, strict=True)):
                 use(index, self._rehearsal.logits(job, way))
             self._shell.forget()

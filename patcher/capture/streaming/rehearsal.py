@@ -8,17 +8,13 @@ from typing import Any
 
 import torch
 
-from patcher.capture.forward import EMBEDDING, forward
+from patcher.capture.forward import EMBEDDING, Enough, forward
 from patcher.capture.logits import LogitsJob, kept_logits
 from patcher.capture.streaming.block_calls import After, BatchOnItsWay, Recording, Returned
 from patcher.capture.streaming.shell import Shell, Weights
 from patcher.capture.streaming.stand_ins import NotStreamable
 
 Inputs = Mapping[str, torch.Tensor]
-
-
-class _Enough(Exception):  # noqa: N818 - it ends a forward pass that has given all that was asked for
-    pass
 
 
 class Rehearsal:
@@ -48,10 +44,10 @@ class Rehearsal:
         def called(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             with self._shell.intercepted(None), self._shell.holding(dict(first)):
                 self._returns = Returned.by(self._shell.blocks[layer](*args, **kwargs))[0]
-            raise _Enough
+            raise Enough
 
         if self._returns is None:
-            with self._shell.intercepted(called), contextlib.suppress(_Enough):
+            with self._shell.intercepted(called), contextlib.suppress(Enough):
                 forward(self._shell.model, inputs)
         if self._returns is None:
             raise _not_called()
@@ -74,18 +70,18 @@ class Rehearsal:
             if not recording.calls:
                 hidden = after(EMBEDDING, hidden)
                 if last == EMBEDDING:
-                    raise _Enough
+                    raise Enough
                 args, kwargs = ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
             recording.add(layer, args, kwargs)
             if layer == last and not all_of_them:
-                raise _Enough
+                raise Enough
             return self.returns.pending(len(recording.calls) - 1, hidden)
 
         try:
             with self._shell.intercepted(called):
                 forward(self._shell.model, inputs)
             raise _not_called()
-        except _Enough:
+        except Enough:
             pass
         except NotStreamable:
             if not (all_of_them and recording.calls and recording.calls[-1].layer == last):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patcher.report.page.sortable import Column, Read, Row, Table, Value, numeric, table_of
-from patcher.report.pictures.reading import number, part_of, recommended_cell, rows_of
+from patcher.report.pictures.reading import number, part_of, place_of, recommended_cell, rows_of
 from patcher.report.pictures.wording import ABSENT, fixed, visible_token
 
 
@@ -67,14 +67,13 @@ def controls_table(sweep: Mapping[str, Any]) -> Table | None:
 
 def grid_table(sweep: Mapping[str, Any]) -> Table | None:
     cell = recommended_cell(sweep)
-    front = {(row.get("layer"), row.get("coefficient")) for row in rows_of(sweep, "pareto")}
+    front = set(map(place_of, rows_of(sweep, "pareto")))
 
     def here(row: Mapping[str, Any]) -> bool:
-        return cell is not None and (row.get("layer"), row.get("coefficient")) == (cell.layer, cell.coefficient)
+        return cell is not None and place_of(row) == (cell.layer, cell.coefficient)
 
     def mark(row: Mapping[str, Any]) -> Value:
-        on_front = (row.get("layer"), row.get("coefficient")) in front
-        return Value(", ".join([*["recommended"] * here(row), *["Pareto front"] * on_front]))
+        return Value(", ".join([*["recommended"] * here(row), *["Pareto front"] * (place_of(row) in front)]))
 
     return table_of(
         "grid",

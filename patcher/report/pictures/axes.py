@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, SymmetricalLogLocator
 
-from patcher.report.pictures.reading import evenly
-from patcher.report.pictures.wording import shown
+from patcher.report.pictures.reading import evenly, measure_name, or_nan
+from patcher.report.pictures.style import DASHES, SMALL, Theme, ink_on
+from patcher.report.pictures.text import printable
+from patcher.report.pictures.wording import ABSENT, shown
+
+MOST_TILES = 13
+"""Columns of a heat map that have a tick and may have numbers."""
 
 _WIDE = 100
 _MOST_TICKS = 12
@@ -55,11 +64,14 @@ def _room(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xlim(values[0] - (0.04 * span or 0.5), values[-1] + (0.04 * span or 0.5))
 
 
-def scale_damage(axes: Axes, which: str, values: Sequence[float]) -> None:
-    """A damage axis from 0: linear, or symmetric-logarithmic where positive values span more than a factor of 100."""
+def scale_damage(axes: Axes, which: str, values: Sequence[float], guard: float | None, theme: Theme) -> None:
+    """A damage axis from 0: linear, or symmetric-logarithmic where positive values span more than a factor of 100.
+
+    The line of the guard goes across it.
+    """
     axis = axes.xaxis if which == "x" else axes.yaxis
     set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if which == "x" else (axes.set_yscale, axes.set_ylim)
-    positive = [value for value in values if value > 0]
+    positive = [value for value in (*values, *([] if guard is None else [guard])) if value > 0]
     most = max(positive, default=1.0)
     if positive and most / min(positive) > _WIDE:
         floor = 10.0 ** _floor_exponent(min(positive))
@@ -72,10 +84,76 @@ def scale_damage(axes: Axes, which: str, values: Sequence[float]) -> None:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, digits=4)))
         set_limits(0, most * 1.08)
+    if guard is None:
+        return
+    line = {"color": theme.ink, "linewidth": 1.2, "linestyle": DASHES[3], "gid": "guard"}
+    beside: dict[str, Any] = {"text": f"guard {shown(guard)}", "textcoords": "offset points", "fontsize": SMALL}
+    if which == "x":
+        axes.axvline(guard, **line)
+        axes.annotate(
+            xy=(guard, 0), xycoords=("data", "axes fraction"), xytext=(-4, 4), rotation=90, ha="right", **beside
+        )
+    else:
+        axes.axhline(guard, **line)
+        axes.annotate(xy=(0, guard), xycoords=("axes fraction", "data"), xytext=(5, 3), **beside)
+
+
+def tiles(
+    axes: Axes,
+    values: Sequence[Sequence[float | None]],
+    across: Sequence[int],
+    up: Sequence[float],
+    colours: Colormap,
+    scale: Normalize,
+    text: Callable[[float], str],
+    theme: Theme,
+    *,
+    most_rows: int = MOST_TILES,
+) -> tuple[AxesImage, bool]:
+    """A heat map, with its numbers where there is room for them.
+
+    Args:
+        values: (up, across); what is None stays empty.
+        across: the layers.
+        up: what the rows stand for.
+        text: of a value.
+        most_rows: so many rows have a tick and may have numbers.
+
+    Returns:
+        The image, and whether it shows the numbers.
+    """
+    drawn = np.ma.masked_invalid(np.array([[or_nan(value) for value in row] for row in values], dtype=float))
+    image = axes.imshow(drawn, cmap=colours, norm=scale, aspect="auto", origin="lower", interpolation="nearest")
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for axis, places, most in ((axes.xaxis, across, MOST_TILES), (axes.yaxis, up, most_rows)):
+        ticks = evenly(places, most)
+        axis.set_ticks([places.index(tick) for tick in ticks], [shown(tick, digits=4) for tick in ticks])
+    axes.tick_params(length=0)
+    numbered = len(across) <= MOST_TILES and len(up) <= most_rows
+    for y, row in enumerate(values if numbered else []):
+        for x, value in enumerate(row):
+            ink = theme.quiet if value is None else ink_on(colours(scale(value)), theme)
+            told = ABSENT if value is None else text(value)
+            axes.text(x, y, told, ha="center", va="center", fontsize=SMALL, color=ink)
+    return image, numbered
+
+
+def colour_bar(image: Any, axes: Axes, **options: Any) -> None:
+    """The key of an image's colours."""
+    figure: Any = axes.figure
+    figure.colorbar(image, ax=axes, pad=0.015, fraction=0.05, **options).outline.set_visible(False)
 
 
 def _floor_exponent(value: float) -> int:
     return int(f"{value:e}".split("e")[1])
+
+
+def effect_axis(axes: Axes, sweep: Mapping[str, Any]) -> None:
+    """The upright axis of the sweep's measure."""
+    signed_axis(axes)
+    axes.set_ylabel(printable(f"change of\n{measure_name(sweep)}", longest=60))
 
 
 def signed_axis(axes: Axes, which: str = "y") -> None:

@@ -8,24 +8,19 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from patcher.report.pictures.axes import label_coefficients, scale_damage, signed_axis
+from patcher.report.pictures.axes import effect_axis, label_coefficients, scale_damage
 from patcher.report.pictures.reading import (
     Cell,
     cells_along,
     coefficients_of,
+    column,
     guard_limit,
     has_numbers,
-    measure_name,
-    number,
     recommended_cell,
     rows_of,
     shown_cell,
 )
 from patcher.report.pictures.style import DASHES, LIGHT, SMALL, Theme, new_figure, styled
-from patcher.report.pictures.text import printable
-from patcher.report.pictures.wording import shown
-
-_NAN = float("nan")
 
 
 def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
@@ -57,20 +52,15 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
         return picture
 
 
-def _column(rows: list[Mapping[str, Any]], key: str) -> list[float]:
-    values = [number(row.get(key)) for row in rows]
-    return [_NAN if value is None else value for value in values]
-
-
 def _effects(
     axes: Axes, sweep: Mapping[str, Any], rows: list[Mapping[str, Any]], randoms: list[Mapping[str, Any]], theme: Theme
 ) -> None:
-    coefficients = _column(rows, "coefficient")
+    coefficients = column(rows, "coefficient")
     axes.axhline(0, color=theme.quiet, linewidth=1)
     axes.fill_between(
         coefficients,
-        _column(rows, "effect_low"),
-        _column(rows, "effect_high"),
+        column(rows, "effect_low"),
+        column(rows, "effect_high"),
         color=theme.more,
         alpha=0.2,
         linewidth=0,
@@ -78,53 +68,37 @@ def _effects(
         label="95 % interval" if has_numbers(rows, "effect_low") else "_",
     )
     if len(rows) == 1:
-        axes.vlines(coefficients, _column(rows, "effect_low"), _column(rows, "effect_high"), color=theme.more)
-    axes.plot(
-        coefficients, _column(rows, "effect"), color=theme.more, marker="o", label="steering vector", gid="effect"
-    )
+        axes.vlines(coefficients, column(rows, "effect_low"), column(rows, "effect_high"), color=theme.more)
+    axes.plot(coefficients, column(rows, "effect"), color=theme.more, marker="o", label="steering vector", gid="effect")
     if has_numbers(randoms, "effect"):
         axes.plot(
-            _column(randoms, "coefficient"),
-            _column(randoms, "effect"),
+            column(randoms, "coefficient"),
+            column(randoms, "effect"),
             color=theme.random,
             marker="x",
             linestyle=DASHES[1],
             label="random, equal norm",
             gid="random_effect",
         )
-    signed_axis(axes)
-    axes.set_ylabel(printable(f"change of\n{measure_name(sweep)}", longest=60))
+    effect_axis(axes, sweep)
 
 
 def _damages(
     axes: Axes, sweep: Mapping[str, Any], rows: list[Mapping[str, Any]], randoms: list[Mapping[str, Any]], theme: Theme
 ) -> None:
-    damages = _column(rows, "damage")
-    axes.plot(_column(rows, "coefficient"), damages, color=theme.less, marker="s", gid="damage")
-    beside = _column(randoms, "damage") if has_numbers(randoms, "damage") else []
+    damages = column(rows, "damage")
+    axes.plot(column(rows, "coefficient"), damages, color=theme.less, marker="s", gid="damage")
+    beside = column(randoms, "damage") if has_numbers(randoms, "damage") else []
     if beside:
         axes.plot(
-            _column(randoms, "coefficient"),
+            column(randoms, "coefficient"),
             beside,
             color=theme.random,
             marker="x",
             linestyle=DASHES[1],
             gid="random_damage",
         )
-    limit = guard_limit(sweep)
-    present = [value for value in damages + beside if value == value]
-    if limit is not None:
-        axes.axhline(limit, color=theme.ink, linewidth=1.2, linestyle=DASHES[3], gid="guard")
-    scale_damage(axes, "y", present if limit is None else [*present, limit])
-    if limit is not None:
-        axes.annotate(
-            f"guard {shown(limit)}",
-            (0, limit),
-            xycoords=("axes fraction", "data"),
-            xytext=(5, 3),
-            textcoords="offset points",
-            fontsize=SMALL,
-        )
+    scale_damage(axes, "y", [value for value in damages + beside if value == value], guard_limit(sweep), theme)
     axes.set_ylabel("KL divergence\n(nats a token)")
 
 

@@ -12,8 +12,10 @@ from patcher.report.pictures.reading import (
     measure_name,
     number,
     part_of,
+    place_of,
     recommended_cell,
     report_row,
+    row_at,
     rows_of,
     shown_cell,
 )
@@ -63,17 +65,13 @@ def alt_text(name: str, sweep: Mapping[str, Any]) -> str:
 
 def _controls(sweep: Mapping[str, Any]) -> str:
     row = report_row(sweep, "recommended")
-    randoms = [abs(number(entry.get("effect")) or 0.0) for entry in rows_of(sweep, "report") if _is(entry, "random")]
+    randoms = [abs(number(row.get("effect")) or 0.0) for row in rows_of(sweep, "report") if row.get("kind") == "random"]
     parts = []
     if row is not None:
         parts.append(f"The recommended cell: {_effect(row)} {interval(row.get('low'), row.get('high'))}".strip() + ".")
     if randoms:
         parts.append(f"Random vectors: at most {shown(max(randoms))} either way.")
     return " ".join(parts)
-
-
-def _is(entry: Mapping[str, Any], kind: str) -> bool:
-    return entry.get("kind") == kind
 
 
 def _effect(row: Mapping[str, Any]) -> str:
@@ -121,25 +119,20 @@ def _by_coefficient(sweep: Mapping[str, Any]) -> str:
 
 
 def _pareto(sweep: Mapping[str, Any]) -> str:
-    cell = recommended_cell(sweep)
-    here = [] if cell is None else cells_along(rows_of(sweep, "grid"), layer=cell.layer)
-    for row in here:
-        if cell is not None and row.get("coefficient") == cell.coefficient:
-            return f"The recommended cell has effect {_effect(row)} at {shown(row.get('damage'))} nats a token."
-    return ""
+    row = row_at(sweep, recommended_cell(sweep))
+    if row is None:
+        return ""
+    return f"The recommended cell has effect {_effect(row)} at {shown(row.get('damage'))} nats a token."
 
 
 def _perplexities(sweep: Mapping[str, Any]) -> str:
-    cell, baseline = shown_cell(sweep), part_of(sweep, "baseline")
-    for row in [] if cell is None else cells_along(rows_of(sweep, "grid"), layer=cell.layer):
-        if cell is not None and row.get("coefficient") == cell.coefficient:
-            told = [
-                f"{name} {shown(baseline.get(key))} before, {shown(row.get(key))} after"
-                for key, name in (("on_topic", "on-topic"), ("off_topic", "off-topic"))
-                if number(row.get(key)) is not None
-            ]
-            return f"At {cell_name(cell.layer, cell.coefficient)}: {'; '.join(told)}." if told else ""
-    return ""
+    row, baseline = row_at(sweep, shown_cell(sweep)), part_of(sweep, "baseline")
+    told = [
+        f"{name} {shown(baseline.get(key))} before, {shown(row.get(key))} after"
+        for key, name in (("on_topic", "on-topic"), ("off_topic", "off-topic"))
+        if row is not None and number(row.get(key)) is not None
+    ]
+    return f"At {cell_name(*place_of(row))}: {'; '.join(told)}." if row is not None and told else ""
 
 
 def _separation(sweep: Mapping[str, Any]) -> str:

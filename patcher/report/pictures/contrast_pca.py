@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from patcher.report.pictures.axes import label_layers
 from patcher.report.pictures.reading import evenly, number, part_of, recommended_cell
-from patcher.report.pictures.style import LIGHT, SMALL, Theme, new_figure, styled
+from patcher.report.pictures.style import LIGHT, SMALL, Theme, new_figure, ring, styled, title_over
 from patcher.report.pictures.wording import fixed
 
 _COLUMNS = 4
@@ -51,9 +51,7 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
             _line(picture.add_subplot(grid[rows, :]), separation, recommended, theme)
         handles, labels = drawn[0].get_legend_handles_labels()
         picture.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=2, title=_KEY)
-        picture.suptitle(
-            "Contrast activations on two principal components", x=0.01, ha="left", fontsize=11.5, fontweight="bold"
-        )
+        title_over(picture, "Contrast activations on two principal components")
         return picture
 
 
@@ -107,13 +105,4 @@ def _line(axes: Axes, separation: Mapping[int, float], recommended: Any, theme: 
     axes.set_ylim(bottom=min(0.0, *separation.values()))
     axes.set_ylabel("separation d′")
     if recommended is not None and recommended.layer in separation:
-        axes.plot(
-            [recommended.layer],
-            [separation[recommended.layer]],
-            marker="o",
-            markersize=14,
-            markerfacecolor="none",
-            markeredgecolor=theme.mark,
-            markeredgewidth=2,
-            gid="recommended",
-        )
+        ring(axes, recommended.layer, separation[recommended.layer], theme, size=14)

@@ -7,25 +7,35 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from patcher.report.pictures.axes import label_layers, signed_axis
+from patcher.report.pictures.axes import effect_axis, label_layers
 from patcher.report.pictures.reading import (
     cells_along,
     coefficients_of,
+    column,
     evenly,
     has_numbers,
     layers_of,
-    measure_name,
     number,
+    or_nan,
     recommended_cell,
+    row_at,
     rows_of,
     shown_cell,
 )
-from patcher.report.pictures.style import DASHES, LIGHT, MARKERS, Theme, legend_below, new_figure, sequence, styled
-from patcher.report.pictures.text import printable
+from patcher.report.pictures.style import (
+    DASHES,
+    LIGHT,
+    MARKERS,
+    Theme,
+    legend_below,
+    new_figure,
+    ring,
+    sequence,
+    styled,
+)
 from patcher.report.pictures.wording import shown
 
 _MOST_LINES = 7
-_NAN = float("nan")
 
 
 def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
@@ -46,11 +56,11 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
             layers = [float(row["layer"]) for row in line]
             chosen = coefficient == cell.coefficient
             if chosen and has_numbers(line, "effect_low"):
-                low, high = ([_or_nan(row.get(key)) for row in line] for key in ("effect_low", "effect_high"))
+                low, high = column(line, "effect_low"), column(line, "effect_high")
                 axes.fill_between(layers, low, high, color=colour, alpha=0.22, linewidth=0, gid="interval")
             axes.plot(
                 layers,
-                [_or_nan(row.get("effect")) for row in line],
+                column(line, "effect"),
                 color=colour,
                 marker=MARKERS[place % len(MARKERS)],
                 linestyle="-" if chosen else DASHES[place % len(DASHES)],
@@ -60,30 +70,11 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
                 label=shown(coefficient, digits=4),
                 gid=f"effect_{coefficient:g}",
             )
-        recommended = recommended_cell(sweep)
-        found = [row for row in cells_along(rows, coefficient=cell.coefficient) if row.get("layer") == cell.layer]
-        if recommended is not None and has_numbers(found, "effect"):
-            axes.plot(
-                [_or_nan(cell.layer)],
-                [_or_nan(found[0].get("effect"))],
-                marker="o",
-                markersize=15,
-                markerfacecolor="none",
-                markeredgecolor=theme.mark,
-                markeredgewidth=2,
-                linestyle="",
-                zorder=4,
-                label="recommended",
-                gid="recommended",
-            )
+        recommended = row_at(sweep, recommended_cell(sweep))
+        if recommended is not None and has_numbers([recommended], "effect"):
+            ring(axes, or_nan(cell.layer), or_nan(recommended.get("effect")), theme)
         label_layers(axes, layers_of(rows))
-        signed_axis(axes)
-        axes.set_ylabel(printable(f"change of\n{measure_name(sweep)}", longest=60))
+        effect_axis(axes, sweep)
         axes.set_title("Effect by layer, one line a coefficient")
         legend_below(picture, axes, 4, title="coefficient")
         return picture
-
-
-def _or_nan(value: Any) -> float:
-    found = number(value)
-    return _NAN if found is None else found

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from patcher.report.pictures.axes import colour_bar, tiles
 from patcher.report.pictures.reading import (
     Cell,
     Grid,
-    evenly,
     grid_of,
     measure_name,
     outside_guard,
@@ -22,11 +22,9 @@ from patcher.report.pictures.reading import (
 )
 from patcher.report.pictures.style import (
     LIGHT,
-    SMALL,
     Theme,
     around_nought,
     diverging,
-    ink_on,
     new_figure,
     sequence,
     styled,
@@ -34,7 +32,6 @@ from patcher.report.pictures.style import (
 from patcher.report.pictures.text import printable
 from patcher.report.pictures.wording import fixed, shown
 
-_MOST_NUMBERED = 13
 _MOST_ROWS = 14
 _HATCH = "////"
 
@@ -49,11 +46,11 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
         height = min(max(0.29 * len(effect.coefficients), 0.75), 3.2) + 0.85
         picture = new_figure(height * len(grids) + 0.75)
         panels = picture.subplots(len(grids), 1, squeeze=False)[:, 0]
-        _cells(panels[0], effect, diverging(theme), around_nought(effect.numbers()), theme, short_places=2)
+        _cells(panels[0], effect, diverging(theme), around_nought(effect.numbers()), _effect_text, theme)
         panels[0].set_title(printable(f"Effect: change of {measure_name(sweep)}", longest=52))
         if len(grids) > 1:
             colours = ListedColormap(sequence(theme, 256))
-            _cells(panels[1], damage, colours, _damage_scale(damage), theme)
+            _cells(panels[1], damage, colours, _damage_scale(damage), _damage_text, theme)
             panels[1].set_title("Damage: KL divergence on neutral text (nats a token)")
         recommended = recommended_cell(sweep)
         outside = outside_guard(sweep)
@@ -77,36 +74,18 @@ def _damage_scale(grid: Grid) -> Normalize:
     return Normalize(0, max(positive, default=1.0))
 
 
+_effect_text = functools.partial(fixed, places=2, short=True)
+_damage_text = functools.partial(shown, digits=2, short=True, padded=True)
+
+
 def _cells(
-    axes: Axes, grid: Grid, colours: Colormap, scale: Normalize, theme: Theme, *, short_places: int | None = None
+    axes: Axes, grid: Grid, colours: Colormap, scale: Normalize, text: Callable[[float], str], theme: Theme
 ) -> None:
-    values = np.array([[np.nan if v is None else v for v in row] for row in grid.values], dtype=float)
-    drawn = np.ma.masked_invalid(values)
-    image = axes.imshow(drawn, cmap=colours, norm=scale, aspect="auto", origin="lower", interpolation="nearest")
-    axes.grid(False)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    shown_layers = evenly(grid.layers, _MOST_NUMBERED)
-    axes.set_xticks([grid.layers.index(layer) for layer in shown_layers], [str(layer) for layer in shown_layers])
-    rows = evenly(grid.coefficients, _MOST_ROWS)
-    axes.set_yticks([grid.coefficients.index(row) for row in rows], [shown(row, digits=4) for row in rows])
-    axes.tick_params(length=0)
-    if len(grid.layers) <= _MOST_NUMBERED and len(grid.coefficients) <= _MOST_ROWS:
-        for y, row in enumerate(grid.values):
-            for x, value in enumerate(row):
-                if value is None:
-                    axes.text(x, y, "–", ha="center", va="center", fontsize=SMALL, color=theme.quiet)
-                    continue
-                ink = ink_on(colours(scale(value)), theme)
-                text = (
-                    shown(value, digits=2, short=True, padded=True)
-                    if short_places is None
-                    else fixed(value, 2, short=True)
-                )
-                axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=ink)
-    else:
-        bar = axes.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.05)
-        bar.outline.set_visible(False)
+    image, numbered = tiles(
+        axes, grid.values, grid.layers, grid.coefficients, colours, scale, text, theme, most_rows=_MOST_ROWS
+    )
+    if not numbered:
+        colour_bar(image, axes)
 
 
 def _frame(axes: Axes, grid: Grid, cell: Cell | None, theme: Theme) -> None:

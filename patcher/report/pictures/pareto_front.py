@@ -9,11 +9,9 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from patcher.report.pictures.axes import scale_damage, signed_axis
-from patcher.report.pictures.reading import guard_limit, measure_name, number, recommended_cell, rows_of
-from patcher.report.pictures.style import DASHES, LIGHT, SMALL, Theme, legend_below, new_figure, sequence, styled
-from patcher.report.pictures.text import printable
-from patcher.report.pictures.wording import shown
+from patcher.report.pictures.axes import colour_bar, effect_axis, scale_damage
+from patcher.report.pictures.reading import guard_limit, number, place_of, recommended_cell, rows_of
+from patcher.report.pictures.style import LIGHT, Theme, legend_below, new_figure, ring, sequence, styled
 
 
 def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
@@ -47,10 +45,7 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
             **colours,
         )
         if by_layer:
-            bar = picture.colorbar(
-                dots, ax=axes, pad=0.015, fraction=0.05, label="layer", ticks=MaxNLocator(8, integer=True)
-            )
-            bar.outline.set_visible(False)
+            colour_bar(dots, axes, label="layer", ticks=MaxNLocator(8, integer=True))
         if randoms:
             axes.scatter(
                 [damage for damage, _, _ in randoms],
@@ -62,25 +57,9 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
                 gid="random",
             )
         _front(axes, sweep, cells, theme)
-        limit = guard_limit(sweep)
-        if limit is not None:
-            axes.axvline(limit, color=theme.ink, linewidth=1.2, linestyle=DASHES[3], gid="guard")
-        damages = [damage for damage, _, _ in cells + randoms]
-        scale_damage(axes, "x", damages if limit is None else [*damages, limit])
-        if limit is not None:
-            axes.annotate(
-                f"guard {shown(limit)}",
-                (limit, 0),
-                xycoords=("data", "axes fraction"),
-                xytext=(-4, 4),
-                textcoords="offset points",
-                rotation=90,
-                ha="right",
-                fontsize=SMALL,
-            )
-        signed_axis(axes)
+        scale_damage(axes, "x", [damage for damage, _, _ in cells + randoms], guard_limit(sweep), theme)
+        effect_axis(axes, sweep)
         axes.set_xlabel("damage: KL divergence on neutral text (nats a token)")
-        axes.set_ylabel(printable(f"change of\n{measure_name(sweep)}", longest=60))
         axes.set_title("Effect against damage")
         legend_below(picture, axes, 2)
         return picture
@@ -98,8 +77,8 @@ def _points(rows: list[Mapping[str, Any]]) -> list[tuple[float, float, Mapping[s
 def _front(
     axes: Any, sweep: Mapping[str, Any], cells: list[tuple[float, float, Mapping[str, Any]]], theme: Theme
 ) -> None:
-    named = {(row.get("layer"), row.get("coefficient")) for row in rows_of(sweep, "pareto")}
-    front = sorted((d, e) for d, e, row in cells if (row.get("layer"), row.get("coefficient")) in named)
+    named = set(map(place_of, rows_of(sweep, "pareto")))
+    front = sorted((damage, effect) for damage, effect, row in cells if place_of(row) in named)
     if front:
         axes.plot(
             [damage for damage, _ in front],
@@ -113,17 +92,5 @@ def _front(
         )
     cell = recommended_cell(sweep)
     for damage, effect, row in cells:
-        if cell is not None and (row.get("layer"), row.get("coefficient")) == (cell.layer, cell.coefficient):
-            axes.plot(
-                [damage],
-                [effect],
-                marker="o",
-                markersize=15,
-                markerfacecolor="none",
-                markeredgecolor=theme.mark,
-                markeredgewidth=2,
-                linestyle="",
-                label="recommended",
-                gid="recommended",
-                zorder=4,
-            )
+        if cell is not None and place_of(row) == (cell.layer, cell.coefficient):
+            ring(axes, damage, effect, theme)

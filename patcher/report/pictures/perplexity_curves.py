@@ -17,6 +17,7 @@ from patcher.report.pictures.axes import label_coefficients, label_layers
 from patcher.report.pictures.reading import (
     cells_along,
     coefficients_of,
+    column,
     has_numbers,
     layers_of,
     number,
@@ -25,7 +26,7 @@ from patcher.report.pictures.reading import (
     rows_of,
     shown_cell,
 )
-from patcher.report.pictures.style import DASHES, LIGHT, Theme, legend_below, new_figure, styled
+from patcher.report.pictures.style import DASHES, LIGHT, Theme, legend_below, new_figure, styled, title_over
 from patcher.report.pictures.wording import shown
 
 _TEXTS = (("on_topic", "on-topic"), ("off_topic", "off-topic"), ("perplexity", "neutral"))
@@ -63,7 +64,7 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
             if recommended_cell(sweep) is not None and at is not None:
                 axes.axvline(at, color=theme.mark, linewidth=1.2, linestyle=DASHES[2], gid="recommended")
         panels[0].set_ylabel("perplexity, steered / base" if relative else "perplexity")
-        picture.suptitle("Perplexity on and off the topic", x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+        title_over(picture, "Perplexity on and off the topic")
         legend_below(picture, panels[0], 3)
         return picture
 
@@ -77,11 +78,10 @@ def _lines(
     for (key, name), colour, marker, dash in looks:
         if not has_numbers(rows, key):
             continue
-        values = [number(row.get(key)) for row in rows]
         base = bases.get(key) or 1.0
         axes.plot(
             [float(row[which]) for row in rows],
-            [float("nan") if value is None else value / base for value in values],
+            [value / base for value in column(rows, key)],
             color=colour,
             marker=marker,
             linestyle=dash,

@@ -21,6 +21,22 @@ def number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def or_nan(value: Any) -> float:
+    """``value`` as a finite float, or NaN, which matplotlib leaves out."""
+    found = number(value)
+    return math.nan if found is None else found
+
+
+def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """One value of each row, NaN where it is not there."""
+    return [or_nan(row.get(key)) for row in rows]
+
+
+def place_of(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The layer and the coefficient of a row."""
+    return row.get("layer"), row.get("coefficient")
+
+
 def rows_of(sweep: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     """The objects of the list ``sweep[key]``; none where it is absent or null."""
     found = sweep.get(key)
@@ -97,6 +113,12 @@ def recommended_cell(sweep: Mapping[str, Any]) -> Cell | None:
     cell = part_of(sweep, "recommended")
     coefficient, layer = number(cell.get("coefficient")), number(cell.get("layer"))
     return None if coefficient is None else Cell(None if layer is None else int(layer), coefficient)
+
+
+def row_at(sweep: Mapping[str, Any], cell: Cell | None) -> Mapping[str, Any] | None:
+    """The row of the grid that was measured there."""
+    rows = [] if cell is None else cells_along(rows_of(sweep, "grid"), layer=cell.layer)
+    return next((row for row in rows if cell is not None and row["coefficient"] == cell.coefficient), None)
 
 
 def shown_cell(sweep: Mapping[str, Any]) -> Cell | None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from patcher.report.pictures.reading import number, rows_of
-from patcher.report.pictures.style import LIGHT, SMALL, Theme, legend_below, new_figure, styled
+from patcher.report.pictures.style import LIGHT, SMALL, Theme, legend_below, new_figure, styled, title_over
 from patcher.report.pictures.text import printable
 from patcher.report.pictures.wording import shortened, shown, visible_token
 
@@ -34,7 +34,7 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
             quoted = printable(shortened(" ".join(prompt.split()), 40), longest=44)
             axes.set_title(f"after “{quoted}”", fontsize=10.5, fontweight="normal")
         panels[-1].set_xlabel("probability of the next token")
-        picture.suptitle("Most shifted tokens", x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+        title_over(picture, "Most shifted tokens")
         legend_below(picture, panels[0], 2)
         return picture
 

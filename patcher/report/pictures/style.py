@@ -168,6 +168,28 @@ def ink_on(colour: tuple[float, ...], theme: Theme) -> str:
     return "#111111" if luminance > 0.19 else "#ffffff"
 
 
+def title_over(figure: Figure, text: str) -> None:
+    """The title of a figure of several panels."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+
+
+def ring(axes: Axes, x: float, y: float, theme: Theme, *, size: float = 15) -> None:
+    """Mark a point as the recommended one."""
+    axes.plot(
+        [x],
+        [y],
+        marker="o",
+        markersize=size,
+        markerfacecolor="none",
+        markeredgecolor=theme.mark,
+        markeredgewidth=2,
+        linestyle="",
+        label="recommended",
+        gid="recommended",
+        zorder=4,
+    )
+
+
 def legend_below(figure: Figure, axes: Axes, columns: int, *, title: str | None = None) -> None:
     """The legend of ``axes`` under the figure."""
     handles, labels = axes.get_legend_handles_labels()
