@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from patcher.errors import InputError, Problem
 from patcher.pairs.pair import ContrastPair
-from patcher.pairs.problems import Problems, RowProblem, did_you_mean, shown
+from patcher.pairs.problems import Problems, RowProblem, did_you_mean, half_a_pair, shown
 from patcher.pairs.records import Record
 from patcher.pairs.sources import read_rows
 from patcher.recipe.evaluate import InlinePair
@@ -184,11 +184,8 @@ def _text(row: Record, key: str) -> str:
     value = row.values[key]
     if not isinstance(value, str):
         raise RowProblem(Problem(f"`{key}` is not text", row.origin, f"{type(value).__name__}: {shown(value)}"))
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        message = f"`{key}` holds half of a surrogate pair, which no tokenizer can read"
-        raise RowProblem(Problem(message, row.origin, shown(ascii(value[error.start])))) from None
+    if (half := half_a_pair(value, f"`{key}`", row.origin)) is not None:
+        raise RowProblem(half)
     return value
 
 

@@ -52,6 +52,16 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def half_a_pair(text: str, what: str, origin: str) -> Problem | None:
+    """What is wrong with a text that has no UTF-8; None if it has."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = f"{what} holds half of a surrogate pair, which no tokenizer can read"
+        return Problem(message, origin, shown(ascii(text[error.start])))
+    return None
+
+
 def did_you_mean(wanted: str, there: Iterable[str]) -> str | None:
     """The name among ``there`` that is most likely a misspelling of ``wanted``."""
     match = difflib.get_close_matches(wanted, list(there), n=1, cutoff=0.7)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from patcher.errors import InputError, OutsideError, Problem
+from patcher.errors import InputError, Problem, first_line
 from patcher.pairs.hub_datasets import HUB_PREFIX
 from patcher.pairs.pair import ContrastPair
-from patcher.pairs.problems import Problems, did_you_mean, shown
-from patcher.pairs.sources import read_rows
+from patcher.pairs.problems import Problems, did_you_mean, half_a_pair, shown
+from patcher.pairs.sources import read_bytes, read_rows
 
 KEYS = ("question", "prompt")
 _LISTED = "questions"
@@ -70,7 +70,10 @@ def _read(source: str, base_folder: Path, where: str, problems: Problems) -> lis
             found=shown(source),
             remedy="write them into a .txt file, one on each line",
         )
-    text = _text_of(base_folder / _expanded(source, where), source, where)
+    try:
+        text = read_bytes(source, base_folder, where).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError("the file is not UTF-8 text", where=source, remedy="save it as UTF-8") from None
     if suffix == ".json":
         return _json_items(text, source)
     # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
@@ -85,7 +88,7 @@ def _json_items(text: str, source: str) -> list[Item]:
         where = f"{source}:{error.lineno}"
         raise InputError(f"broken JSON at column {error.colno}: {error.msg}", where=where) from None
     except (ValueError, RecursionError) as error:
-        raise InputError("the JSON cannot be read", where=source, found=str(error)[:200]) from None
+        raise InputError("the JSON cannot be read", where=source, found=first_line(error)) from None
     prefix = source
     if isinstance(document, dict) and isinstance(document.get(_LISTED), list):
         document, prefix = document[_LISTED], f"{source}: {_LISTED}"
@@ -99,7 +102,7 @@ def _json_lines(lines: list[tuple[str, str]], problems: Problems) -> Iterator[It
         try:
             yield json.loads(line), origin
         except (ValueError, RecursionError) as error:
-            problems.add(Problem("the JSON of this line cannot be read", origin, str(error)[:200]))
+            problems.add(Problem("the JSON of this line cannot be read", origin, first_line(error)))
 
 
 def _text(item: Any, origin: str, problems: Problems) -> str | None:
@@ -121,33 +124,7 @@ def _text(item: Any, origin: str, problems: Problems) -> str | None:
     if not text:
         problems.add(Problem("this question is empty", origin))
         return None
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        message = "this question holds half of a surrogate pair, which no tokenizer can read"
-        problems.add(Problem(message, origin, shown(ascii(text[error.start]))))
+    if (half := half_a_pair(text, "this question", origin)) is not None:
+        problems.add(half)
         return None
     return text
-
-
-def _expanded(source: str, where: str) -> Path:
-    try:
-        return Path(source).expanduser()
-    except RuntimeError as error:
-        raise InputError("this path cannot be followed", where=where, found=error) from None
-
-
-def _text_of(path: Path, source: str, where: str) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        remedy = "check the spelling; paths are relative to the recipe's folder"
-        raise InputError("there is no such file", where=where, found=path, remedy=remedy) from None
-    except IsADirectoryError:
-        raise InputError("this is a folder, not a file", where=where, found=path) from None
-    except OSError as error:
-        raise OutsideError("the file cannot be read", where=str(path), found=error.strerror or error) from None
-    except UnicodeDecodeError:
-        raise InputError("the file is not UTF-8 text", where=source, remedy="save it as UTF-8") from None
-    except ValueError:
-        raise InputError("this cannot be the path of a file", where=where, found=shown(source)) from None

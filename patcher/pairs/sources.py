@@ -34,11 +34,7 @@ def read_rows(source: str, *, base_folder: Path, where: str) -> Records:
     """
     if source.startswith("hf://"):
         return read_hub_dataset(source, where)
-    try:
-        path = base_folder / Path(source).expanduser()
-    except RuntimeError as error:
-        raise InputError("this path cannot be followed", where=where, found=error) from None
-    reader = _READERS.get(path.suffix.lower())
+    reader = _READERS.get(Path(source).suffix.lower())
     if reader is None:
         raise InputError(
             "contrast pairs are read from " + ", ".join(_READERS) + f" files and {HUB_PREFIX}...",
@@ -46,15 +42,25 @@ def read_rows(source: str, *, base_folder: Path, where: str) -> Records:
             found=shown(source),
             remedy="convert the file, for example to JSON Lines: one object a line",
         )
-    rows, problems = reader(_read_text(path, source, where), source)
+    rows, problems = reader(_decoded(read_bytes(source, base_folder, where), source), source)
     if not rows and not problems:
         raise InputError("there are no rows in this file", where=source, remedy="give it at least one contrast pair")
     return rows, problems
 
 
-def _read_text(path: Path, source: str, where: str) -> str:
+def read_bytes(source: str, base_folder: Path, where: str) -> bytes:
+    """The content of a file that the recipe names, relative to ``base_folder``.
+
+    Raises:
+        InputError: it is not there, or not a file.
+        OutsideError: it cannot be read.
+    """
     try:
-        data = path.read_bytes()
+        path = base_folder / Path(source).expanduser()
+    except RuntimeError as error:
+        raise InputError("this path cannot be followed", where=where, found=error) from None
+    try:
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         remedy = "check the spelling; paths are relative to the recipe's folder"
         raise InputError("there is no such file", where=where, found=path, remedy=remedy) from None
@@ -64,6 +70,9 @@ def _read_text(path: Path, source: str, where: str) -> str:
         raise InputError("this cannot be the path of a file", where=where, found=shown(source)) from None
     except OSError as error:
         raise OutsideError("the file cannot be read", where=str(path), found=error.strerror or error) from None
+
+
+def _decoded(data: bytes, source: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
