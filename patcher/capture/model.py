@@ -16,6 +16,8 @@ from patcher.capture.memory import FOR_WEIGHTS, available_memory
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError, first_line
 
+_SENTENCEPIECE = 'pip install "patch-model[sentencepiece]"'
+
 
 def pick_device(device: str) -> str:
     """``auto`` becomes the first accelerator that is there, else the CPU.
@@ -86,27 +88,22 @@ def load_causal_lm(
                 local_files_only=True,
                 **options,
             ).eval()
-    except torch.OutOfMemoryError as error:
-        raise _no_memory(str(folder), error) from None
-    except MemoryError as error:
-        raise _no_memory(str(folder), error) from None
-    except ImportError as error:
-        needed = "" if quantisation is None else f"pip install {' '.join(quantisation.packages)}"
-        raise InputError(
-            "the model needs a package that is not installed",
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutsideError(
+            "the model does not fit in memory",
             where=str(folder),
             found=first_line(error),
-            remedy=needed or "install it and try again",
-            code="missing_extra",
+            remedy="dtype: bfloat16, or device: auto to spread it over devices and disk",
+            code="memory",
         ) from None
+    except ImportError as error:
+        remedy = f"pip install {' '.join(quantisation.packages)}" if quantisation else "install it and try again"
+        message = "the model needs a package that is not installed"
+        raise _unloadable(message, folder, error, remedy, code="missing_extra") from None
     except Exception as error:
         # Damaged files surface as errors of any type.
-        raise InputError(
-            "the model cannot be loaded",
-            where=str(folder),
-            found=first_line(error),
-            remedy="check that AutoModelForCausalLM.from_pretrained loads it",
-        ) from None
+        remedy = "check that AutoModelForCausalLM.from_pretrained loads it"
+        raise _unloadable("the model cannot be loaded", folder, error, remedy) from None
     if quantisation is not None and dtype == torch.float32:
         # What such a checkpoint keeps in half precision stays so, whatever dtype is asked for.
         for parameter in model.parameters():
@@ -140,29 +137,16 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except ImportError as error:
-        raise InputError(
-            "the tokenizer needs a package that is not installed",
-            where=str(folder),
-            found=first_line(error),
-            remedy='pip install "patch-model[sentencepiece]"',
-        ) from None
+        message = "the tokenizer needs a package that is not installed"
+        raise _unloadable(message, folder, error, _SENTENCEPIECE) from None
     except MemoryError:
         raise
     except Exception as error:
         # The library behind fast tokenizers raises bare Exceptions.
-        remedy = "check that AutoTokenizer.from_pretrained loads it"
-        if "sentencepiece" in str(error) or "tiktoken" in str(error):
-            remedy = 'pip install "patch-model[sentencepiece]"'
-        raise InputError(
-            "the tokenizer cannot be loaded", where=str(folder), found=first_line(error), remedy=remedy
-        ) from None
+        known = "sentencepiece" in str(error) or "tiktoken" in str(error)
+        remedy = _SENTENCEPIECE if known else "check that AutoTokenizer.from_pretrained loads it"
+        raise _unloadable("the tokenizer cannot be loaded", folder, error, remedy) from None
 
 
-def _no_memory(where: str, error: BaseException) -> OutsideError:
-    return OutsideError(
-        "the model does not fit in memory",
-        where=where,
-        found=first_line(error),
-        remedy="dtype: bfloat16, or device: auto to spread it over devices and disk",
-        code="memory",
-    )
+def _unloadable(message: str, folder: Path, error: Exception, remedy: str, code: str | None = None) -> InputError:
+    return InputError(message, where=str(folder), found=first_line(error), remedy=remedy, code=code)

@@ -12,7 +12,7 @@ from patcher.capture.logits import LogitsSource
 from patcher.errors import CheckFailed
 from patcher.evaluate.details import Looked, batch_rows, look
 from patcher.evaluate.guard import beyond_guard, guard_of
-from patcher.evaluate.held_out import Question, evaluate_edits
+from patcher.evaluate.held_out import Question, evaluate_edits, measure_of
 from patcher.evaluate.lm_eval_tasks import Tasks, check_tasks
 from patcher.evaluate.prompting import questions_with_prompt
 from patcher.evaluate.questions import build_question
