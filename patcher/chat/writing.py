@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
 from patcher.capture.forward import input_device, position_limit, row_vectors, steering_hooks
-from patcher.errors import InputError, OutsideError, PatchModelError, first_line
+from patcher.errors import InputError
 from patcher.evaluate.scoring import Vectors
-from patcher.vectors.responses import ending_tokens
+from patcher.vectors.responses import ending_tokens, generating, padding_token, require_generate, up_to_end
 
 
 class Writer:
@@ -35,14 +34,12 @@ class Writer:
     def __init__(self, model: Any, blocks: str, tokenizer: Any) -> None:
         from transformers import GenerationConfig
 
-        if not hasattr(model, "generate"):
-            raise InputError("this model class cannot generate text", where="chat", found=type(model).__name__)
+        require_generate(model, "chat")
         self.model, self.tokenizer = model, tokenizer
         self._blocks = blocks
         self.positions = position_limit(model)
         self.ends = ending_tokens(model, tokenizer)
-        pad = tokenizer.pad_token_id
-        self._pad = int(pad if pad is not None else min(self.ends, default=0))
+        self._pad = padding_token(tokenizer, self.ends)
         # `generate` fills in from the model's own config whatever a config that is passed to it leaves open.
         model.generation_config = GenerationConfig(
             eos_token_id=sorted(self.ends) or None, pad_token_id=self._pad, do_sample=False
@@ -79,7 +76,7 @@ class Writer:
         width = inputs["input_ids"].shape[1]
         device = input_device(self.model)
         follow = _Follow(width, self.ends, show)
-        with steering_hooks(self.model, self._blocks, row_vectors(vectors)), _errors():
+        with steering_hooks(self.model, self._blocks, row_vectors(vectors)), _generating():
             self.model.generate(
                 input_ids=inputs["input_ids"].to(device),
                 attention_mask=inputs["attention_mask"].to(device),
@@ -99,6 +96,17 @@ class Writer:
                 remedy="a shorter prompt, or /reset to begin a new conversation",
             )
         return min(tokens, self.positions - width)
+
+
+_generating = functools.partial(
+    generating,
+    "an answer",
+    "chat",
+    "check that its stock `generate` works",
+    many="an answer",
+    setting="chat",
+    smaller="--dtype bfloat16, fewer --max-tokens, or --no-base",
+)
 
 
 class _Dice:
@@ -136,35 +144,6 @@ class _Follow:
         self.written: list[tuple[int, ...]] = []
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_options: Any) -> torch.Tensor:
-        self.written = [self._up_to_end(row) for row in input_ids[:, self._width :].tolist()]
+        self.written = [up_to_end(row, self._ends) for row in input_ids[:, self._width :].tolist()]
         enough = self._show is not None and not self._show(self.written)
         return torch.full((len(input_ids),), enough, dtype=torch.bool, device=input_ids.device)
-
-    def _up_to_end(self, ids: list[int]) -> tuple[int, ...]:
-        stop = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
-        return tuple(ids[:stop])
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Errors of the stock ``generate`` as errors for people."""
-    try:
-        with torch.no_grad(), quiet_transformers():
-            yield
-    except PatchModelError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutsideError(
-            "there is not enough memory to write an answer",
-            where="chat",
-            found=first_line(error),
-            remedy="--dtype bfloat16, fewer --max-tokens, or --no-base",
-            code="memory",
-        ) from None
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InputError(
-            "the model cannot write an answer",
-            where="chat",
-            found=first_line(error),
-            remedy="check that its stock `generate` works",
-        ) from None

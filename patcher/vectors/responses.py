@@ -12,7 +12,7 @@ from torch import nn
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
 from patcher.capture.forward import input_device, position_limit
-from patcher.errors import InputError, OutsideError, first_line
+from patcher.errors import InputError, OutsideError, PatchModelError, first_line
 from patcher.recipe.persona import GenerateSpec
 
 _ANSWER = "patch model"  # an assistant's turn, to see what the chat template ends it with
@@ -52,11 +52,10 @@ def generate_responses(
     """
     if not prompts:
         return []
-    if not hasattr(model, "generate"):
-        raise InputError("this model class cannot generate text", where=where, found=type(model).__name__)
+    require_generate(model, where)
     _check_length(model, max(len(prompt) for prompt in prompts), spec, where)
     ends = ending_tokens(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    pad = padding_token(tokenizer, ends)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     responses: list[tuple[int, ...]] = [()] * len(prompts)
     with _seeded(seed), _plain_generation(model, spec, sorted(ends), pad):
@@ -65,10 +64,25 @@ def generate_responses(
             inputs, _ = padded([prompts[index] for index in chosen], "left", pad)
             written = _generate(model, inputs["input_ids"], inputs["attention_mask"], where)
             for row, index in enumerate(chosen):
-                responses[index] = _up_to(written[row].tolist(), ends)
+                responses[index] = up_to_end(written[row].tolist(), ends)
             if progress is not None:
                 progress(start + len(chosen))
     return responses
+
+
+def require_generate(model: Any, where: str) -> None:
+    """Refuse a class that cannot write.
+
+    Raises:
+        InputError: see there.
+    """
+    if not hasattr(model, "generate"):
+        raise InputError("this model class cannot generate text", where=where, found=type(model).__name__)
+
+
+def padding_token(tokenizer: Any, ends: set[int]) -> int:
+    """What fills up a batch: the tokenizer's own token for that, else one that ends a response."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0))
 
 
 def ending_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
@@ -121,30 +135,34 @@ def _check_length(model: nn.Module, longest: int, spec: GenerateSpec, where: str
 def _generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, where: str) -> torch.Tensor:
     """[batch, new tokens], on the CPU."""
     device = input_device(model)
+    many, smaller = "that many responses at a time", "set a smaller `generate.batch_size`"
+    remedy = "check that its stock `generate` works; if probabilities are not finite, set `dtype: float32`"
+    with generating("a response", where, remedy, many=many, setting=f"{where}.generate.batch_size", smaller=smaller):
+        written: torch.Tensor = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=model.generation_config
+        )
+    return written[:, ids.shape[1] :].cpu()
+
+
+@contextlib.contextmanager
+def generating(what: str, where: str, remedy: str, *, many: str, setting: str, smaller: str) -> Iterator[None]:
+    """Errors of the stock ``generate`` as errors for people.
+
+    Args:
+        what: is written, for a model that cannot; ``where`` and ``remedy`` are of that error.
+        many: what memory was too small for; ``setting`` and ``smaller`` are where and remedy of that error.
+    """
     try:
         with torch.no_grad(), quiet_transformers():
-            written = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=model.generation_config,
-            )
+            yield
+    except PatchModelError:
+        raise
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutsideError(
-            "there is not enough memory to write that many responses at a time",
-            where=f"{where}.generate.batch_size",
-            found=first_line(error),
-            remedy="set a smaller `generate.batch_size`",
-            code="memory",
-        ) from None
+        message, found = f"there is not enough memory to write {many}", first_line(error)
+        raise OutsideError(message, where=setting, found=found, remedy=smaller, code="memory") from None
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InputError(
-            "the model cannot write a response",
-            where=where,
-            found=first_line(error),
-            remedy="check that its stock `generate` works; if probabilities are not finite, set `dtype: float32`",
-        ) from None
-    new: torch.Tensor = written[:, ids.shape[1] :].cpu()
-    return new
+        message, found = f"the model cannot write {what}", first_line(error)
+        raise InputError(message, where=where, found=found, remedy=remedy) from None
 
 
 @contextlib.contextmanager
@@ -174,6 +192,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _up_to(ids: Sequence[int], ends: set[int]) -> tuple[int, ...]:
+def up_to_end(ids: Sequence[int], ends: set[int]) -> tuple[int, ...]:
+    """The ids before the first one that ends a response."""
     stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     return tuple(ids[:stop])
