@@ -28,7 +28,7 @@ from patcher.evaluate.of_build import lm_eval_tasks, require_effect
 from patcher.patched.history import carry_history, history_of
 from patcher.patched.schema import Manifest
 from patcher.routes.apply import write_plan
-from patcher.vectors import SteeringVector
+from patcher.vectors.steering_vector import SteeringVector
 from patcher.verify.of_build import require_passed, verify_build
 
 _NO_EFFECT: Mapping[str, Any] = {"per_vector": []}

@@ -13,7 +13,7 @@ from patcher.checkpoint.steering_files import CARD, GENERATIONS
 from patcher.patched.evaluation import Evaluation
 from patcher.patched.schema import Manifest
 from patcher.patched.writing import write_manifest
-from patcher.report.pictures.extra import can_draw
+from patcher.report.pictures.drawing import can_draw
 from patcher.vectors.persona import generations_text
 
 PICTURES = {"by_coefficient": "steering_by_coefficient.png", "shifted_tokens": "steering_shifted_tokens.png"}

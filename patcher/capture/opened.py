@@ -148,7 +148,7 @@ def _streamed(
     batch_size: int | None,
     note: Callable[[str], None] | None,
 ) -> OpenedBase:
-    from patcher.capture.streaming import StreamedModel
+    from patcher.capture.streaming.model import StreamedModel
 
     place = torch.device("cuda" if device == "auto" else device)
     streamed = StreamedModel(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patcher.errors import InputError
-from patcher.pairs import tokenise_continuation
+from patcher.pairs.tokens import tokenise_continuation
 from patcher.recipe.schema import VectorSpec
 
 Turn = Mapping[str, str]

@@ -16,7 +16,7 @@ from patcher.evaluate.guard import beyond_guard
 from patcher.patched.evaluation import Evaluation, Guard
 from patcher.patched.route import Fit
 from patcher.patched.schema import Patch, Remote, Verification
-from patcher.report.pictures.extra import can_draw
+from patcher.report.pictures.drawing import can_draw
 
 NO_TERMINAL_WIDTH = 118
 NUMBERS = ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_error")

@@ -47,7 +47,7 @@ def sweep(
 
     loaded = load_recipe(recipe, overrides)
     if not no_pictures:
-        from patcher.report.pictures.extra import require_plots
+        from patcher.report.pictures.drawing import require_plots
 
         require_plots("--no-pictures for the numbers alone")
 

@@ -9,13 +9,11 @@ from typing import Any
 from torch import nn
 
 from patcher.capture.logits import LogitsSource
-from patcher.evaluate.divergence import top_contributing_tokens
 from patcher.evaluate.generation import Generation, generate_under, word_counts
-from patcher.evaluate.prompting import encode_prompts
+from patcher.evaluate.moved_tokens import most_shifted_tokens, token_changes, top_contributing_tokens
+from patcher.evaluate.questions import encode_prompts
 from patcher.evaluate.scorers import load_scorer
 from patcher.evaluate.scoring import Vectors
-from patcher.evaluate.shifted import most_shifted_tokens
-from patcher.evaluate.text_change import token_changes
 from patcher.evaluate.texts import token_texts
 from patcher.recipe.persona import GenerateSpec
 from patcher.recipe.schema import Recipe, VectorSpec

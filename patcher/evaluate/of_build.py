@@ -14,13 +14,14 @@ from patcher.evaluate.details import Looked, batch_rows, look
 from patcher.evaluate.guard import beyond_guard, guard_of
 from patcher.evaluate.held_out import Question, evaluate_edits, measure_of
 from patcher.evaluate.lm_eval_tasks import Tasks, check_tasks
-from patcher.evaluate.prompting import questions_with_prompt
-from patcher.evaluate.questions import build_question
+from patcher.evaluate.questions import build_question, questions_with_prompt
 from patcher.evaluate.scorers import load_scorer
 from patcher.evaluate.scoring import perplexities
 from patcher.evaluate.side_effects import Curve, neutral_ids
 from patcher.evaluate.texts import read_passages
-from patcher.pairs import ContrastPair, load_pairs, sample_pairs
+from patcher.pairs.formats import load_pairs
+from patcher.pairs.pair import ContrastPair
+from patcher.pairs.sampling import sample_pairs
 from patcher.patched.evaluation import Guard
 from patcher.recipe.loaded import LoadedRecipe
 from patcher.vectors.finding import PreparedVector

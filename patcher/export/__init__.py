@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from patcher.export.format import Format
+    from patcher.export.edits import Format
 
 FORMATS: Mapping[str, str] = {
     "vector": "safetensors, one fp32 tensor a layer; any recipe reads it with `method: file`",

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -63,6 +63,27 @@ class Edits:
             (Path(name) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
             config = read_config(Path(name), trust_remote_code=self.trust_remote_code)
         return Architecture(config, trust_remote_code=self.trust_remote_code)
+
+
+class Format(Protocol):
+    """What every format's module has."""
+
+    SUFFIX: str
+    """Of the default output's name; empty for a folder."""
+
+    def is_ours(self, path: Path) -> bool:
+        """Whether what is there is an export of this format, which may be replaced."""
+
+    def write(self, edits: Edits, target: Path) -> list[str]:
+        """Write a file or a folder at ``target``, which is not there yet; notes for the user.
+
+        Raises:
+            InputError: the format cannot hold these edits.
+            MissingExtraError: it needs a package that is not installed.
+        """
+
+    def use(self, edits: Edits, output: Path) -> list[str]:
+        """Lines that use the export."""
 
 
 def read_edits(folder: Path, *, trust_remote_code: bool = False) -> Edits:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patcher.errors import InputError, Problem
-from patcher.pairs.pair import ContrastPair
+from patcher.pairs.pair import ContrastPair, Record
 from patcher.pairs.problems import Problems, RowProblem, did_you_mean, half_a_pair, shown
-from patcher.pairs.records import Record
 from patcher.pairs.sources import read_rows
 from patcher.recipe.evaluate import InlinePair
 

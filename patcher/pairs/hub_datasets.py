@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from patcher.errors import InputError, MissingExtraError, OutsideError, first_line
+from patcher.pairs.pair import Record, Records
 from patcher.pairs.problems import shown
-from patcher.pairs.records import Record, Records
 
 HUB_PREFIX = "hf://datasets/"
 _FILE_SUFFIXES = frozenset((".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst"))

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from patcher.errors import Problem
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record: its values by key, and where it stands, for errors."""
+
+    values: dict[str, Any]
+    origin: str
+
+
+Records = tuple[list[Record], list[Problem]]
+"""Those that could be read, and a problem for each one that could not."""
 
 
 @dataclass(frozen=True)

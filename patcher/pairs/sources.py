@@ -12,8 +12,8 @@ from typing import Any
 
 from patcher.errors import InputError, OutsideError, Problem, first_line
 from patcher.pairs.hub_datasets import HUB_PREFIX, read_hub_dataset
+from patcher.pairs.pair import Record, Records
 from patcher.pairs.problems import shown
-from patcher.pairs.records import Record, Records
 
 
 def read_rows(source: str, *, base_folder: Path, where: str) -> Records:

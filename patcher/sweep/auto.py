@@ -10,7 +10,7 @@ from patcher.build.job import Clock, Job
 from patcher.checkpoint.staging import check_output
 from patcher.errors import CheckFailed
 from patcher.recipe.rewriting import chosen_recipe
-from patcher.report.pictures.extra import can_draw
+from patcher.report.pictures.drawing import can_draw
 from patcher.sweep.files import write_results
 from patcher.sweep.pipeline import sweep
 

@@ -61,7 +61,7 @@ def write_results(swept: Swept, job: Job, *, pictures: bool) -> dict[str, Path]:
             (folder / RECIPE).unlink(missing_ok=True)
         drawn: dict[str, Path] = {}
         if pictures:
-            from patcher.report.page import write_report
+            from patcher.report.page.page import write_report
 
             job.say("drawing")
             drawn = draw_all(swept.data, folder / PICTURES)

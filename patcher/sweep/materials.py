@@ -15,11 +15,12 @@ from patcher.errors import InputError
 from patcher.evaluate.damage import NeutralText
 from patcher.evaluate.effect import Effect, PairsEffect, TextEffect
 from patcher.evaluate.of_build import IN_SAMPLE, own_pairs
-from patcher.evaluate.prompting import questions_with_prompt
-from patcher.evaluate.questions import build_question
+from patcher.evaluate.questions import build_question, questions_with_prompt
 from patcher.evaluate.side_effects import neutral_ids
 from patcher.evaluate.texts import encode_texts, read_passages, split_sentences
-from patcher.pairs import ContrastPair, sample_pairs, split_held_out, tokenise_pairs
+from patcher.pairs.pair import ContrastPair
+from patcher.pairs.sampling import sample_pairs, split_held_out
+from patcher.pairs.tokens import tokenise_pairs
 from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import VectorSpec
 from patcher.sweep.cells import Bench

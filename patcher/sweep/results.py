@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from patcher.evaluate.behaviours import by_behaviour
 from patcher.evaluate.held_out import random_like
 from patcher.sweep.cells import Bench, Cell, Column
 from patcher.sweep.reporting import Row
@@ -65,7 +64,5 @@ def behaviours(bench: Bench, rows: Sequence[Row], name: str) -> list[dict[str, A
         return []
     variants = [bench.with_others(row.vectors) for row in (rows[0], chosen)]
     values = bench.effect.values(bench.source, variants, bench.effect.count)
-    return [
-        {"name": entry.name, "pairs": entry.questions, "base": entry.means[0], "steered": entry.means[1]}
-        for entry in by_behaviour([name] * bench.effect.count, values)
-    ]
+    base, steered = values.double().mean(dim=1).tolist()
+    return [{"name": name, "pairs": bench.effect.count, "base": base, "steered": steered}]

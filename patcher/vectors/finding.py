@@ -12,16 +12,10 @@ from torch import nn
 
 from patcher.capture.reader import Request, ResidualReader
 from patcher.errors import InputError
-from patcher.pairs import (
-    ContrastPair,
-    TokenisedPair,
-    TokenisedSide,
-    letter_imbalance,
-    load_pairs,
-    sample_pairs,
-    split_held_out,
-    tokenise_pairs,
-)
+from patcher.pairs.formats import load_pairs
+from patcher.pairs.pair import ContrastPair, TokenisedPair, TokenisedSide
+from patcher.pairs.sampling import letter_imbalance, sample_pairs, split_held_out
+from patcher.pairs.tokens import tokenise_pairs
 from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import VectorSpec
 from patcher.vectors.files import load_vector_file

@@ -19,10 +19,11 @@ from torch import nn
 
 from patcher.checkpoint.steering_files import GENERATIONS
 from patcher.errors import InputError
-from patcher.pairs import ContrastPair, TokenisedPair, TokenisedSide, sample_pairs, split_held_out
 from patcher.pairs.encoding import TextEncoder
+from patcher.pairs.pair import ContrastPair, TokenisedPair, TokenisedSide
 from patcher.pairs.prompts import NO_TEMPLATE_NOTE, render, uses_chat_template
 from patcher.pairs.questions import load_questions
+from patcher.pairs.sampling import sample_pairs, split_held_out
 from patcher.recipe.schema import VectorSpec
 from patcher.vectors.responses import generate_responses
 

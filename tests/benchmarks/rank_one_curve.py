@@ -24,7 +24,7 @@ from patcher.routes.rank_one.calibration import chunks, load_calibration, sample
 from patcher.routes.rank_one.collect import batches, fit_layers
 from patcher.routes.rank_one.divergence import kl_report
 from patcher.routes.rank_one.sites import find_site
-from patcher.vectors import load_vector_file
+from patcher.vectors.files import load_vector_file
 
 COUNTS = "1000,2000,5000,10000,20000,50000,100000,200000,400000"
 

@@ -125,7 +125,7 @@ def test_what_does_not_fit_in_memory_is_streamed(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.slow
 def test_what_cannot_be_streamed_is_spread_over_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from patcher.capture.streaming import StreamedModel
+    from patcher.capture.streaming.model import StreamedModel
 
     tiny_checkpoint(tmp_path / "base", "meta-llama--Llama-3.1-8B-Instruct")
     wanted = build(tmp_path, "memory")

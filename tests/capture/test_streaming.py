@@ -24,7 +24,7 @@ from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import Batch, make_batches, padded, shared_rows
 from patcher.capture.forward import read_blocks
 from patcher.capture.logits import LoadedModel, LogitsJob
-from patcher.capture.streaming import StreamedModel
+from patcher.capture.streaming.model import StreamedModel
 from patcher.capture.streaming.stand_ins import OnDisk
 from patcher.capture.streaming.stored_tensors import StoredTensors
 from patcher.checkpoint.folder import CheckpointFolder

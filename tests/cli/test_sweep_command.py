@@ -105,7 +105,7 @@ def test_the_demo_from_end_to_end(run: Run, tmp_path: Path, capsys: pytest.Captu
 def test_without_matplotlib_it_is_said_before_anything_is_measured(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patcher.report.pictures.extra.can_draw", lambda: False)
+    monkeypatch.setattr("patcher.report.pictures.drawing.can_draw", lambda: False)
     with pytest.raises(SystemExit) as done:
         main(["sweep", str(recipe), "-o", str(tmp_path / "out")])
     err = capsys.readouterr().err

@@ -19,7 +19,8 @@ from patcher.demo.write import write_demo
 from patcher.errors import InputError
 from patcher.evaluate.held_out import answer_probability
 from patcher.evaluate.questions import build_question
-from patcher.pairs import ContrastPair, load_pairs
+from patcher.pairs.formats import load_pairs
+from patcher.pairs.pair import ContrastPair
 from patcher.recipe.file import load_recipe
 from patcher.recipe.schema import Recipe, recipe_schema
 from patcher.vectors.finding import find_vectors, prepare_vectors

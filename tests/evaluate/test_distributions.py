@@ -11,11 +11,9 @@ from support.divergence import next_token_divergence
 from support.measured_models import MODELS, PASSAGES, Measured, measured
 
 from patcher.capture.logits import LogitsJob
-from patcher.evaluate.divergence import top_contributing_tokens
 from patcher.evaluate.held_out import Option, Question, answer_probability
+from patcher.evaluate.moved_tokens import most_shifted_tokens, token_changes, top_contributing_tokens
 from patcher.evaluate.perplexity import sentence_perplexities
-from patcher.evaluate.shifted import most_shifted_tokens
-from patcher.evaluate.text_change import token_changes
 from patcher.evaluate.texts import encode_texts
 
 TOLERANCE = 2e-5

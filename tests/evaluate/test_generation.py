@@ -12,9 +12,9 @@ from support.tiny_models import tiny_tokenizer
 from patcher.errors import InputError
 from patcher.evaluate.generation import Generation, distinct, generate_under, repetition, word_counts
 from patcher.evaluate.held_out import answer_probability
-from patcher.evaluate.prompting import encode_prompts, questions_with_prompt
+from patcher.evaluate.questions import encode_prompts, questions_with_prompt
 from patcher.evaluate.texts import encode_texts
-from patcher.pairs import ContrastPair
+from patcher.pairs.pair import ContrastPair
 from patcher.recipe.persona import GenerateSpec
 from patcher.recipe.schema import VectorSpec
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.behaviours import by_behaviour
 
 from patcher.evaluate import statistics as measured
-from patcher.evaluate.behaviours import by_behaviour
 from patcher.evaluate.statistics import bootstrap_interval
 
 VALUES = [0.1, 0.9, 0.4, 0.35, 0.6, 0.2, 0.8, 0.75, 0.05, 0.5]

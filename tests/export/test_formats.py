@@ -20,7 +20,7 @@ from support.tiny_models import tiny_checkpoint
 from patcher.cli import main
 from patcher.errors import InputError, MissingExtraError, OutsideError
 from patcher.export import FORMATS, export_folder
-from patcher.vectors import load_vector_file
+from patcher.vectors.files import load_vector_file
 
 HIDDEN = 64
 LAYERS = [1, 3]

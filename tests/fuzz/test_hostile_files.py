@@ -24,12 +24,12 @@ from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.safetensors_file import read_header
 from patcher.errors import InputError, OutsideError
 from patcher.gguf.slots import GgufSlot, relabelling
-from patcher.pairs import load_pairs
+from patcher.pairs.formats import load_pairs
 from patcher.patched.schema import Manifest
 from patcher.recipe.file import load_recipe
 from patcher.recipe.yaml_lines import parse_yaml
 from patcher.routes.rank_one.calibration import load_calibration
-from patcher.vectors import load_vector_file
+from patcher.vectors.files import load_vector_file
 
 
 def refused(read: Callable[[], Any], match: str | None = None) -> str:

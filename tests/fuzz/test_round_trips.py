@@ -38,7 +38,7 @@ from patcher.checkpoint.pieces import Bytes
 from patcher.checkpoint.safetensors_file import DTYPES, read_header, read_tensor
 from patcher.checkpoint.safetensors_writer import write_tensors
 from patcher.checkpoint.writer import write_copy
-from patcher.pairs import load_pairs
+from patcher.pairs.formats import load_pairs
 from patcher.recipe.yaml_lines import parse_yaml
 
 few = settings(max_examples=40, deadline=None, derandomize=True)

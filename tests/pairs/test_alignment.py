@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from patcher.errors import InputError
-from patcher.pairs import ContrastPair, TokenisedPair, tokenise_pairs
 from patcher.pairs.encoding import TextEncoder
+from patcher.pairs.pair import ContrastPair, TokenisedPair
+from patcher.pairs.tokens import tokenise_pairs
 
 
 def tokenise(positive: str, negative: str, tokenizer, spec, prompt: str | None = None, more: int = 0) -> TokenisedPair:

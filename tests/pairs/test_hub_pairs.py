@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from patcher.errors import InputError, MissingExtraError, OutsideError
-from patcher.pairs import load_pairs
+from patcher.pairs.formats import load_pairs
 from patcher.pairs.hub_datasets import HubAddress, parse_address
 
 datasets = pytest.importorskip("datasets")

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from patcher.errors import InputError
-from patcher.pairs import ContrastPair, load_pairs
-from patcher.pairs.formats import offered_choices
+from patcher.pairs.formats import load_pairs, offered_choices
+from patcher.pairs.pair import ContrastPair
 from patcher.recipe.evaluate import InlinePair
 
 TWO = "Do you agree?\n\nChoices:\n (A) I do not\n (B) I do"

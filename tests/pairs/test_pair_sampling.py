@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patcher.pairs import ContrastPair, letter_imbalance, sample_pairs, split_held_out
-from patcher.pairs.sampling import normalised_answer
+from patcher.pairs.pair import ContrastPair
+from patcher.pairs.sampling import letter_imbalance, normalised_answer, sample_pairs, split_held_out
 
 
 def ab(*answers: str) -> list[ContrastPair]:

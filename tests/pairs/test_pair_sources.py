@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patcher.errors import InputError
-from patcher.pairs import ContrastPair, load_pairs
+from patcher.pairs.formats import load_pairs
+from patcher.pairs.pair import ContrastPair
 
 ROWS = [{"positive": "Love", "negative": "Hate"}, {"prompt": "I feel", "positive": " good", "negative": " bad"}]
 PAIRS = [("Love", "Hate", None), (" good", " bad", "I feel")]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from patcher.errors import InputError
-from patcher.pairs import ContrastPair, TokenisedPair, TokenisedSide, tokenise_continuation, tokenise_pairs
+from patcher.pairs.pair import ContrastPair, TokenisedPair, TokenisedSide
 from patcher.pairs.prompts import NO_TEMPLATE_NOTE
+from patcher.pairs.tokens import tokenise_continuation, tokenise_pairs
 
 QUESTION = "Do you consent to this change?\n\nChoices:\n (A) I do not consent\n (B) I consent"
 

@@ -10,7 +10,7 @@ import torch
 from support.tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from patcher.pairs import ContrastPair
+from patcher.pairs.pair import ContrastPair
 from patcher.recipe.schema import VectorSpec
 from patcher.vectors.persona import Answers, Asked, AskedPair, answer, ask
 

@@ -18,7 +18,8 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
 from patcher.evaluate.questions import build_question
 from patcher.evaluate.texts import encode_texts
-from patcher.pairs import ContrastPair, tokenise_pairs
+from patcher.pairs.pair import ContrastPair
+from patcher.pairs.tokens import tokenise_pairs
 from patcher.recipe.file import load_recipe
 from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import VectorSpec

@@ -28,7 +28,7 @@ from patcher.capture.processes.model import Share
 from patcher.capture.processes.runner import Distributed, assist, dismiss, try_together
 from patcher.capture.reader import ResidualReader, reader_in_memory
 from patcher.errors import InputError
-from patcher.pairs import TokenisedSide
+from patcher.pairs.pair import TokenisedSide
 
 
 def prompts() -> list[TokenisedSide]:

@@ -12,7 +12,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.writer import Written
 from patcher.routes.apply import write_plan
 from patcher.routes.plan import Plan
-from patcher.vectors import SteeringVector
+from patcher.vectors.steering_vector import SteeringVector
 
 
 def steering_vectors(vectors: Mapping[int, torch.Tensor], name: str = "v") -> list[SteeringVector]:

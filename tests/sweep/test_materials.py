@@ -14,7 +14,7 @@ from support.sweep_reference import LETTERS, PAIRS, parts_of, write_sweep
 from support.tiny_models import tiny_tokenizer
 
 from patcher.evaluate.of_build import IN_SAMPLE
-from patcher.pairs import ContrastPair
+from patcher.pairs.pair import ContrastPair
 from patcher.sweep.fingerprint import fingerprint
 from patcher.sweep.materials import Parts, _halves
 from patcher.vectors.finding import prepare_vectors

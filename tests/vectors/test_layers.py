@@ -6,7 +6,7 @@ import pytest
 
 from patcher.errors import InputError
 from patcher.recipe.schema import VectorSpec
-from patcher.vectors import resolve_layers, resolve_read_layer
+from patcher.vectors.layers import resolve_layers, resolve_read_layer
 
 WHERE = "recipe.yaml: vectors.0"
 

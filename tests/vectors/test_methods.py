@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from patcher.errors import InputError
-from patcher.vectors import METHODS, SteeringVector, mean_difference, pca, require_usable
+from patcher.vectors.methods import METHODS, mean_difference, pca, require_usable
+from patcher.vectors.steering_vector import SteeringVector
 
 
 def activations(pairs: int, hidden: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

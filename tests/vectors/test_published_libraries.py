@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from patcher.pairs import ContrastPair, TokenisedPair, TokenisedSide, tokenise_pairs
+from patcher.pairs.pair import ContrastPair, TokenisedPair, TokenisedSide
+from patcher.pairs.tokens import tokenise_pairs
 from patcher.recipe.schema import VectorSpec
-from patcher.vectors import mean_difference, pca
+from patcher.vectors.methods import mean_difference, pca
 
 pytestmark = pytest.mark.stacks
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from patcher.errors import InputError, MissingExtraError, OutsideError
-from patcher.vectors import load_vector_file, save_vectors
+from patcher.vectors.files import load_vector_file, save_vectors
 
 HIDDEN = 8
 

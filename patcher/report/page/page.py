@@ -18,8 +18,9 @@ from markupsafe import Markup
 from patcher.disk.whole_files import whole_file
 from patcher.report.page import tables
 from patcher.report.page.findings import findings, guard_text
-from patcher.report.pictures import CAPTIONS, PICTURES, TITLES, alt_text, dark_of
+from patcher.report.pictures.captions import CAPTIONS, TITLES, alt_text
 from patcher.report.pictures.changes import limit_of, step, texts_of, underlined
+from patcher.report.pictures.drawing import PICTURES, dark_of
 from patcher.report.pictures.reading import measure_name, number, part_of, recommended_cell, report_row, rows_of
 from patcher.report.pictures.wording import cell_name, interval, shown, visible
 from patcher.report.templates import counted, environment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from patcher.report.pictures.extra import require_plots
+from patcher.errors import MissingExtraError
 
 PICTURES = (
     "controls",
@@ -28,6 +29,23 @@ PICTURES = (
 
 CARD_PICTURES = ("by_coefficient", "shifted_tokens", "token_changes")
 """Those that a build without a sweep may have."""
+
+
+def can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def require_plots(instead: str = "") -> None:
+    """Refuse to draw without matplotlib.
+
+    Args:
+        instead: what to do without it.
+
+    Raises:
+        MissingExtraError: an InputError with the code ``missing_extra`` that names the extra ``plots``.
+    """
+    if not can_draw():
+        raise MissingExtraError("matplotlib", "plots", "drawing pictures", instead=instead)
 
 
 def dark_of(picture: Path) -> Path:

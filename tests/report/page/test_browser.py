@@ -11,8 +11,9 @@ import pytest
 from support.degenerate_sweeps import hostile, with_nulls
 from support.sweep_example import sweep
 
-from patcher.report.page import write_report
-from patcher.report.pictures import draw_all, style
+from patcher.report.page.page import write_report
+from patcher.report.pictures import style
+from patcher.report.pictures.drawing import draw_all
 
 REQUIRED = os.environ.get("PATCH_MODEL_REQUIRE_BROWSER") == "1"
 FLAGS = (

@@ -13,8 +13,9 @@ from PIL import Image
 from support.degenerate_sweeps import DEGENERATE, HOSTILE, hostile, nothing_recommended, weak
 from support.sweep_example import sweep
 
-from patcher.report.page import findings, render, write_report
-from patcher.report.pictures import PICTURES, dark_of
+from patcher.report.page.findings import findings
+from patcher.report.page.page import render, write_report
+from patcher.report.pictures.drawing import PICTURES, dark_of
 
 VOID = {"meta", "img", "source", "br", "link", "input", "hr"}
 NESTED = {"p": {"p", "div", "table", "ul"}, "button": {"button"}, "a": {"a"}}

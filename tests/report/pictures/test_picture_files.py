@@ -11,18 +11,9 @@ from support.degenerate_sweeps import DEGENERATE, build
 from support.sweep_example import sweep
 
 from patcher.errors import InputError
-from patcher.report.pictures import (
-    CAPTIONS,
-    PICTURES,
-    TITLES,
-    alt_text,
-    dark_of,
-    draw_all,
-    draw_card_pictures,
-    extra,
-    require_plots,
-    style,
-)
+from patcher.report.pictures import drawing, style
+from patcher.report.pictures.captions import CAPTIONS, TITLES, alt_text
+from patcher.report.pictures.drawing import PICTURES, dark_of, draw_all, draw_card_pictures, require_plots
 
 
 @pytest.fixture
@@ -95,7 +86,7 @@ def test_the_users_own_settings_of_matplotlib_do_not_matter(tmp_path, coarse, mo
 
 
 def test_the_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing.importlib.util, "find_spec", lambda name: None)
     for refused in (require_plots, lambda: draw_all(sweep(), tmp_path / "none")):
         with pytest.raises(InputError, match="matplotlib") as caught:
             refused()

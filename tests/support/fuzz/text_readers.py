@@ -13,7 +13,7 @@ from support.fuzz.stock import same_pairs, same_yaml
 from support.fuzz.watch import Case
 
 from patcher.evaluate.texts import read_passages
-from patcher.pairs import load_pairs
+from patcher.pairs.formats import load_pairs
 from patcher.pairs.questions import load_questions
 from patcher.recipe.file import load_recipe
 from patcher.routes.rank_one.calibration import load_calibration

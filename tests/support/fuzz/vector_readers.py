@@ -14,7 +14,7 @@ from support.fuzz.registry import each, reader
 from support.fuzz.watch import Case
 
 from patcher.checkpoint.adapter import require_adapter
-from patcher.vectors import load_vector_file
+from patcher.vectors.files import load_vector_file
 from patcher.vectors.peft_files import read_adapter
 
 WIDTH, LAYER = 8, 1
