@@ -26,6 +26,9 @@ from patcher.capture.forward import read_blocks
 from patcher.capture.shared_prefixes import Exactness, displaced_prompt, longest_shared_row
 from patcher.errors import InputError, OutsideError, first_line
 
+Progress = Callable[[int], None] | None
+"""Told how many are done."""
+
 
 class Collect(Protocol):
     """Takes what a runner computes."""
@@ -86,13 +89,7 @@ class Runner(Protocol):
         """The dtype that blocks compute in."""
         ...
 
-    def run(
-        self,
-        batches: Sequence[Batch],
-        layers: Sequence[int],
-        collect: Collect,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
+    def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect, progress: Progress = None) -> None:
         """Call ``collect`` for every layer of every batch, and ``progress`` with the number of batches done."""
         ...
 
@@ -109,13 +106,7 @@ class InMemory:
         self.hidden = int(config.hidden_size)
         self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
-    def run(
-        self,
-        batches: Sequence[Batch],
-        layers: Sequence[int],
-        collect: Collect,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
+    def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect, progress: Progress = None) -> None:
         def taken(number: int) -> Callable[[int, torch.Tensor], None]:
             return lambda layer, hidden: collect(layer, number, hidden)
 
@@ -214,7 +205,7 @@ def capture_residuals(
     positions: int | None = None,
     padding: Padding = "right",
     pad_id: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = None,
     note: Callable[[str], None] | None = None,
 ) -> Mapping[int, Residuals]:
     """Read the residual stream after each block of ``layers``, in one pass over the prompts.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from patcher.capture.forward import read_blocks
 from patcher.capture.processes.launch import Order, Processes
 from patcher.capture.processes.model import Share, load_share, no_memory, own_device
 from patcher.capture.processes.proof import Proof, StandIn, make_stand_in, prove
-from patcher.capture.residuals import Collect, Collector
+from patcher.capture.residuals import Collect, Collector, Progress
 
 
 class Distributed:
@@ -40,13 +40,7 @@ class Distributed:
         self.hidden = int(config.hidden_size)
         self.dtype: torch.dtype = getattr(torch, share.dtype)
 
-    def run(
-        self,
-        batches: Sequence[Batch],
-        layers: Sequence[int],
-        collect: Collect,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
+    def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect, progress: Progress = None) -> None:
         """Run every batch somewhere; ``progress`` is called with the number of batches done.
 
         Raises:
