@@ -20,7 +20,7 @@ from patcher.capture.cache.store import CaptureCache, capture_cache
 from patcher.capture.model import load_tokenizer, pick_device, pick_dtype
 from patcher.capture.opened import Mode, OpenedBase, choose_mode, open_base
 from patcher.capture.processes.launch import Processes
-from patcher.capture.processes.reader import shared_reader
+from patcher.capture.processes.reader import sharded_reader
 from patcher.capture.reader import ResidualReader
 from patcher.checkpoint.block_names import block_names, tensors_for_blocks
 from patcher.checkpoint.folder import CheckpointFolder
@@ -224,7 +224,7 @@ class BaseRun:
         """The vectors, with activations that all processes of a launch read; after it this process is alone."""
         recipe, base = self.job.recipe, self.base
         tokenizer = load_tokenizer(base.reference_folder, trust_remote_code=recipe.trust_remote_code)
-        with shared_reader(
+        with sharded_reader(
             processes,
             self.planned.architecture,
             folder=base.reference_folder,

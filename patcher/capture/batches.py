@@ -86,7 +86,7 @@ class Batch:
 
 
 @dataclass
-class Row:
+class PromptRow:
     """Prompts that lie in one row.
 
     Attributes:
@@ -112,7 +112,7 @@ class Row:
         self.depths.extend(range(len(shared), len(ids)))
         self.paths[prompt] = [*shared, *range(start, start + len(new))]
 
-    def append(self, other: Row) -> None:
+    def append(self, other: PromptRow) -> None:
         """Put another row's trees beside those that are here; they see nothing of each other."""
         start = len(self.ids)
         self.ids.extend(other.ids)
@@ -121,16 +121,16 @@ class Row:
             self.paths[prompt] = [start + column for column in path]
 
 
-def plain_rows(prompts: Sequence[Readable]) -> list[Row]:
+def plain_rows(prompts: Sequence[Readable]) -> list[PromptRow]:
     """A row for each prompt."""
     rows = []
     for index, prompt in enumerate(prompts):
-        rows.append(Row([], [], {}))
+        rows.append(PromptRow([], [], {}))
         rows[-1].add(index, prompt.ids, ())
     return rows
 
 
-def shared_rows(prompts: Sequence[Readable], *, linear_tokens: float, longest: int) -> list[Row]:
+def shared_rows(prompts: Sequence[Readable], *, linear_tokens: float, longest: int) -> list[PromptRow]:
     """Rows in which prompts share what they begin with, wherever that costs less than computing it again.
 
     In lexicographic order a prompt shares most with the one before it, so each joins that one's row or opens the next.
@@ -141,7 +141,7 @@ def shared_rows(prompts: Sequence[Readable], *, linear_tokens: float, longest: i
         longest: no row becomes longer by sharing.
     """
     order = sorted(range(len(prompts)), key=lambda index: tuple(prompts[index].ids))
-    rows: list[Row] = []
+    rows: list[PromptRow] = []
     last = -1
     for index in order:
         ids = prompts[index].ids
@@ -153,13 +153,13 @@ def shared_rows(prompts: Sequence[Readable], *, linear_tokens: float, longest: i
                 rows[-1].add(index, ids, rows[-1].paths[last][:shared])
                 last = index
                 continue
-        rows.append(Row([], [], {}))
+        rows.append(PromptRow([], [], {}))
         rows[-1].add(index, ids, ())
         last = index
     return rows
 
 
-def side_by_side(rows: Sequence[Row], *, linear_tokens: float, longest: int) -> list[Row]:
+def side_by_side(rows: Sequence[PromptRow], *, linear_tokens: float, longest: int) -> list[PromptRow]:
     """Short rows put together into long ones, so that little of a batch is filled up.
 
     Each row takes the fullest place that still has room for it (best fit, the longest first). Of a few widths, the one
@@ -177,13 +177,13 @@ def side_by_side(rows: Sequence[Row], *, linear_tokens: float, longest: int) -> 
         if cost < least:
             best, least = [], cost
             for members in places:
-                best.append(Row([], [], {}))
+                best.append(PromptRow([], [], {}))
                 for number in members:
                     best[-1].append(rows[number])
     return best
 
 
-def _fitted(rows: Sequence[Row], width: int) -> list[list[int]]:
+def _fitted(rows: Sequence[PromptRow], width: int) -> list[list[int]]:
     """Which rows share a place of this width."""
     places: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # what is left of a place, and its number; ascending
@@ -207,7 +207,7 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def make_batches(
-    rows: Sequence[Row],
+    rows: Sequence[PromptRow],
     prompts: Sequence[Readable],
     *,
     token_budget: int,
@@ -224,7 +224,7 @@ def make_batches(
         pad_id: what fills up.
     """
     order = sorted(rows, key=lambda row: -len(row.ids))
-    chosen: list[Row] = []
+    chosen: list[PromptRow] = []
     for row in order:
         full = chosen and (
             (len(chosen) + 1) * len(chosen[0].ids) > token_budget or len(chosen) == (most_rows or len(rows) + 1)
@@ -237,7 +237,7 @@ def make_batches(
         yield _batch(chosen, prompts, padding, pad_id)
 
 
-def _batch(rows: Sequence[Row], prompts: Sequence[Readable], padding: Padding, pad_id: int) -> Batch:
+def _batch(rows: Sequence[PromptRow], prompts: Sequence[Readable], padding: Padding, pad_id: int) -> Batch:
     inputs, offsets = padded([row.ids for row in rows], padding if not rows[0].is_tree else "right", pad_id)
     if rows[0].is_tree:
         inputs["position_ids"], inputs["attention_mask"] = _tree_inputs(rows, inputs["input_ids"].shape[1])
@@ -250,7 +250,7 @@ def _batch(rows: Sequence[Row], prompts: Sequence[Readable], padding: Padding, p
     return Batch(inputs, tuple(places))
 
 
-def _tree_inputs(rows: Sequence[Row], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _tree_inputs(rows: Sequence[PromptRow], width: int) -> tuple[torch.Tensor, torch.Tensor]:
     positions = torch.zeros(len(rows), width, dtype=torch.long)
     # What fills up sees itself, so that no row of the softmax is empty.
     sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)

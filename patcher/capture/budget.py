@@ -11,7 +11,7 @@ CPU_TOKENS = 1024
 _MOST_TOKENS = 65_536
 _LEAST_TOKENS = 256
 # Of the free memory of an accelerator; the allocator loses some to fragments, and a batch that fails is halved anyway.
-_SHARE = 0.5
+_FRACTION = 0.5
 
 
 def token_budget(config: Any, device: torch.device, dtype: torch.dtype) -> int:
@@ -24,6 +24,6 @@ def token_budget(config: Any, device: torch.device, dtype: torch.dtype) -> int:
     widest = inner if isinstance(inner, int) else 4 * hidden
     # The residual stream and what attention makes of it; the MLP's inner activations; fp32 copies in the norms.
     per_token = dtype.itemsize * (12 * hidden + 4 * widest) + 8 * hidden
-    tokens = max(_LEAST_TOKENS, min(_MOST_TOKENS, int(_SHARE * free / per_token)))
+    tokens = max(_LEAST_TOKENS, min(_MOST_TOKENS, int(_FRACTION * free / per_token)))
     # A power of two, so that a little more or less free memory does not change the last bits of a result.
     return 1 << (tokens.bit_length() - 1)

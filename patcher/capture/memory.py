@@ -171,13 +171,13 @@ def _cgroups_left(root: Path) -> Iterator[int | None]:
 def _by_pages(sysconf: Callable[[str], int] | None) -> int:
     if sysconf is None:
         return UNKNOWN
-    for name, share in (("SC_AVPHYS_PAGES", 1.0), ("SC_PHYS_PAGES", 0.5)):
+    for name, fraction in (("SC_AVPHYS_PAGES", 1.0), ("SC_PHYS_PAGES", 0.5)):
         try:
             size = sysconf(name) * sysconf("SC_PAGE_SIZE")
         except (OSError, ValueError):
             continue
         if size > 0:
-            return int(size * share)
+            return int(size * fraction)
     return UNKNOWN
 
 

@@ -15,8 +15,8 @@ from patcher.capture.batches import (
     Batch,
     Padding,
     Place,
+    PromptRow,
     Readable,
-    Row,
     make_batches,
     plain_rows,
     shared_rows,
@@ -204,7 +204,6 @@ def capture_residuals(
     exactness: Exactness | None = None,
     positions: int | None = None,
     padding: Padding = "right",
-    pad_id: int = 0,
     progress: Progress = None,
     note: Callable[[str], None] | None = None,
 ) -> Mapping[int, Residuals]:
@@ -224,7 +223,6 @@ def capture_residuals(
             rows of one prompt, padded.
         positions: how many positions the model has, if it has a table of them.
         padding: the side on which rows of one prompt are filled up.
-        pad_id: the id that fills up; nothing sees it.
         progress: called with the number of prompts done.
         note: called with what a user may want to know.
 
@@ -247,7 +245,7 @@ def capture_residuals(
         shared = _shared(prompts, exactness, longest_shared_row(exactness, token_budget, positions), say)
     together = exactness is None or exactness.padding
 
-    def batches_of(rows: Sequence[Row], whose: Sequence[Readable]) -> list[Batch]:
+    def batches_of(rows: Sequence[PromptRow], whose: Sequence[Readable]) -> list[Batch]:
         return list(
             make_batches(
                 rows,
@@ -255,7 +253,6 @@ def capture_residuals(
                 token_budget=token_budget,
                 most_rows=batch_size if together else 1,
                 padding=padding,
-                pad_id=pad_id,
             )
         )
 
@@ -291,7 +288,7 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def _shared(
     prompts: Sequence[Readable], exactness: Exactness, longest: int, say: Callable[[str], None]
-) -> list[Row] | None:
+) -> list[PromptRow] | None:
     """Rows that share prefixes, or None where that saves nothing or is not exact."""
     if exactness.sharing is not None:
         say(f"every prompt is computed whole: {exactness.sharing}")

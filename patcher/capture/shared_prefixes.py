@@ -19,7 +19,7 @@ from patcher.architectures.config_keys import EXPERTS, whole_number, windows
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import build_stand_in, randomise
-from patcher.capture.batches import Batch, Row, make_batches, plain_rows, shared_rows
+from patcher.capture.batches import Batch, PromptRow, make_batches, plain_rows, shared_rows
 from patcher.capture.forward import read_blocks
 from patcher.errors import InputError, first_line
 
@@ -95,7 +95,7 @@ def longest_shared_row(exact: Exactness, token_budget: int, positions: int | Non
     return min(limit for limit in (token_budget, exact.window, positions) if limit is not None)
 
 
-def displaced_prompt(rows: Sequence[Row]) -> int:
+def displaced_prompt(rows: Sequence[PromptRow]) -> int:
     """The shortest prompt of which a token does not lie where it would in a row of its own; else the shortest."""
     prompts = [(path[-1] == len(path) - 1, len(path), prompt) for row in rows for prompt, path in row.paths.items()]
     return min(prompts)[2]
@@ -122,7 +122,7 @@ def _prompts(vocabulary: int) -> list[_Prompt]:
 def _batch(prompts: Sequence[_Prompt], *, shared: bool) -> Batch:
     rows = plain_rows(prompts)
     if shared:
-        rows, others = [Row([], [], {})], shared_rows(prompts, linear_tokens=1e9, longest=_WIDE)
+        rows, others = [PromptRow([], [], {})], shared_rows(prompts, linear_tokens=1e9, longest=_WIDE)
         for row in others:
             rows[0].append(row)
     (batch,) = make_batches(rows, prompts, token_budget=_WIDE)

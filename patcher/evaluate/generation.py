@@ -89,7 +89,7 @@ def generate_under(
 
 
 def distinct(tokens: Sequence[Hashable], n: int) -> float:
-    """The share of different n-grams among all n-grams (Li et al. 2016, there over all tokens); 1 where there is none.
+    """The fraction of n-grams that are different (Li et al. 2016, there over all tokens); 1 where there is none.
 
     It falls as a text grows: compare texts of one length.
     """
@@ -98,7 +98,7 @@ def distinct(tokens: Sequence[Hashable], n: int) -> float:
 
 
 def repetition(tokens: Sequence[Hashable]) -> float:
-    """The share of 4-grams that were there before: seq-rep-4 of Welleck et al. 2020; 0 for fewer than 4 tokens."""
+    """The fraction of 4-grams that were there before: seq-rep-4 of Welleck et al. 2020; 0 for fewer than 4 tokens."""
     return 1.0 - distinct(tokens, 4)
 
 

@@ -27,7 +27,7 @@ def bootstrap_interval(
         seed: of the drawing; the same seed, number of values and resamples draw the same items.
         weights: of the items, such as their tokens; the mean is then sum(weight * value) / sum(weight). Not negative,
             and not all 0.
-        level: the share of resampled means that lie inside.
+        level: the fraction of resampled means that lie inside.
         resamples: how often all values are drawn again.
 
     Returns:

@@ -32,7 +32,7 @@ SUFFIX = ""
 
 
 @dataclass(frozen=True)
-class Place:
+class BiasPlace:
     """A linear module whose output reaches the residual stream as it is, times ``factor``.
 
     Attributes:
@@ -78,7 +78,7 @@ def use(edits: Edits, output: Path) -> list[str]:
     ]
 
 
-def _place(architecture: Architecture, layer: int) -> Place:
+def _place(architecture: Architecture, layer: int) -> BiasPlace:
     where, remedy = f"layer {layer}", "bake it: the patched folder itself, or a control vector"
     if layer < 0:
         raise InputError("PEFT has no constant that is added to an embedding", where=where, remedy=remedy)
@@ -99,11 +99,11 @@ def _place(architecture: Architecture, layer: int) -> Place:
         why = f"`{name}` is a {type(module).__name__}, to which PEFT adds no bias"
     if why is not None:
         raise InputError("PEFT has no place for the vector", where=where, found=why, remedy=remedy)
-    return Place(name, site.width, not isinstance(module, nn.Linear), site.factor)
+    return BiasPlace(name, site.width, not isinstance(module, nn.Linear), site.factor)
 
 
 def _write_adapter(
-    target: Path, places: Mapping[int, Place], vectors: Mapping[int, torch.Tensor], origin: Mapping[str, Any]
+    target: Path, places: Mapping[int, BiasPlace], vectors: Mapping[int, torch.Tensor], origin: Mapping[str, Any]
 ) -> None:
     """``vectors``: layer -> fp32 [hidden], what the residual stream gains."""
     target.mkdir()
@@ -135,7 +135,7 @@ def _write_adapter(
     save_vectors(target / ADAPTER, tensors, {"tool": "patch-model", GAINS: json.dumps(gains)})
 
 
-def _prove(architecture: Architecture, layer: int, place: Place) -> None:
+def _prove(architecture: Architecture, layer: int, place: BiasPlace) -> None:
     """Stock PEFT on a tiny model with this config, against a hook on the block."""
     from peft import PeftModel
 
@@ -148,7 +148,7 @@ def _prove(architecture: Architecture, layer: int, place: Place) -> None:
     hidden, width = weight.shape[::-1] if place.transposed else weight.shape
     vector = stand_in.random(hidden)
     # The stand-in follows the same rule with numbers of its own: its factor is measured, the real one was stated.
-    tiny = Place(
+    tiny = BiasPlace(
         f"{architecture.blocks}.{small_layer}.{inside}", width, place.transposed, _factor(block, inside, model, ids)
     )
     with tempfile.TemporaryDirectory(prefix="patch-model-peft-") as name, torch.no_grad(), quiet_transformers():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from patcher.pairs.pair import ContrastPair
 
 MINIMUM_TO_HOLD_OUT = 10
-LARGEST_SHARE_OF_AN_ANSWER = 0.6
+LARGEST_FRACTION_OF_AN_ANSWER = 0.6
 
 
 def sample_pairs(pairs: Sequence[ContrastPair], limit: int | None, seed: int) -> list[ContrastPair]:
@@ -31,15 +31,15 @@ def sample_pairs(pairs: Sequence[ContrastPair], limit: int | None, seed: int) ->
 
 
 def split_held_out(
-    pairs: Sequence[ContrastPair], share: float, seed: int
+    pairs: Sequence[ContrastPair], fraction: float, seed: int
 ) -> tuple[list[ContrastPair], list[ContrastPair]]:
     """Split into (used, held out), each in original order.
 
-    ``round(share * n)`` pairs are held out, at least one is used, and fewer than ten pairs are not split at all.
-    ``ab`` pairs are drawn so that each matching answer has the same share in both parts as it has in the whole.
+    ``round(fraction * n)`` pairs are held out, at least one is used, and fewer than ten pairs are not split at all.
+    ``ab`` pairs are drawn so that each matching answer has the same fraction in both parts as it has in the whole.
     The same seed gives the same split.
     """
-    wanted = min(round(share * len(pairs)), len(pairs) - 1)
+    wanted = min(round(fraction * len(pairs)), len(pairs) - 1)
     if len(pairs) < MINIMUM_TO_HOLD_OUT or wanted <= 0:
         return list(pairs), []
     groups = _shuffled_groups(pairs, random.Random(seed))
@@ -64,7 +64,7 @@ def letter_imbalance(pairs: Sequence[ContrastPair]) -> str | None:
     if not counts:
         return None
     top = max(counts, key=lambda key: counts[key])
-    if counts[top] <= LARGEST_SHARE_OF_AN_ANSWER * len(answers):
+    if counts[top] <= LARGEST_FRACTION_OF_AN_ANSWER * len(answers):
         return None
     spelled = next(answer.strip() for answer in answers if normalised_answer(answer) == top)
     return (

@@ -100,7 +100,7 @@ class Column:
 
 
 @dataclass
-class Bench:
+class CellBench:
     """What every cell is measured on.
 
     Attributes:
@@ -133,7 +133,7 @@ class Bench:
         return self._base
 
     def texts_for(self, items: int) -> int:
-        """On how many of the neutral texts a cell is measured that is measured on ``items`` items: the same share."""
+        """On how many of the neutral texts a cell is measured beside ``items`` items: the same fraction of them."""
         texts = len(self.neutral.texts)
         return texts if items >= self.effect.count else min(texts, max(2, texts * items // self.effect.count))
 
@@ -148,7 +148,7 @@ class Bench:
         """The cells of some columns, all of them at once.
 
         Args:
-            items: how many of the choosing items, the first, and that share of the neutral texts; all by default.
+            items: how many of the choosing items, the first, and that fraction of the neutral texts; all by default.
         """
         count = self.effect.count if items is None else min(items, self.effect.count)
         places = [(column, coefficient) for column in columns for coefficient in column.vectors]

@@ -23,7 +23,7 @@ from patcher.pairs.sampling import sample_pairs, split_held_out
 from patcher.pairs.tokens import tokenise_pairs
 from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import VectorSpec
-from patcher.sweep.cells import Bench
+from patcher.sweep.cells import CellBench
 from patcher.vectors.finding import Direction, PreparedVector, steering_vector
 
 
@@ -60,9 +60,9 @@ def split(prepared: Sequence[PreparedVector], index: int, loaded: LoadedRecipe, 
     else:
         report = own or list(entry.held_out)
         left = _without(entry.used, report)
-        # The share is of all pairs, those that are held out included.
-        share = recipe.sweep.choose * (len(left) + len(entry.held_out)) / len(left)
-        make, choose = split_held_out(left, min(share, 0.9), recipe.seed + 1)
+        # The fraction is of all pairs, those that are held out included.
+        fraction = recipe.sweep.choose * (len(left) + len(entry.held_out)) / len(left)
+        make, choose = split_held_out(left, min(fraction, 0.9), recipe.seed + 1)
         make = _without(make, choose)
         if len(make) + len(choose) < len(entry.used):
             notes.append(f"{len(entry.used) - len(make) - len(choose)} pairs stand in two parts, and make no vector")
@@ -139,14 +139,14 @@ class Materials:
 
     def choosing_bench(
         self, source: LogitsSource, others: Mapping[int, torch.Tensor], sign: float, batch_size: int, memory: int
-    ) -> Bench:
+    ) -> CellBench:
         """What cells are measured on."""
         neutral = NeutralText(self.neutral[0], memory)
-        return Bench(source, self.choose, neutral, self.on_topic, self.off_topic, sign, others, batch_size)
+        return CellBench(source, self.choose, neutral, self.on_topic, self.off_topic, sign, others, batch_size)
 
-    def reporting_bench(self, choosing: Bench, memory: int) -> Bench:
+    def reporting_bench(self, choosing: CellBench, memory: int) -> CellBench:
         """The same model on the items that were kept back."""
-        return Bench(
+        return CellBench(
             choosing.source,
             self.report,
             NeutralText(self.neutral[1], memory),
@@ -157,7 +157,7 @@ class Materials:
             choosing.batch_size,
         )
 
-    def baseline(self, bench: Bench) -> dict[str, Any]:
+    def baseline(self, bench: CellBench) -> dict[str, Any]:
         """`baseline` of sweep.json: the choosing items and texts without the swept vector."""
         on_topic = bench.sentence_perplexities(self.on_topic, [bench.others])
         off_topic = bench.sentence_perplexities(self.off_topic, [bench.others])

@@ -25,7 +25,7 @@ from patcher.evaluate.guard import within_guard
 from patcher.evaluate.numbers import finite_or_null
 from patcher.sweep import choosing, materials
 from patcher.sweep.axes import grid_coefficients, shares_of
-from patcher.sweep.cells import Bench, Cell, Column
+from patcher.sweep.cells import Cell, CellBench, Column
 from patcher.sweep.geometry import geometry
 from patcher.sweep.record import CellRecord
 from patcher.sweep.refining import refined
@@ -185,11 +185,11 @@ class SweepRun:
             note=self.job.note,
         )
 
-    def _within(self, bench: Bench) -> Callable[[float, float], bool]:
+    def _within(self, bench: CellBench) -> Callable[[float, float], bool]:
         guard, base = self.job.recipe.evaluate.guard, bench.base_perplexity()
         return lambda kl, perplexity: within_guard(guard, base, kl, perplexity)
 
-    def _accepted(self, bench: Bench) -> Callable[[Cell], bool]:
+    def _accepted(self, bench: CellBench) -> Callable[[Cell], bool]:
         guard = self.job.recipe.evaluate.guard
         return lambda cell: within_guard(guard, bench.base_perplexity(cell.pairs), cell.damage, cell.perplexity)
 
@@ -197,7 +197,7 @@ class SweepRun:
         self,
         opened: OpenedBase,
         source: LogitsSource,
-        bench: Bench,
+        bench: CellBench,
         chosen: tuple[int, float] | None,
         vector_at: VectorAt,
         measured: materials.Materials,

@@ -12,11 +12,11 @@ from patcher.evaluate.effect import Effect
 from patcher.evaluate.held_out import random_like
 from patcher.evaluate.scoring import Vectors
 from patcher.evaluate.statistics import bootstrap_interval
-from patcher.sweep.cells import Bench
+from patcher.sweep.cells import CellBench
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One line of the report.
 
     Attributes:
@@ -40,25 +40,25 @@ def rows_for(
     *,
     random_vectors: int,
     seed: int,
-) -> list[Row]:
+) -> list[ReportRow]:
     """Base, the chosen cell, its negative, random vectors of its norm, the fixed defaults."""
-    rows = [Row("base", "base", None, None, {})]
+    rows = [ReportRow("base", "base", None, None, {})]
     if chosen is not None:
         layer, coefficient = chosen
         vectors = {layer: vector_at(layer, coefficient)}
-        rows.append(Row("recommended", "recommended", layer, coefficient, vectors))
-        rows.append(Row("its negative", "negative", layer, -coefficient, {layer: -vectors[layer]}))
+        rows.append(ReportRow("recommended", "recommended", layer, coefficient, vectors))
+        rows.append(ReportRow("its negative", "negative", layer, -coefficient, {layer: -vectors[layer]}))
         for number in range(random_vectors):
             noise = random_like(vectors, seed + number)
-            rows.append(Row(f"random vector {number + 1}", "random", layer, None, noise))
+            rows.append(ReportRow(f"random vector {number + 1}", "random", layer, None, noise))
     for (layer, coefficient), name in defaults.items():
-        rows.append(Row(name, "default", layer, coefficient, {layer: vector_at(layer, coefficient)}))
+        rows.append(ReportRow(name, "default", layer, coefficient, {layer: vector_at(layer, coefficient)}))
     return rows
 
 
 def measure_rows(
-    bench: Bench,
-    rows: Sequence[Row],
+    bench: CellBench,
+    rows: Sequence[ReportRow],
     prompted: Effect | None,
     accepted: Callable[[float, float], bool],
     *,

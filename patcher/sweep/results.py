@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from patcher.evaluate.held_out import random_like
-from patcher.sweep.cells import Bench, Cell, Column
-from patcher.sweep.reporting import Row
+from patcher.sweep.cells import Cell, CellBench, Column
+from patcher.sweep.reporting import ReportRow
 
 RANDOM_SEEDS = 1
 """For each coefficient; beside the chosen cell there are more (`sweep.random_vectors`)."""
@@ -31,7 +31,7 @@ def cell_json(cell: Cell, within_guard: bool) -> dict[str, Any]:
 
 
 def random_grid(
-    bench: Bench,
+    bench: CellBench,
     unit: Mapping[int, torch.Tensor],
     layer: int,
     coefficients: Sequence[float],
@@ -57,7 +57,7 @@ def random_grid(
     ]
 
 
-def behaviours(bench: Bench, rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
+def behaviours(bench: CellBench, rows: Sequence[ReportRow], name: str) -> list[dict[str, Any]]:
     """`behaviours`: the measure without and with the chosen vector, by behaviour."""
     chosen = next((row for row in rows if row.kind == "recommended"), None)
     if chosen is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from patcher.sweep.cells import Bench, Cell, Column
+from patcher.sweep.cells import Cell, CellBench, Column
 from patcher.sweep.record import CellRecord
 
 LARGE_GRID = 150
@@ -22,7 +22,7 @@ def is_halving(search: Literal["auto", "grid", "halving"], cells: int) -> bool:
 
 
 def measure_grid(
-    bench: Bench,
+    bench: CellBench,
     columns: Sequence[Column],
     record: CellRecord,
     *,

@@ -21,7 +21,7 @@ from patcher.recipe.schema import VectorSpec
 from patcher.vectors.files import load_vector_file
 from patcher.vectors.layers import resolve_layers, resolve_read_layer
 from patcher.vectors.methods import METHODS, require_usable
-from patcher.vectors.persona import Asked, answer, prepare_questions
+from patcher.vectors.persona import AskedQuestions, answer, prepare_questions
 from patcher.vectors.scaling import scale_direction
 from patcher.vectors.steering_vector import SteeringVector
 
@@ -53,7 +53,7 @@ class PreparedVector:
     used: tuple[ContrastPair, ...] = ()
     held_out: tuple[ContrastPair, ...] = ()
     notes: tuple[str, ...] = ()
-    asked: Asked | None = None
+    asked: AskedQuestions | None = None
     records: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -74,15 +74,15 @@ def prepare_vectors(loaded: LoadedRecipe, tokenizer: Any, block_count: int) -> l
         InputError: see :mod:`patcher.pairs` and :mod:`patcher.vectors.layers`.
     """
     evaluate = loaded.recipe.evaluate
-    share = evaluate.held_out if evaluate.enabled and evaluate.pairs is None else 0.0
+    fraction = evaluate.held_out if evaluate.enabled and evaluate.pairs is None else 0.0
     return [
-        _prepared(loaded, spec, loaded.place(f"vectors.{index}"), tokenizer, block_count, share)
+        _prepared(loaded, spec, loaded.place(f"vectors.{index}"), tokenizer, block_count, fraction)
         for index, spec in enumerate(loaded.recipe.vectors)
     ]
 
 
 def _prepared(
-    loaded: LoadedRecipe, spec: VectorSpec, where: str, tokenizer: Any, block_count: int, share: float
+    loaded: LoadedRecipe, spec: VectorSpec, where: str, tokenizer: Any, block_count: int, fraction: float
 ) -> PreparedVector:
     layers, seed = resolve_layers(spec, block_count, where), loaded.recipe.seed
     reads = {layer: resolve_read_layer(spec, layer, block_count, where) for layer in layers}
@@ -96,12 +96,12 @@ def _prepared(
         )
     if spec.pairs is None:
         asked, said = prepare_questions(
-            spec, tokenizer, recipe_folder=loaded.folder, held_out=share, seed=seed, where=where
+            spec, tokenizer, recipe_folder=loaded.folder, held_out=fraction, seed=seed, where=where
         )
         notes = tuple(f"vector `{spec.name}`: {note}" for note in said)
         return PreparedVector(spec, where, tuple(layers), reads, notes=notes, asked=asked)
     rows = load_pairs(spec.pairs, base_folder=loaded.folder, format=spec.format, where=f"{where}.pairs")
-    used, held_out = split_held_out(sample_pairs(rows, spec.limit, seed), share, seed)
+    used, held_out = split_held_out(sample_pairs(rows, spec.limit, seed), fraction, seed)
     imbalance = letter_imbalance(used)
     pairs, said = tokenise_pairs(used, tokenizer, spec)
     return PreparedVector(
@@ -134,7 +134,7 @@ def answer_questions(
         InputError, OutsideError: see :func:`patcher.vectors.persona.answer`.
     """
 
-    def with_answers(entry: PreparedVector, asked: Asked) -> PreparedVector:
+    def with_answers(entry: PreparedVector, asked: AskedQuestions) -> PreparedVector:
         found = answer(
             asked,
             model,

@@ -15,7 +15,7 @@ UNTIL_SWEPT = "40%"
 def resolve_layers(spec: VectorSpec, block_count: int, where: str) -> list[int]:
     """The blocks whose output is steered, in the order of the recipe.
 
-    A percentage is ``int(share * block_count)``, so "0%" is the first block, "50%" of 32 is block 16, and "100%" is
+    A percentage is ``int(fraction * block_count)``, so "0%" is the first block, "50%" of 32 is block 16, and "100%" is
     the last block. ``before_layer: n`` (ActAdd) is the residual stream that enters block n, so the output of block
     ``n - 1``; ``before_layer: 0`` is the embedding, -1. ``auto`` is 40 % until a sweep has chosen.
 
@@ -52,8 +52,8 @@ def _resolve(value: int | str, block_count: int, where: str) -> int:
     if isinstance(value, int):
         return _index(value, block_count, where)
     # Exact: in floating point 29 % of 100 blocks would be 28.999..., block 28.
-    share = Fraction(value.rstrip("%")) / 100
-    return min(int(share * block_count), block_count - 1)
+    fraction = Fraction(value.rstrip("%")) / 100
+    return min(int(fraction * block_count), block_count - 1)
 
 
 def _index(value: int, block_count: int, where: str) -> int:

@@ -49,7 +49,7 @@ class AskedPair:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedQuestions:
     """All that the model is asked: what the vector is made of, and what its effect is measured on."""
 
     used: tuple[AskedPair, ...]
@@ -90,14 +90,14 @@ class _Answered:
 
 def prepare_questions(
     spec: VectorSpec, tokenizer: Any, *, recipe_folder: Path, held_out: float, seed: int, where: str
-) -> tuple[Asked, list[str]]:
+) -> tuple[AskedQuestions, list[str]]:
     """Read the questions of a vector, split them, and put them as the model will be asked.
 
     Args:
         spec: of method ``persona``.
         tokenizer: of the model.
         recipe_folder: paths are relative to it.
-        held_out: the share of the questions that is kept out of the vector.
+        held_out: the fraction of the questions that is kept out of the vector.
         seed: of the sample and the split.
         where: the recipe's entry, for errors.
 
@@ -110,7 +110,7 @@ def prepare_questions(
     questions = load_questions(spec.questions or [], base_folder=recipe_folder, where=f"{where}.questions")
     used, kept_out = split_held_out(sample_pairs(questions, spec.limit, seed), held_out, seed)
     asked, notes = ask(used, tokenizer, spec, where)
-    return Asked(tuple(asked), tuple(ask(kept_out, tokenizer, spec, where)[0])), notes
+    return AskedQuestions(tuple(asked), tuple(ask(kept_out, tokenizer, spec, where)[0])), notes
 
 
 def ask(
@@ -157,7 +157,7 @@ def ask(
 
 
 def answer(
-    asked: Asked,
+    asked: AskedQuestions,
     model: nn.Module,
     tokenizer: Any,
     spec: VectorSpec,

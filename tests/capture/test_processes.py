@@ -19,11 +19,11 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import Batch, Place
 from patcher.capture.processes import launch as of_processes
-from patcher.capture.processes import reader as shared_reader
+from patcher.capture.processes import reader as sharded_reader
 from patcher.capture.processes.launch import World, forget_launch, world
-from patcher.capture.processes.model import Share, own_device
+from patcher.capture.processes.model import Sharding, own_device
 from patcher.capture.processes.proof import Proof, make_stand_in, prove
-from patcher.capture.processes.reader import modes, shared_device
+from patcher.capture.processes.reader import device_kind, modes
 from patcher.capture.processes.runner import _as_tensors, _enough, _from_tensors, assist
 from patcher.cli import main
 from patcher.cli.build_command import build as build_command
@@ -72,22 +72,22 @@ def test_modes_and_devices_that_do_not_go_together_are_refused(monkeypatch: pyte
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-    assert shared_device("auto", "fsdp") == "cuda" and shared_device("cpu", "replicate") == "cpu"
+    assert device_kind("auto", "fsdp") == "cuda" and device_kind("cpu", "replicate") == "cpu"
     with pytest.raises(InputError, match="a device of its own"):
-        shared_device("cuda:1", "fsdp")
+        device_kind("cuda:1", "fsdp")
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
-        shared_device("cpu", "fsdp")
+        device_kind("cpu", "fsdp")
     with pytest.raises(InputError, match="2 processes, 1 device"):
         own_device("cuda", World(1, 2, 1, 2))
     assert own_device("cuda", World(2, 4, 0, 2)) == torch.device("cuda", 0)
 
 
 def test_copies_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_reader, "available_memory", lambda: 10 << 30)
+    monkeypatch.setattr(sharded_reader, "available_memory", lambda: 10 << 30)
     here = World(0, 4, 0, 4)
-    shared_reader._require_room(here, "cpu", 2 << 30, [])
+    sharded_reader._require_room(here, "cpu", 2 << 30, [])
     with pytest.raises(InputError, match=r"fsdp: no; 3\.0 GiB a copy, 2\.5 GiB free"):
-        shared_reader._require_room(here, "cpu", 3 << 30, ["fsdp: no"])
+        sharded_reader._require_room(here, "cpu", 3 << 30, ["fsdp: no"])
 
 
 def test_personas_need_one_process(tmp_path: Path) -> None:
@@ -162,12 +162,12 @@ def proved(folder: Path, model_type: str, spoilt: float = 1.0) -> Proof:
     default_checkpoint(folder, model_type, tokenizer=False)
     with quiet_transformers():
         blocks = Architecture(AutoConfig.from_pretrained(folder)).blocks
-    share = Share(str(folder), None, None, "replicate", "float32", "cpu", blocks, 1, False)
-    made = make_stand_in(share)
+    sharding = Sharding(str(folder), None, None, "replicate", "float32", "cpu", blocks, 1, False)
+    made = make_stand_in(sharding)
     assert made is not None
     wanted = {layer: states * (spoilt if layer == 1 else 1.0) for layer, states in made.wanted.items()}
     alone: Any = type("One", (), {"world": World(0, 1, 0, 1), "total": staticmethod(lambda *numbers: list(numbers))})()
-    return prove(share, replace(made, wanted=wanted), alone)
+    return prove(sharding, replace(made, wanted=wanted), alone)
 
 
 def test_the_proof_sees_a_difference_of_a_thousandth(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_stand_in_is_computed_by_the_stock_class(tmp_path: Path) -> None:
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     blocks = Architecture(model.config).blocks
-    made = make_stand_in(Share(str(tmp_path / "base"), None, None, "fsdp", "float32", "cpu", blocks, 2, False))
+    made = make_stand_in(Sharding(str(tmp_path / "base"), None, None, "fsdp", "float32", "cpu", blocks, 2, False))
     assert made is not None
     for name, content in made.files.items():
         (tmp_path / name).write_bytes(content.numpy().tobytes())

@@ -18,7 +18,7 @@ from support.sweep_reference import make_model, write_sweep
 
 from patcher.cli import main
 from patcher.demo.write import write_demo
-from patcher.sweep.cells import Bench
+from patcher.sweep.cells import CellBench
 from patcher.sweep.record import CELLS
 from patcher.sweep.results import RANDOM_SEEDS
 
@@ -50,13 +50,13 @@ def whole(recipe: Path) -> dict[str, Any]:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[float]]]:
     """Layer and coefficients of each column that is measured in this process."""
     found: list[tuple[int, list[float]]] = []
-    measure = Bench.measure
+    measure = CellBench.measure
 
-    def counted(self: Bench, columns: Any, **options: Any) -> Any:
+    def counted(self: CellBench, columns: Any, **options: Any) -> Any:
         found.extend((column.layer, list(column.vectors)) for column in columns)
         return measure(self, columns, **options)
 
-    monkeypatch.setattr(Bench, "measure", counted)
+    monkeypatch.setattr(CellBench, "measure", counted)
     return found
 
 

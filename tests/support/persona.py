@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from patcher.pairs.pair import ContrastPair
 from patcher.recipe.schema import VectorSpec
-from patcher.vectors.persona import Answers, Asked, AskedPair, answer, ask
+from patcher.vectors.persona import Answers, AskedPair, AskedQuestions, answer, ask
 
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}{{ '</s>' if m['role'] == 'assistant' }}{% endfor %}"
@@ -57,7 +57,9 @@ def answered(
 ) -> Answers:
     tokenizer = options.pop("tokenizer", None) or tiny_tokenizer(CHAT)
     asked, _ = ask(unanswered(), tokenizer, spec, WHERE)
-    return answer(Asked(tuple(asked), tuple(held_out)), model, tokenizer, spec, seed=seed, where=WHERE, **options)
+    return answer(
+        AskedQuestions(tuple(asked), tuple(held_out)), model, tokenizer, spec, seed=seed, where=WHERE, **options
+    )
 
 
 def greedy(model: Any, ids: Sequence[int], count: int) -> list[int]:

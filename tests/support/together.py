@@ -24,7 +24,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.processes import model as shared_model
 from patcher.capture.processes.launch import Processes, world
-from patcher.capture.processes.model import Share
+from patcher.capture.processes.model import Sharding
 from patcher.capture.processes.runner import Distributed, assist, dismiss, try_together
 from patcher.capture.reader import ResidualReader, reader_in_memory
 from patcher.errors import InputError
@@ -43,13 +43,15 @@ def prompts() -> list[TokenisedSide]:
     return made
 
 
-def share_of(case: dict[str, Any], last: int) -> Share:
+def sharding_of(case: dict[str, Any], last: int) -> Sharding:
     config = AutoConfig.from_pretrained(case["folder"])
-    return Share(case["folder"], None, None, case["mode"], "float32", "cpu", Architecture(config).blocks, last, False)
+    return Sharding(
+        case["folder"], None, None, case["mode"], "float32", "cpu", Architecture(config).blocks, last, False
+    )
 
 
 def held(model: torch.nn.Module, blocks: str) -> float:
-    """The share of the kept blocks that lies in this process."""
+    """The fraction of the kept blocks that lies in this process."""
     parameters = [value for name, value in model.named_parameters() if name.startswith(f"{blocks}.")]
     local = [value.to_local() if isinstance(value, DTensor) else value for value in parameters]
     return sum(value.numel() for value in local) / sum(value.numel() for value in parameters)
@@ -57,15 +59,15 @@ def held(model: torch.nn.Module, blocks: str) -> float:
 
 def measure(case: dict[str, Any], processes: Processes) -> dict[str, Any]:
     last, rows = 2, case.get("batch_size")
-    share = share_of(case, last)
+    sharding = sharding_of(case, last)
     architecture = Architecture(AutoConfig.from_pretrained(case["folder"]))
     requests = [(prompts(), [0, last]), (prompts()[:3], [-1, 1])]
-    proof = try_together(share, processes)
+    proof = try_together(sharding, processes)
     if proof.refusal and not case.get("load"):
         dismiss(processes)
         return {"refused": proof.refusal}
     try:
-        runner = Distributed(replace(share, whole=proof.whole), processes)
+        runner = Distributed(replace(sharding, whole=proof.whole), processes)
     except InputError as error:
         return {"refused": str(error), "proof": proof.refusal}
     ran: list[int] = []
@@ -79,12 +81,12 @@ def measure(case: dict[str, Any], processes: Processes) -> dict[str, Any]:
             errors[layer] = float((found[layer].read - one.read).norm() / one.read.norm())
             norms.append(abs(found[layer].mean_norm / one.mean_norm - 1))
     assert runner.model is not None
-    kept = sum(any(True for _ in block.parameters()) for block in runner.model.get_submodule(share.blocks))
+    kept = sum(any(True for _ in block.parameters()) for block in runner.model.get_submodule(sharding.blocks))
     result = {
         "errors": errors,
         "norm": max(norms),
         "done": ran,
-        "held": held(runner.model, share.blocks),
+        "held": held(runner.model, sharding.blocks),
         "blocks": kept,
         "effect": float((alone[0][last].read[0] - alone[0][last].read[1]).norm() / alone[0][last].read[0].norm()),
     }

@@ -10,7 +10,7 @@ import torch
 from support.sweep_cells import NoisyEffect, cell
 
 from patcher.evaluate.numbers import finite_or_null
-from patcher.sweep.cells import Bench
+from patcher.sweep.cells import CellBench
 from patcher.sweep.reporting import measure_rows, random_control, rows_for
 from patcher.sweep.results import cell_json
 
@@ -45,7 +45,7 @@ class Silent:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_values_effects_and_intervals(sign: float) -> None:
     effect = NoisyEffect({3.0: 0.5, -3.0: -0.5}, 20, noise=0.05)
-    bench = Bench(object(), effect, Silent(), None, None, sign, {}, 4)  # type: ignore[arg-type]
+    bench = CellBench(object(), effect, Silent(), None, None, sign, {}, 4)  # type: ignore[arg-type]
     rows = rows_for((5, 1.0), vector_at, {}, random_vectors=1, seed=0)[:3]
     prompted = NoisyEffect({3.0: 0.7}, 20, noise=0.0)
     found = measure_rows(bench, rows, prompted, lambda kl, _perplexity: kl < 0.2, seed=0)  # type: ignore[arg-type]

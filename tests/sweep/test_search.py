@@ -15,7 +15,7 @@ from patcher.evaluate.damage import Damage
 from patcher.evaluate.guard import within_guard
 from patcher.recipe.evaluate import GuardSpec
 from patcher.sweep import choosing
-from patcher.sweep.cells import Bench, Column
+from patcher.sweep.cells import CellBench, Column
 from patcher.sweep.record import CellRecord
 from patcher.sweep.search import LARGE_GRID, is_halving, measure_grid
 
@@ -38,18 +38,18 @@ class Texts:
         return found
 
 
-def made(count: int = ITEMS) -> tuple[Bench, list[Column], NoisyEffect]:
+def made(count: int = ITEMS) -> tuple[CellBench, list[Column], NoisyEffect]:
     """27 cells, the effect of each its own; the largest of all are beyond the guard."""
     columns = [
         Column(layer, {float(c): torch.full((2,), float(3 * layer + c)) for c in (1, 2, 3)}, None) for layer in range(9)
     ]
     table = {float(value): 0.05 * value for value in range(1, 28)}
     effect = NoisyEffect(table, count)
-    bench = Bench(object(), effect, Texts(), None, None, 1.0, {}, 4)  # type: ignore[arg-type]
+    bench = CellBench(object(), effect, Texts(), None, None, 1.0, {}, 4)  # type: ignore[arg-type]
     return bench, columns, effect
 
 
-def run(folder: Path, bench: Bench, columns: list[Column], *, halving: bool, **options: Any) -> list[Any]:
+def run(folder: Path, bench: CellBench, columns: list[Column], *, halving: bool, **options: Any) -> list[Any]:
     record = CellRecord(folder, {"sweep": 1}, {})
     options = {"together": False, "accepted": lambda cell: cell.damage <= 0.205, **options}
     return measure_grid(bench, columns, record, halving=halving, **{"progress": lambda *_: None, **options})

@@ -36,7 +36,7 @@ MODES: dict[Mode, str] = {
 
 
 @dataclass(frozen=True)
-class Share:
+class Sharding:
     """What every process is to load.
 
     Attributes:
@@ -68,7 +68,7 @@ class Share:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def from_text(cls, text: bytes) -> Share:
+    def from_text(cls, text: bytes) -> Sharding:
         """What :meth:`as_text` made."""
         return cls(**json.loads(text))
 
@@ -92,55 +92,55 @@ def own_device(kind: str, world: World) -> torch.device:
     return torch.device(kind, world.local_rank)
 
 
-def model_folder(share: Share) -> Path:
+def model_folder(sharding: Sharding) -> Path:
     """The model on this machine.
 
     Raises:
         InputError: it is not there.
         OutsideError: it cannot be downloaded.
     """
-    folder = Path(share.folder)
+    folder = Path(sharding.folder)
     if folder.is_dir():
         return folder
-    if share.hub is None:
+    if sharding.hub is None:
         raise InputError(
             "the model's folder is not on this machine",
             where=str(folder),
             remedy="put the model on a disk that all machines see under the same path, or name it by its Hub id",
         )
-    return fetch(share.hub, share.revision, weights=True).folder
+    return fetch(sharding.hub, sharding.revision, weights=True).folder
 
 
-def read_config(folder: Path, share: Share) -> Any:
+def read_config(folder: Path, sharding: Sharding) -> Any:
     """The transformers config, a new one each time: loading leaves marks in it."""
     from transformers import AutoConfig
 
     with quiet_transformers():
-        return AutoConfig.from_pretrained(folder, trust_remote_code=share.trust_remote_code, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=sharding.trust_remote_code, local_files_only=True)
 
 
-def load_share(share: Share, processes: Processes) -> nn.Module:
+def load_sharded(sharding: Sharding, processes: Processes) -> nn.Module:
     """This process's part of the model, in eval mode; every process takes part.
 
     Raises:
         InputError: the model is not on this machine, cannot be loaded, or is not shared out by its class.
         OutsideError: not enough memory.
     """
-    folder = model_folder(share)
+    folder = model_folder(sharding)
     if quantisation_of(read_json_object(folder / "config.json")) is not None:
         # Its tensors are not the class's parameters, so nothing can be left out or shared out.
-        device = str(own_device(share.device, processes.world))
-        options = {"dtype": getattr(torch, share.dtype), "trust_remote_code": share.trust_remote_code}
+        device = str(own_device(sharding.device, processes.world))
+        options = {"dtype": getattr(torch, sharding.dtype), "trust_remote_code": sharding.trust_remote_code}
         return load_causal_lm(folder, device=device, **options)[0]
-    model = load_part(folder, share, processes.world)
-    if share.mode != "replicate":
+    model = load_part(folder, sharding, processes.world)
+    if sharding.mode != "replicate":
         # Parameters that belong to no block's group are whole again after a pass, and stay so.
-        run_blocks(model, share.blocks, [share.last], plain_inputs(torch.ones(1, 8, dtype=torch.long)))
-        _require_shared(model, share, processes)
+        run_blocks(model, sharding.blocks, [sharding.last], plain_inputs(torch.ones(1, 8, dtype=torch.long)))
+        _require_sharded(model, sharding, processes)
     return model
 
 
-def load_part(folder: Path, share: Share, world: World) -> nn.Module:
+def load_part(folder: Path, sharding: Sharding, world: World) -> nn.Module:
     """What this process keeps of the model in ``folder``.
 
     Raises:
@@ -150,29 +150,29 @@ def load_part(folder: Path, share: Share, world: World) -> nn.Module:
     """
     from transformers.distributed import DistributedConfig
 
-    options: dict[str, Any] = {"device_map": str(own_device(share.device, world))}
-    if share.mode == "fsdp":
+    options: dict[str, Any] = {"device_map": str(own_device(sharding.device, world))}
+    if sharding.mode == "fsdp":
         options = {"distributed_config": DistributedConfig(fsdp_size=world.size)}
-    elif share.mode == "tp":
+    elif sharding.mode == "tp":
         options = {"distributed_config": DistributedConfig(tp_size=world.size, tp_plan="auto")}
     try:
-        config = read_config(folder, share)
-        stock = type(on_meta(config, trust_remote_code=share.trust_remote_code))
-        part: Any = _part_class(stock, share.blocks, None if share.whole else share.last)
+        config = read_config(folder, sharding)
+        stock = type(on_meta(config, trust_remote_code=sharding.trust_remote_code))
+        part: Any = _part_class(stock, sharding.blocks, None if sharding.whole else sharding.last)
         with quiet_transformers():
             model: nn.Module = part.from_pretrained(
-                folder, config=config, dtype=getattr(torch, share.dtype), local_files_only=True, **options
+                folder, config=config, dtype=getattr(torch, sharding.dtype), local_files_only=True, **options
             ).eval()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise no_memory(error, str(folder), share.mode) from None
+        raise no_memory(error, str(folder), sharding.mode) from None
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AssertionError, ImportError) as error:
         if is_lost(error):
             raise
         raise InputError(
-            f"the model cannot be loaded over several processes with `{share.mode}`",
+            f"the model cannot be loaded over several processes with `{sharding.mode}`",
             where=str(folder),
             found=first_line(error),
-            remedy=otherwise(share.mode),
+            remedy=otherwise(sharding.mode),
             code="parallel",
         ) from None
     model.forward = _ends_early(model.forward)
@@ -223,24 +223,24 @@ def held_parameters(model: nn.Module, blocks: str) -> tuple[int, int]:
 
 
 def most_held(size: int) -> float:
-    """The largest share of the blocks that the average process may hold; norms and routers stay whole in some modes."""
+    """The largest fraction of the blocks that the average process may hold: norms and routers may stay whole."""
     return (1 + 1 / size) / 2
 
 
-def _require_shared(model: nn.Module, share: Share, processes: Processes) -> None:
+def _require_sharded(model: nn.Module, sharding: Sharding, processes: Processes) -> None:
     """Raise unless the processes hold about one copy of the blocks between them.
 
     Raises:
         InputError: they hold (nearly) one each.
     """
-    held, whole = processes.total(*held_parameters(model, share.blocks))
+    held, whole = processes.total(*held_parameters(model, sharding.blocks))
     size = processes.world.size
     if held > whole * most_held(size):
         raise InputError(
-            f"{type(model).__name__.removeprefix('FSDP')} is not shared out by `parallel: {share.mode}`",
-            where=share.folder,
+            f"{type(model).__name__.removeprefix('FSDP')} is not shared out by `parallel: {sharding.mode}`",
+            where=sharding.folder,
             found=f"each of {size} processes holds {held / max(1, whole):.0%} of the decoder blocks",
-            remedy=otherwise(share.mode),
+            remedy=otherwise(sharding.mode),
             code="parallel",
         )
 

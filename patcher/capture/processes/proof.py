@@ -21,7 +21,7 @@ from patcher.architectures.stand_in import build_stand_in, randomise
 from patcher.capture.forward import EMBEDDING, run_blocks
 from patcher.capture.processes.launch import Processes, is_lost
 from patcher.capture.processes.model import (
-    Share,
+    Sharding,
     held_parameters,
     load_part,
     most_held,
@@ -76,37 +76,37 @@ class StandIn:
         return cls(files, tensors["ids"], wanted)
 
 
-def make_stand_in(share: Share) -> StandIn | None:
-    """The stand-in for the model of ``share``; None if there is none. (In process 0; the others only load it.)
+def make_stand_in(sharding: Sharding) -> StandIn | None:
+    """The stand-in for the model of ``sharding``; None if there is none. (In process 0; the others only load it.)
 
     Raises:
         InputError: transformers does not understand the model's config.
     """
-    config = read_config(Path(share.folder), share)
+    config = read_config(Path(sharding.folder), sharding)
     try:
-        tiny, last = shrink_config(config, max(share.last, 0))
-        model = build_stand_in(tiny, trust_remote_code=share.trust_remote_code)
+        tiny, last = shrink_config(config, max(sharding.last, 0))
+        model = build_stand_in(tiny, trust_remote_code=sharding.trust_remote_code)
     except InputError:
         return None
     randomise(model, torch.Generator().manual_seed(0))
     ids = torch.arange(3, 3 + TOKENS)[None] % int(tiny.vocab_size)
-    layers = {EMBEDDING, last if share.last >= 0 else EMBEDDING}
+    layers = {EMBEDDING, last if sharding.last >= 0 else EMBEDDING}
     with quiet_transformers(), tempfile.TemporaryDirectory(prefix="patch-model-") as name:
-        wanted = run_blocks(model, share.blocks, layers, plain_inputs(ids))
+        wanted = run_blocks(model, sharding.blocks, layers, plain_inputs(ids))
         model.save_pretrained(name)  # type: ignore[operator]
         contents = {item.name: bytearray(item.read_bytes()) for item in Path(name).iterdir() if item.is_file()}
     files = {item: torch.frombuffer(content, dtype=torch.uint8) for item, content in contents.items() if content}
     return StandIn(files, ids, wanted)
 
 
-def prove(share: Share, stand_in: StandIn, processes: Processes) -> Proof:
+def prove(sharding: Sharding, stand_in: StandIn, processes: Processes) -> Proof:
     """Share the stand-in out as the model is to be, in all processes, which find the same."""
     trial = _Trial(True, 0.0, (0, 0))
     with tempfile.TemporaryDirectory(prefix="patch-model-") as name:
         for file, content in stand_in.files.items():
             (Path(name) / file).write_bytes(content.numpy().tobytes())
         for whole in (False, True):
-            tiny = replace(share, folder=name, hub=None, dtype="float32", last=max(stand_in.wanted), whole=whole)
+            tiny = replace(sharding, folder=name, hub=None, dtype="float32", last=max(stand_in.wanted), whole=whole)
             trial = _try(tiny, stand_in, processes)
             if not trial.incomplete:
                 break
@@ -114,15 +114,15 @@ def prove(share: Share, stand_in: StandIn, processes: Processes) -> Proof:
     wrong, failed, held, of = processes.total(
         int(not trial.error <= TOLERANCE), int(trial.failure is not None), *trial.held
     )
-    if failed and share.mode == "tp" and processes.world.size > 2:
+    if failed and sharding.mode == "tp" and processes.world.size > 2:
         # The stand-in has four heads; what can be divided by more than two is for the real model to say.
         return Proof(True, None)
     # What stays whole under tensor parallelism is larger beside the small widths of the stand-in than in the model.
-    limit = most_held(processes.world.size) if share.mode == "fsdp" else 0.99
+    limit = most_held(processes.world.size) if sharding.mode == "fsdp" else 0.99
     refusal = None
     if failed:
         refusal = trial.failure or "it fails in another process"
-    elif share.mode != "replicate" and held > of * limit:
+    elif sharding.mode != "replicate" and held > of * limit:
         refusal = f"its class is not shared out: each process keeps {held / max(1, of):.0%} of the decoder blocks"
     elif wrong:
         refusal = f"its class computes other numbers when it is shared out (a tiny one is off by {trial.error:.1g})"
@@ -138,10 +138,10 @@ class _Trial:
     incomplete: bool = False
 
 
-def _try(share: Share, stand_in: StandIn, processes: Processes) -> _Trial:
+def _try(sharding: Sharding, stand_in: StandIn, processes: Processes) -> _Trial:
     part, failure, incomplete = None, None, False
     try:
-        part = load_part(Path(share.folder), share, processes.world)
+        part = load_part(Path(sharding.folder), sharding, processes.world)
     except AttributeError as error:
         # It looks for something in the blocks that were left out.
         failure, incomplete = first_line(error), True
@@ -149,13 +149,13 @@ def _try(share: Share, stand_in: StandIn, processes: Processes) -> _Trial:
         failure = error.problems[0].found or str(error)
     missing, left_out = processes.total(int(part is None), int(incomplete))
     if part is None or missing:
-        return _Trial(share.whole, 0.0, (0, 0), failure or "it fails in another process", left_out > 0)
+        return _Trial(sharding.whole, 0.0, (0, 0), failure or "it fails in another process", left_out > 0)
     try:
-        found = run_blocks(part, share.blocks, list(stand_in.wanted), plain_inputs(stand_in.ids))
+        found = run_blocks(part, sharding.blocks, list(stand_in.wanted), plain_inputs(stand_in.ids))
     except Exception as error:
         # Classes fail in ways of their own under what they were not made for, and alike in all processes.
         if is_lost(error):
             raise
-        return _Trial(share.whole, 0.0, (0, 0), first_line(error), isinstance(error, AttributeError))
+        return _Trial(sharding.whole, 0.0, (0, 0), first_line(error), isinstance(error, AttributeError))
     errors = [relative_error(found[layer].cpu(), wanted) for layer, wanted in stand_in.wanted.items()]
-    return _Trial(share.whole, max(errors), held_parameters(part, share.blocks))
+    return _Trial(sharding.whole, max(errors), held_parameters(part, sharding.blocks))

@@ -16,7 +16,7 @@ from patcher.capture.forward import position_limit
 from patcher.capture.memory import available_memory
 from patcher.capture.model import pick_dtype
 from patcher.capture.processes.launch import Processes, World, forget_launch
-from patcher.capture.processes.model import MODES, Mode, Share, otherwise, own_device
+from patcher.capture.processes.model import MODES, Mode, Sharding, otherwise, own_device
 from patcher.capture.processes.proof import Proof
 from patcher.capture.processes.runner import Distributed, try_together
 from patcher.capture.reader import ResidualReader
@@ -26,7 +26,7 @@ from patcher.errors import InputError
 
 
 @contextmanager
-def shared_reader(
+def sharded_reader(
     processes: Processes,
     architecture: Architecture,
     *,
@@ -62,12 +62,12 @@ def shared_reader(
     world = processes.world
     reasons: list[str] = []
     for mode in modes(parallel, quantised=quantised):
-        kind = shared_device(device, mode)
+        kind = device_kind(device, mode)
         copies = world.local_size if mode == "replicate" else world.local_size / world.size
         chosen = pick_dtype(dtype, int(parameters * copies), stored, kind)
         if mode == "replicate" and parallel == "auto":
             _require_room(world, kind, parameters * chosen.itemsize, reasons)
-        share = Share(
+        sharding = Sharding(
             folder=str(folder.resolve()),
             hub=source.name if source.hub and source.folder == folder else None,
             revision=source.revision,
@@ -78,9 +78,9 @@ def shared_reader(
             last=last,
             trust_remote_code=architecture.trust_remote_code,
         )
-        proof = Proof(True, None) if quantised else try_together(share, processes)
+        proof = Proof(True, None) if quantised else try_together(sharding, processes)
         if proof.refusal is None:
-            share = replace(share, whole=proof.whole)
+            sharding = replace(sharding, whole=proof.whole)
             break
         reasons.append(f"{mode}: {proof.refusal}")
     else:
@@ -93,11 +93,11 @@ def shared_reader(
         )
     for reason in reasons:
         say(f"not {reason}")
-    what = f"{share.dtype}, {share.device}, {mode}: {MODES[mode]}"
+    what = f"{sharding.dtype}, {sharding.device}, {mode}: {MODES[mode]}"
     say(f"loading the model in {world.size} processes ({what})")
-    runner = Distributed(share, processes)
+    runner = Distributed(sharding, processes)
     assert runner.model is not None
-    tokens = token_budget(runner.model.config, own_device(share.device, world), runner.dtype)
+    tokens = token_budget(runner.model.config, own_device(sharding.device, world), runner.dtype)
     yield ResidualReader(runner, architecture, tokens, batch_size, position_limit(runner.model), note=say)
     runner.end()
     forget_launch()
@@ -122,7 +122,7 @@ def modes(asked: str, *, quantised: bool) -> list[Mode]:
     return every if asked == "auto" else [mode for mode in every if mode == asked]
 
 
-def shared_device(asked: str, mode: Mode) -> str:
+def device_kind(asked: str, mode: Mode) -> str:
     """The kind of device that the processes use: ``cpu``, ``cuda`` ...
 
     Raises:

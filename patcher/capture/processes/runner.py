@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from patcher.capture.batches import Batch, Place
 from patcher.capture.forward import read_blocks
 from patcher.capture.processes.launch import Order, Processes
-from patcher.capture.processes.model import Share, load_share, no_memory, own_device
+from patcher.capture.processes.model import Sharding, load_sharded, no_memory, own_device
 from patcher.capture.processes.proof import Proof, StandIn, make_stand_in, prove
 from patcher.capture.residuals import Collect, Collector, Progress
 
@@ -27,18 +27,18 @@ from patcher.capture.residuals import Collect, Collector, Progress
 class Distributed:
     """The model of process 0 and those of all others, as a :class:`patcher.capture.residuals.Runner`."""
 
-    def __init__(self, share: Share, processes: Processes) -> None:
+    def __init__(self, sharding: Sharding, processes: Processes) -> None:
         """Tell the others what to load, and load this process's part.
 
         Raises:
-            InputError, OutsideError: see :func:`patcher.capture.processes.model.load_share`.
+            InputError, OutsideError: see :func:`patcher.capture.processes.model.load_sharded`.
         """
-        self.share, self.processes = share, processes
-        _order_all(processes, "load", share)
-        self.model: nn.Module | None = load_share(share, processes)
+        self.sharding, self.processes = sharding, processes
+        _order_all(processes, "load", sharding)
+        self.model: nn.Module | None = load_sharded(sharding, processes)
         config: Any = self.model.config
         self.hidden = int(config.hidden_size)
-        self.dtype: torch.dtype = getattr(torch, share.dtype)
+        self.dtype: torch.dtype = getattr(torch, sharding.dtype)
 
     def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect, progress: Progress = None) -> None:
         """Run every batch somewhere; ``progress`` is called with the number of batches done.
@@ -46,7 +46,7 @@ class Distributed:
         Raises:
             OutsideError: a batch does not fit in a device's memory, or another process is gone.
         """
-        size = 1 if self.share.mode == "tp" else self.processes.world.size
+        size = 1 if self.sharding.mode == "tp" else self.processes.world.size
         jobs = _enough(list(enumerate(batches)), size)
         for start in range(0, len(jobs), size):
             self._round([batch for _number, batch in jobs[start : start + size]], layers, collect)
@@ -61,29 +61,29 @@ class Distributed:
 
     def _round(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect) -> None:
         assert self.model is not None
-        together = self.share.mode == "tp"
+        together = self.sharding.mode == "tp"
         for rank in range(1, self.processes.world.size):
             if rank < len(batches):
                 self.processes.order(rank, "run", _as_tensors(batches[rank], layers))
-            elif self.share.mode != "replicate":
+            elif self.sharding.mode != "replicate":
                 # All gather the blocks together, so a process without a batch runs one for nothing.
                 own = batches[0] if together else batches[-1]
                 self.processes.order(rank, "keep_up", _as_tensors(own, layers))
-        _keep(batches[0], layers, _read(self.model, self.share, batches[0], layers), collect)
+        _keep(batches[0], layers, _read(self.model, self.sharding, batches[0], layers), collect)
         for rank in range(1, len(batches)):
             places = len(batches[rank].places)
             results = torch.empty(len(layers), places, self.hidden + 1, dtype=torch.float64)
             _keep(batches[rank], layers, self.processes.take(rank, results), collect)
 
 
-def try_together(share: Share, processes: Processes) -> Proof:
-    """Have all processes try ``share`` on a stand-in (:func:`patcher.capture.processes.proof.prove`)."""
-    stand_in = make_stand_in(share)
+def try_together(sharding: Sharding, processes: Processes) -> Proof:
+    """Have all processes try ``sharding`` on a stand-in (:func:`patcher.capture.processes.proof.prove`)."""
+    stand_in = make_stand_in(sharding)
     if stand_in is None:
         # The real model will say whether it can be loaded.
         return Proof(True, None)
-    _order_all(processes, "prove", share, stand_in.as_tensors())
-    return prove(share, stand_in, processes)
+    _order_all(processes, "prove", sharding, stand_in.as_tensors())
+    return prove(sharding, stand_in, processes)
 
 
 def dismiss(processes: Processes) -> None:
@@ -98,7 +98,7 @@ def assist(processes: Processes) -> None:
     """What every process but the first does: load a part of the model, and run what process 0 sends.
 
     Raises:
-        InputError, OutsideError: see :func:`patcher.capture.processes.model.load_share`.
+        InputError, OutsideError: see :func:`patcher.capture.processes.model.load_sharded`.
     """
     # Nothing here needs to be cleaned up, and a collective would not let go for a signal's handler.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -106,7 +106,7 @@ def assist(processes: Processes) -> None:
     if not kind:
         return
     processes.connect(own_device(kind, processes.world))
-    share: Share | None = None
+    sharding: Sharding | None = None
     model: nn.Module | None = None
     while True:
         order, tensors = processes.obey()
@@ -115,14 +115,14 @@ def assist(processes: Processes) -> None:
         if order in ("prove", "load"):
             model = None
             _free()
-            share = Share.from_text(tensors["share"].numpy().tobytes())
+            sharding = Sharding.from_text(tensors["sharding"].numpy().tobytes())
             if order == "load":
-                model = load_share(share, processes)
+                model = load_sharded(sharding, processes)
             else:
-                prove(share, StandIn.from_tensors(tensors), processes)
+                prove(sharding, StandIn.from_tensors(tensors), processes)
             continue
-        assert model is not None and share is not None
-        results = _read(model, share, *_from_tensors(tensors))
+        assert model is not None and sharding is not None
+        results = _read(model, sharding, *_from_tensors(tensors))
         if order == "run":
             processes.give(results)
     model = None
@@ -130,12 +130,14 @@ def assist(processes: Processes) -> None:
     processes.part()
 
 
-def _order_all(processes: Processes, what: Order, share: Share, tensors: Mapping[str, Tensor] | None = None) -> None:
-    processes.say("device", share.device)
-    processes.connect(own_device(share.device, processes.world))
-    text = torch.frombuffer(bytearray(share.as_text()), dtype=torch.uint8)
+def _order_all(
+    processes: Processes, what: Order, sharding: Sharding, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    processes.say("device", sharding.device)
+    processes.connect(own_device(sharding.device, processes.world))
+    text = torch.frombuffer(bytearray(sharding.as_text()), dtype=torch.uint8)
     for rank in range(1, processes.world.size):
-        processes.order(rank, what, {**(tensors or {}), "share": text})
+        processes.order(rank, what, {**(tensors or {}), "sharding": text})
 
 
 def _enough(jobs: list[tuple[int, Batch]], size: int) -> list[tuple[int, Batch]]:
@@ -149,7 +151,7 @@ def _enough(jobs: list[tuple[int, Batch]], size: int) -> list[tuple[int, Batch]]
     return jobs
 
 
-def _read(model: nn.Module, share: Share, batch: Batch, layers: Sequence[int]) -> Tensor:
+def _read(model: nn.Module, sharding: Sharding, batch: Batch, layers: Sequence[int]) -> Tensor:
     """[layers, places, hidden + 1], fp64, on the CPU: of every place the row that is read and its sum of norms."""
     own = Batch(batch.inputs, tuple(Place(i, p.row, p.columns, p.counted) for i, p in enumerate(batch.places)))
     config: Any = model.config
@@ -159,11 +161,11 @@ def _read(model: nn.Module, share: Share, batch: Batch, layers: Sequence[int]) -
         collector(layer, 0, _whole(states))
 
     try:
-        read_blocks(model, share.blocks, layers, own.inputs_in(getattr(torch, share.dtype)), use)
+        read_blocks(model, sharding.blocks, layers, own.inputs_in(getattr(torch, sharding.dtype)), use)
     except torch.OutOfMemoryError as error:
         # Halving the batch, as one process does, would leave the others waiting in a block.
         rows, width = own.shape
-        raise no_memory(error, f"a batch of {rows} x {width} tokens", share.mode) from None
+        raise no_memory(error, f"a batch of {rows} x {width} tokens", sharding.mode) from None
     return torch.stack([torch.cat([collector.rows[at], collector.norms[at][:, None]], dim=1) for at in layers])
 
 

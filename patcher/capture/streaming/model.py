@@ -104,7 +104,7 @@ class StreamedModel:
             layers: 0-based block indices; -1 is the residual stream that enters block 0.
             collect: called with a layer, the index of a batch and its residual stream [rows, width, hidden], layer by
                 layer.
-            progress: called with the number of batches done; one block of all is its share of all.
+            progress: called with the number of batches done; one block of all is its part of all.
 
         Raises:
             InputError: the checkpoint lacks a tensor, or (code ``stream``) this class cannot be streamed exactly.

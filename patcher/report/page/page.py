@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from patcher.disk.whole_files import whole_file
 from patcher.report.page import tables
-from patcher.report.page.findings import findings, guard_text
+from patcher.report.page.remarks import guard_text, remarks
 from patcher.report.pictures.captions import CAPTIONS, TITLES, alt_text
 from patcher.report.pictures.changes import limit_of, step, texts_of, underlined
 from patcher.report.pictures.drawing import PICTURES, dark_of
@@ -90,7 +90,7 @@ def render(sweep: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
             cell=None if cell is None else cell_name(cell.layer, cell.coefficient),
             swept=_swept(sweep),
             tiles=_tiles(sweep),
-            findings=findings(sweep),
+            remarks=remarks(sweep),
             pictures=loaded,
             further=[picture for name, picture in loaded.items() if name not in PICTURES],
             tables=tables,

@@ -37,7 +37,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     values: list[Value]
     marked: bool = False
 
@@ -49,7 +49,7 @@ class Table:
     name: str
     caption: str
     columns: list[Column]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[TableRow] = field(default_factory=list)
 
 
 Read = Callable[[Mapping[str, Any]], Value]
@@ -76,7 +76,9 @@ def table_of(
         if not column.numeric or any(read(row).key is not None for row in rows)
     ]
     columns_read = [_aligned_texts(column, [read(row) for row in rows]) for column, read in kept]
-    filled = [Row(list(values), marked(row)) for values, row in zip(zip(*columns_read, strict=True), rows, strict=True)]
+    filled = [
+        TableRow(list(values), marked(row)) for values, row in zip(zip(*columns_read, strict=True), rows, strict=True)
+    ]
     return Table(name, caption, [column for column, _ in kept], filled)
 
 

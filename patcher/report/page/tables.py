@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patcher.report.page.sortable import Column, Read, Row, Table, Value, numeric, table_of
+from patcher.report.page.sortable import Column, Read, Table, TableRow, Value, numeric, table_of
 from patcher.report.pictures.reading import number, part_of, place_of, recommended_cell, rows_of
 from patcher.report.pictures.wording import ABSENT, fixed, visible_token
 
@@ -203,7 +203,7 @@ def cosine_table(sweep: Mapping[str, Any]) -> Table | None:
     if len(layers) < 2 or len(cosines) != len(layers):
         return None
     rows = [
-        Row([numeric(layer, digits=9), *[Value(fixed(value, 2, signed=False), number(value)) for value in line]])
+        TableRow([numeric(layer, digits=9), *[Value(fixed(value, 2, signed=False), number(value)) for value in line]])
         for layer, line in zip(layers, cosines, strict=True)
     ]
     return Table("cosine", "Cosine similarity", [Column("layer"), *[Column(str(layer)) for layer in layers]], rows)
@@ -212,7 +212,7 @@ def cosine_table(sweep: Mapping[str, Any]) -> Table | None:
 def changes_table(place: int, tokens: Sequence[tuple[str, float | None]]) -> Table:
     """One text's tokens by place; the ratio is that of the probabilities."""
     rows = [
-        Row(
+        TableRow(
             [
                 numeric(index + 1, digits=9),
                 Value(visible_token(token, 80)),

@@ -25,12 +25,12 @@ _GAP = 0.09
 """Of the axis, between the ticks of two coefficients."""
 
 
-def label_layers(axes: Axes, layers: Sequence[int], *, label: str = "layer") -> None:
+def label_layers(axes: Axes, layers: Sequence[int]) -> None:
     """Ticks at measured layers, all of them where they fit."""
     ticks = evenly(layers, _MOST_TICKS)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(label)
+    axes.set_xlabel("layer")
     _room(axes, layers)
 
 

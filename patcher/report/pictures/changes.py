@@ -11,7 +11,7 @@ STEPS = 8
 """Strengths of each colour."""
 _UNDERLINED = 3
 _LEAST = 0.1
-_SHARE = 0.95
+_BELOW_FULL = 0.95
 
 
 def texts_of(sweep: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, float | None]]]]:
@@ -27,7 +27,7 @@ def texts_of(sweep: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, float 
 def limit_of(texts: Sequence[tuple[str, Sequence[tuple[str, float | None]]]]) -> float:
     """The change, in nats, that has the full colour: 95 % of all tokens of all texts change less."""
     sizes = sorted(abs(change) for _, tokens in texts for _, change in tokens if change is not None)
-    return max(_LEAST, sizes[int(_SHARE * (len(sizes) - 1))]) if sizes else _LEAST
+    return max(_LEAST, sizes[int(_BELOW_FULL * (len(sizes) - 1))]) if sizes else _LEAST
 
 
 def step(change: float | None, limit: float) -> int:

@@ -119,9 +119,9 @@ def styled(theme: Theme) -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """A figure that belongs to no pyplot, ``width`` x ``height`` inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def new_figure(height: float) -> Figure:
+    """A figure that belongs to no pyplot, :data:`WIDTH` x ``height`` inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     engine = figure.get_layout_engine()
     if engine is not None:

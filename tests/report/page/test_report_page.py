@@ -13,8 +13,8 @@ from PIL import Image
 from support.degenerate_sweeps import DEGENERATE, HOSTILE, hostile, nothing_recommended, weak
 from support.sweep_example import sweep
 
-from patcher.report.page.findings import findings
 from patcher.report.page.page import render, write_report
+from patcher.report.page.remarks import remarks
 from patcher.report.pictures.drawing import PICTURES, dark_of
 
 VOID = {"meta", "img", "source", "br", "link", "input", "hr"}
@@ -173,32 +173,32 @@ def test_the_summary_says_what_was_found():
         "the cell with the largest effect",
     ):
         assert told in start
-    assert "Warning" not in start and findings(sweep()) == []
+    assert "Warning" not in start and remarks(sweep()) == []
 
 
 def test_warnings_are_plain():
-    told = [finding.text for finding in findings(weak()) if finding.serious]
+    told = [remark.text for remark in remarks(weak()) if remark.serious]
     assert len(told) == 3
     assert "cannot be told from that of random vectors of equal norm (as much as 0.05)" in told[0]
     assert "interval" in told[1] and "holds 0: [−0.02, +0.04]" in told[1]
     assert (
         "exceeds the guard: KL divergence 1.2 nats a token (guard: KL divergence at most 0.5 nats a token)" in told[2]
     )
-    mild = " ".join(finding.text for finding in findings(weak()) if not finding.serious)
+    mild = " ".join(remark.text for remark in remarks(weak()) if not remark.serious)
     assert "Coefficient 8 is the strongest of the grid" in mild and "A prompt that asks" in mild
     page = Page(render(weak(), {}))
     assert page.texts.count("Warning:") == 3 and page.texts.count("Note:") == 2
 
 
 def test_nothing_within_the_guard_is_said():
-    (finding,) = findings(nothing_recommended())
-    assert finding.serious and "No cell of the grid is within the guard (KL divergence at most 1e−06" in finding.text
+    (remark,) = remarks(nothing_recommended())
+    assert remark.serious and "No cell of the grid is within the guard (KL divergence at most 1e−06" in remark.text
     content = nothing_recommended()
     content["grid"][0]["within_guard"] = True
-    (finding,) = findings(content)
-    assert "No cell within the guard has an effect in the expected way" in finding.text
+    (remark,) = remarks(content)
+    assert "No cell within the guard has an effect in the expected way" in remark.text
     assert "Nothing is recommended" in Page(render(content, {})).text
-    assert findings({})[0].text == "No cell was measured."
+    assert remarks({})[0].text == "No cell was measured."
 
 
 @pytest.mark.parametrize(
@@ -211,12 +211,12 @@ def test_nothing_within_the_guard_is_said():
 def test_a_recommendation_that_does_not_hold_is_said(change, told):
     content = sweep()
     next(row for row in content["report"] if row["kind"] == "recommended").update(change)
-    assert any(finding.serious and told in finding.text for finding in findings(content))
+    assert any(remark.serious and told in remark.text for remark in remarks(content))
 
 
 def test_a_missing_control_is_said():
     content = {**sweep(), "random_control": None}
-    assert ["No random vectors" in finding.text for finding in findings(content)] == [True]
+    assert ["No random vectors" in remark.text for remark in remarks(content)] == [True]
 
 
 def test_coloured_tokens_carry_their_change():

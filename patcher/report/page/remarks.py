@@ -21,7 +21,7 @@ from patcher.report.pictures.wording import cell_name, interval, shown
 
 
 @dataclass(frozen=True)
-class Finding:
+class Remark:
     """One sentence.
 
     Attributes:
@@ -33,26 +33,26 @@ class Finding:
     text: str
 
 
-def findings(sweep: Mapping[str, Any]) -> list[Finding]:
+def remarks(sweep: Mapping[str, Any]) -> list[Remark]:
     """Warnings about the sweep's recommendation; the serious ones first. None of them means that nothing was found."""
     cell = recommended_cell(sweep)
     found = _no_recommendation(sweep) if cell is None else [*_on_the_report_pairs(sweep), *_beside(sweep, cell)]
-    return sorted(found, key=lambda finding: not finding.serious)
+    return sorted(found, key=lambda remark: not remark.serious)
 
 
-def _no_recommendation(sweep: Mapping[str, Any]) -> list[Finding]:
+def _no_recommendation(sweep: Mapping[str, Any]) -> list[Remark]:
     grid = rows_of(sweep, "grid")
     if not grid:
-        return [Finding(True, "No cell was measured.")]
+        return [Remark(True, "No cell was measured.")]
     if not any(row.get("within_guard") for row in grid):
         return [
-            Finding(
+            Remark(
                 True,
                 f"No cell of the grid is within the guard ({guard_text(sweep)}), so none is recommended. Smaller"
                 " coefficients do less damage.",
             )
         ]
-    return [Finding(True, "No cell within the guard has an effect in the expected way, so none is recommended.")]
+    return [Remark(True, "No cell within the guard has an effect in the expected way, so none is recommended.")]
 
 
 def guard_text(sweep: Mapping[str, Any]) -> str:
@@ -65,34 +65,32 @@ def guard_text(sweep: Mapping[str, Any]) -> str:
     return f"{measure} at most {shown(limit)} {guard.get('unit') or ''}".strip() if limit is not None else str(measure)
 
 
-def _on_the_report_pairs(sweep: Mapping[str, Any]) -> list[Finding]:
+def _on_the_report_pairs(sweep: Mapping[str, Any]) -> list[Remark]:
     row = report_row(sweep, "recommended")
     if row is None or number(row.get("effect")) is None:
-        return [
-            Finding(True, "The recommended cell was not measured on pairs of its own: its effect is not confirmed.")
-        ]
+        return [Remark(True, "The recommended cell was not measured on pairs of its own: its effect is not confirmed.")]
     found = []
     effect, low, high = (number(row.get(key)) for key in ("effect", "low", "high"))
     control = part_of(sweep, "random_control")
     if control.get("distinguishable") is False:
         found.append(
-            Finding(
+            Remark(
                 True,
                 f"The effect ({shown(effect, signed=True)}) cannot be told from that of random vectors of equal norm"
                 f" (as much as {shown(control.get('largest_effect'))}).",
             )
         )
     elif control.get("distinguishable") is None:
-        found.append(Finding(False, "No random vectors were measured beside the recommended cell."))
+        found.append(Remark(False, "No random vectors were measured beside the recommended cell."))
     if effect is not None and effect < 0:
-        found.append(Finding(True, "On the pairs kept for the report the effect goes against the expected way."))
+        found.append(Remark(True, "On the pairs kept for the report the effect goes against the expected way."))
     elif low is not None and high is not None and low <= 0 <= high:
         found.append(
-            Finding(True, f"The 95 % interval of the effect on the report pairs holds 0: {interval(low, high)}.")
+            Remark(True, f"The 95 % interval of the effect on the report pairs holds 0: {interval(low, high)}.")
         )
     if row.get("within_guard") is False:
         found.append(
-            Finding(
+            Remark(
                 True,
                 f"The recommended cell exceeds the guard: KL divergence {shown(row.get('damage'))} nats a token"
                 f" (guard: {guard_text(sweep)}).",
@@ -102,7 +100,7 @@ def _on_the_report_pairs(sweep: Mapping[str, Any]) -> list[Finding]:
     asked = number(prompted.get("effect")) if prompted else None
     if asked is not None and effect is not None and asked >= effect:
         found.append(
-            Finding(
+            Remark(
                 False,
                 f"A prompt that asks for the behaviour does as much or more ({shown(asked, signed=True)} beside"
                 f" {shown(effect, signed=True)}).",
@@ -111,14 +109,14 @@ def _on_the_report_pairs(sweep: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
-def _beside(sweep: Mapping[str, Any], cell: Cell) -> list[Finding]:
+def _beside(sweep: Mapping[str, Any], cell: Cell) -> list[Remark]:
     """At the grid's edge the best cell may lie outside."""
     rows = rows_of(sweep, "grid")
     layers, coefficients = layers_of(rows), coefficients_of(rows)
     found = []
     if len(coefficients) > 1 and cell.coefficient == max(coefficients, key=abs):
         found.append(
-            Finding(
+            Remark(
                 False,
                 f"{_first_upper(cell_name(None, cell.coefficient))} is the strongest of the grid: a stronger one may do"
                 " more.",
@@ -126,7 +124,7 @@ def _beside(sweep: Mapping[str, Any], cell: Cell) -> list[Finding]:
         )
     if len(layers) > 2 and cell.layer in (layers[0], layers[-1]) and has_numbers(rows, "effect"):
         found.append(
-            Finding(False, f"{_first_upper(cell_name(cell.layer, None))} is at the edge of the layers that were tried.")
+            Remark(False, f"{_first_upper(cell_name(cell.layer, None))} is at the edge of the layers that were tried.")
         )
     return found
 
