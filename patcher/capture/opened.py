@@ -117,9 +117,23 @@ def open_base(
     """
     trusted = architecture.trust_remote_code
     if mode == "stream":
-        opened = _streamed(checkpoint, architecture, dtype, device, scratch, batch_size, note)
-        opened.tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-        yield opened
+        from patcher.capture.streaming.model import StreamedModel
+
+        place = torch.device("cuda" if device == "auto" else device)
+        streamed = StreamedModel(
+            checkpoint,
+            architecture.config,
+            architecture.blocks,
+            dtype=dtype,
+            device=place,
+            memory=int(_ACTIVATIONS * available_memory()),
+            scratch=scratch,
+            trust_remote_code=trusted,
+        )
+        positions = position_limit(streamed.model)
+        tokens = token_budget(architecture.config, place, dtype)
+        reader = ResidualReader(streamed, architecture, tokens, batch_size, positions, one_pass=True, note=note)
+        yield OpenedBase(reader, streamed, None, load_tokenizer(folder, trust_remote_code=trusted), positions)
         return
     model, tokenizer = load_causal_lm(
         folder,
@@ -137,31 +151,3 @@ def open_base(
         # The verification loads the base again in processes of its own; both at once might not fit.
         del model, reader, logits
         gc.collect()
-
-
-def _streamed(
-    checkpoint: CheckpointFolder,
-    architecture: Architecture,
-    dtype: torch.dtype,
-    device: str,
-    scratch: Path,
-    batch_size: int | None,
-    note: Callable[[str], None] | None,
-) -> OpenedBase:
-    from patcher.capture.streaming.model import StreamedModel
-
-    place = torch.device("cuda" if device == "auto" else device)
-    streamed = StreamedModel(
-        checkpoint,
-        architecture.config,
-        architecture.blocks,
-        dtype=dtype,
-        device=place,
-        memory=int(_ACTIVATIONS * available_memory()),
-        scratch=scratch,
-        trust_remote_code=architecture.trust_remote_code,
-    )
-    positions = position_limit(streamed.model)
-    tokens = token_budget(architecture.config, place, dtype)
-    reader = ResidualReader(streamed, architecture, tokens, batch_size, positions, one_pass=True, note=note)
-    return OpenedBase(reader, streamed, None, None, positions)

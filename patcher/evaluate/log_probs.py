@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from patcher.capture.batches import padded
-from patcher.capture.logits import LogitsJob, LogitsSource
-from patcher.evaluate.scoring import Vectors
+from patcher.capture.logits import LogitsSource
+from patcher.evaluate.scoring import Vectors, jobs_of
 
 Rows = Iterator[tuple[int, torch.Tensor]]
 """Of one batch: the index of a text, and its log-probabilities [positions, vocabulary], fp32, where the model is."""
@@ -39,15 +38,7 @@ def next_token_log_probs(
         use: called with the index of a variant, and the rows of the batch.
         last_only: only the distribution after each text's last token, [1, vocabulary].
     """
-    jobs: list[LogitsJob] = []
-    origins: list[tuple[int, list[int], torch.Tensor]] = []
-    for chosen in _batches(texts, batch_size):
-        inputs, _ = padded([texts[index] for index in chosen], "right", 0)
-        lengths = torch.tensor([len(texts[index]) for index in chosen])
-        columns = torch.unique(lengths - 1) if last_only else torch.arange(inputs["input_ids"].shape[1])
-        for variant, vectors in enumerate(variants):
-            jobs.append(LogitsJob(inputs, vectors, columns))
-            origins.append((variant, chosen, torch.searchsorted(columns, lengths - 1)))
+    jobs, origins = jobs_of(texts, _batches(texts, batch_size), variants, last_only=last_only)
 
     def rows(chosen: list[int], last: torch.Tensor, logits: torch.Tensor) -> Rows:
         for row, (index, end) in enumerate(zip(chosen, last.tolist(), strict=True)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -15,6 +15,30 @@ Vectors = Mapping[int, torch.Tensor]
 _FULL_LOGITS_BATCH = 4
 
 
+Origin = tuple[int, list[int], torch.Tensor]
+"""Of a job: its variant, the indices of its sequences, and the place of each one's last token among the columns."""
+
+
+def jobs_of(
+    sequences: Sequence[Sequence[int]], batches: Iterable[list[int]], variants: Sequence[Vectors], *, last_only: bool
+) -> tuple[list[LogitsJob], list[Origin]]:
+    """Every batch of sequences under every variant; the variants of a batch follow one another and share its inputs.
+
+    Args:
+        batches: indices of sequences, those of one forward pass together.
+        last_only: only the logits of the columns where a sequence ends are wanted.
+    """
+    jobs: list[LogitsJob] = []
+    origins: list[Origin] = []
+    for chosen in batches:
+        inputs, _ = padded([sequences[index] for index in chosen], "right", 0)
+        last = torch.tensor([len(sequences[index]) - 1 for index in chosen])
+        columns = torch.unique(last) if last_only else torch.arange(inputs["input_ids"].shape[1])
+        jobs += [LogitsJob(inputs, vectors, columns) for vectors in variants]
+        origins += [(variant, chosen, torch.searchsorted(columns, last)) for variant in range(len(variants))]
+    return jobs, origins
+
+
 def next_token_logits(
     source: LogitsSource,
     sequences: Sequence[Sequence[int]],
@@ -24,14 +48,7 @@ def next_token_logits(
 ) -> list[list[torch.Tensor]]:
     """For each variant and each sequence, the logits of the sequence's ``tokens`` after its last one; fp32, CPU."""
     found = [[torch.empty(0)] * len(sequences) for _ in variants]
-    jobs, origins = [], []
-    for chosen in _by_length(sequences, batch_size):
-        inputs, _ = padded([sequences[index] for index in chosen], "right", 0)
-        last = torch.tensor([len(sequences[index]) - 1 for index in chosen])
-        columns = torch.unique(last)
-        for variant, vectors in enumerate(variants):
-            jobs.append(LogitsJob(inputs, vectors, columns))
-            origins.append((variant, chosen, torch.searchsorted(columns, last)))
+    jobs, origins = jobs_of(sequences, _by_length(sequences, batch_size), variants, last_only=True)
 
     def use(number: int, logits: torch.Tensor) -> None:
         variant, chosen, places = origins[number]
@@ -54,16 +71,11 @@ def mean_log_probs(
     The first token of a sequence has no context and is never scored; a sequence with nothing to score gives 0.
     """
     result = torch.zeros(len(variants), len(sequences), dtype=torch.float64)
-    jobs, origins = [], []
-    for chosen in _by_length(sequences, min(batch_size, _FULL_LOGITS_BATCH)):
-        inputs, _ = padded([sequences[index] for index in chosen], "right", 0)
-        columns = torch.arange(inputs["input_ids"].shape[1])
-        for variant, vectors in enumerate(variants):
-            jobs.append(LogitsJob(inputs, vectors, columns))
-            origins.append((variant, chosen))
+    batches = _by_length(sequences, min(batch_size, _FULL_LOGITS_BATCH))
+    jobs, origins = jobs_of(sequences, batches, variants, last_only=False)
 
     def use(number: int, logits: torch.Tensor) -> None:
-        variant, chosen = origins[number]
+        variant, chosen, _last = origins[number]
         for row, index in enumerate(chosen):
             ids = torch.tensor(list(sequences[index]))
             start = max(1, starts[index])
