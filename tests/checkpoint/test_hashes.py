@@ -73,8 +73,8 @@ def found(folder: Path, **options: Any) -> dict[str, str]:
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are really read."""
     read: list[str] = []
-    honest = hashes.sha256_of
-    monkeypatch.setattr(hashes, "sha256_of", lambda path, stop: (read.append(path.name), honest(path, stop))[1])
+    honest = hashes._sha256
+    monkeypatch.setattr(hashes, "_sha256", lambda path, stop: (read.append(path.name), honest(path, stop))[1])
     return read
 
 
@@ -229,7 +229,7 @@ def test_hashing_ends_with_the_block(base: Path, monkeypatch: pytest.MonkeyPatch
         assert stop.wait(60)
         return ""
 
-    monkeypatch.setattr(hashes, "sha256_of", endless)
+    monkeypatch.setattr(hashes, "_sha256", endless)
     with pytest.raises(KeyboardInterrupt), hashing(CheckpointFolder(base)):
         assert begun.wait(10)
         raise KeyboardInterrupt
@@ -240,7 +240,7 @@ def test_an_unreadable_file(base: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def fails(path: Path, _stop: threading.Event) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(hashes, "sha256_of", fails)
+    monkeypatch.setattr(hashes, "_sha256", fails)
     with pytest.raises(OutsideError, match="cannot be read"):
         found(base)
 
