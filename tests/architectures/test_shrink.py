@@ -108,6 +108,7 @@ def test_structure_is_kept(name: str, place: str) -> None:
         )
 
 
+@pytest.mark.slow_but("*-middle")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stand_in_has_the_parameters_of_the_block_it_stands_for(name: str, place: str) -> None:
@@ -185,6 +186,7 @@ def test_any_depth_and_any_layer(data: st.DataObject) -> None:
 # Where the kind of a block follows from its index
 
 
+@pytest.mark.slow_but("deepseek_v3-*", "qwen3_moe-*")
 @pytest.mark.parametrize(
     ("model_type", "changes", "special", "marker"),
     [

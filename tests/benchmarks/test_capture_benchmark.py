@@ -51,6 +51,7 @@ def test_the_page_says_what_was_not_run(folder):
     assert str(folder) not in page.replace(str(folder / "page.md"), "")
 
 
+@pytest.mark.slow
 def test_a_contender_cannot_import_what_is_not_its_own(tmp_path):
     (tmp_path / "cheat.py").write_text("import patcher\n")
     serve = BENCHMARKS / "capture_workers" / "serve.py"

@@ -174,6 +174,7 @@ HEADERS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
 @given(header=HEADERS, body=st.binary(max_size=64), length=st.none() | st.integers(0, 2**64 - 1))
 @example(header={"__metadata__": []}, body=b"", length=None)

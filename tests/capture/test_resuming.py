@@ -63,6 +63,14 @@ def collected(source: Any, jobs: list[LogitsJob]) -> list[torch.Tensor]:
     return [found[number] for number in range(len(jobs))]
 
 
+@pytest.mark.slow_but(
+    "1-openai-community--gpt2",
+    "1-meta-llama--*",
+    "1-mixtral",
+    "1-mamba",
+    "10000-gemma3_text",
+    "10000-openai-community--gpt2",
+)
 @pytest.mark.parametrize("name", RELEASED + DEFAULTS)
 @pytest.mark.parametrize("tokens", [1, 10_000])
 def test_resumed_equals_whole(name: str, tokens: int, tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def test_streamed_equals_in_memory(tmp_path: Path, name: str) -> None:
     assert distance({0: wanted[0, 0][0]}, {0: wanted[0, 0][2]}) > 1e-2
 
 
+@pytest.mark.slow_but("0-meta-llama--*", "0-openai-*", "6000-openai-*")
 @pytest.mark.parametrize("name", [LLAMA, "openai-community--gpt2", "gemma3n_text", "zamba2", "deepseek_v3"])
 @pytest.mark.parametrize("memory", [0, 6_000])
 def test_activations_beyond_the_budget_go_to_the_disk_and_come_back(tmp_path: Path, name: str, memory: int) -> None:

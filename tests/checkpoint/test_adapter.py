@@ -74,6 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow_but("plain-*", "dora-*")
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -218,6 +218,7 @@ def two(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         file.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_comparing_needs_no_memory_for_the_weights(two: tuple[Path, Path]) -> None:
     done = subprocess.run(

@@ -254,6 +254,7 @@ def test_every_whole_file_is_read(tmp_path: Path, plan: list[tuple[str, list[int
     assert assert_sound(tmp_path / "x.safetensors")
 
 
+@pytest.mark.slow
 def test_lengths_that_lie_cost_no_memory(tmp_path: Path) -> None:
     (tmp_path / "long.safetensors").write_bytes((MAX_HEADER - 1).to_bytes(8, "little") + b"{}")
     write(tmp_path / "wide.safetensors", {"a": entry("F32", [2**40], 0, 2**42)}, b"1234")

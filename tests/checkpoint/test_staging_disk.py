@@ -128,6 +128,7 @@ def run_limited(base: Path, output: Path, limit: int, created: int) -> subproces
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow_but("created")
 @pytest.mark.parametrize(("limit", "created"), [(20_000, 1), (1_000_000, 500_000)], ids=["copied", "created"])
 def test_a_file_size_limit(checkpoint: Checkpoint, place: Path, limit: int, created: int) -> None:
     base = checkpoint("llama")
@@ -155,6 +156,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run([umount, disk], check=True)
 
 
+@pytest.mark.slow_but("created")
 @pytest.mark.parametrize("created", [1, 300_000], ids=["copied", "created"])
 def test_a_full_disk(checkpoint: Checkpoint, small_disk: Path, created: int) -> None:
     base = checkpoint("llama")

@@ -57,7 +57,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         file.unlink()
 
 
-@pytest.mark.slow_but("created", "linked")
+@pytest.mark.slow_but("created")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 @pytest.mark.parametrize("what", ["created", "replaced", "widened", "renamed", "linked"])
 def test_the_weights_do_not_pass_through_memory(base: Path, tmp_path: Path, what: str) -> None:

@@ -121,6 +121,7 @@ def test_wrong_input(run: Run, steered: Path, tmp_path: Path, arguments: tuple[s
     assert expected in err and "Traceback" not in err and out == ""
 
 
+@pytest.mark.slow
 def test_piped_prompts(steered: Path) -> None:
     command = [sys.executable, "-m", "patcher", "chat", str(steered), "--max-tokens", "4"]
     text = b"I love\n\n/c 3\n"

@@ -224,7 +224,7 @@ def test_a_hub_models_code_is_fetched_only_if_trusted(hub: Any, config: dict[str
     assert not any(".safetensors" in request for request in hub.requests)
 
 
-@pytest.mark.slow_but("me/base-403-3-no right")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "fault", "code", "words"),
     [

@@ -238,6 +238,7 @@ def test_a_full_disk_is_said_and_what_was_measured_stays(
     )
 
 
+@pytest.mark.slow
 def test_halving_says_on_how_many_pairs_a_cell_was_seen(
     run: Run, recipe: Path, whole: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def run(folder: Path, base: Path, layer: int) -> dict[str, Any]:
     return build_recipe(path, folder).manifest
 
 
+@pytest.mark.slow_but("fp8-meta-llama--Llama-3.2-1B")
 @pytest.mark.parametrize(
     ("method", "name", "changes", "route", "packages", "as_stored"),
     CASES,
@@ -95,6 +96,7 @@ def test_the_folder_equals_the_quantised_base_under_a_hook(
             assert info.file.read_bytes()[info.start : info.end] == there.file.read_bytes()[there.start : there.end]
 
 
+@pytest.mark.slow
 def test_a_quantised_folder_whose_bias_the_loader_drops_fails(tmp_path: Path) -> None:
     layer = quantised_base(tmp_path / "base", "fp8", LLAMA, {})
     run(tmp_path / "out", tmp_path / "base", layer)

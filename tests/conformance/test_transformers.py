@@ -58,7 +58,6 @@ CASES = [
 @pytest.mark.slow_but(
     "openai-community--gpt2-single",
     "meta-llama--Llama-3.2-1B-single",
-    "meta-llama--Llama-3.1-8B-Instruct-sharded",
     "facebook--opt-125m-sharded",
     "tiiuae--falcon-7b-sharded",
 )

@@ -315,6 +315,7 @@ def test_damage_leaves_no_output(tmp_path: Path) -> None:
             output.unlink()
 
 
+@pytest.mark.slow
 def test_memory_does_not_depend_on_the_file(tmp_path: Path) -> None:
     import tracemalloc
 

@@ -99,6 +99,7 @@ def test_what_is_not_there_is_said(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_no_connection_and_nothing_in_the_cache(hub: HubServer, base: int, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", "me/base", base, tmp_path / "out")
     done = call(hub, tmp_path / "home", "-m", "patcher", recipe, HF_ENDPOINT="http://127.0.0.1:9")

@@ -179,7 +179,9 @@ def assert_planned(recipe: Recipe, done: BuildPlan) -> None:
     assert all(vector["pairs"] > 0 for vector in value["vectors"])
 
 
-@pytest.mark.slow_but("current/*", "persona-*", "*/01-love-hate.yaml", "*/7b-sycophancy.yaml")
+@pytest.mark.slow_but(
+    "current/*-concise.yaml", "current/mistral-*", "persona-*", "*/01-love-hate.yaml", "*/7b-sycophancy.yaml"
+)
 @pytest.mark.parametrize("path", BUILDABLE, ids=name_of)
 def test_it_is_planned_on_a_tiny_model_of_its_architecture(
     path: Path, tiny: Callable[[Recipe], Path], plan: Callable[..., BuildPlan]

@@ -33,6 +33,7 @@ CASES: list[tuple[str, dict[str, Any], str, bool]] = [
 ]
 
 
+@pytest.mark.slow_but("*-single")
 @pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
 @pytest.mark.parametrize(("name", "changes", "parameter", "untied"), CASES, ids=[case[0] for case in CASES])
 def test_the_copy_equals_the_hook(

@@ -110,6 +110,7 @@ def test_the_plan_names_the_last_weight_of_the_mlp_as_it_is_stored(
     assert [write.parameter for write in by_class.tensors] == [write.parameter for write in plan.tensors]
 
 
+@pytest.mark.slow_but("gpt2", "qwen3", "EleutherAI--gpt-j-6b", "mixtral")
 @pytest.mark.parametrize("name", [case[0] for case in SITES])
 def test_the_edited_model_gains_what_the_report_says(loaded, name: str) -> None:
     base = loaded(name)

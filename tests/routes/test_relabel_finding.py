@@ -118,6 +118,7 @@ def relabel_of(name: str) -> tuple[Any, Relabel]:
     return config, find_relabel(Architecture(config), [LAYER])
 
 
+@pytest.mark.slow_but("mistral", "qwen2", "qwen3", "phi3", "glm", "gemma", "olmo")
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_target_computes_the_same_and_is_steered_like_the_hook(name: str) -> None:
     _, found = relabel_of(name)

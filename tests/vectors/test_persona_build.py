@@ -159,6 +159,7 @@ def test_from_recipe_to_verified_folder(tmp_path: Path) -> None:
     assert "steering_generations.jsonl" in {file.name for file in published_files(out, read_manifest(out))}
 
 
+@pytest.mark.slow_but("openai-community--gpt2")
 @pytest.mark.parametrize("name", ["Qwen--Qwen3-8B", "openai-community--gpt2"])
 def test_on_other_architectures(tmp_path: Path, name: str) -> None:
     layer = base(tmp_path / "base", name)

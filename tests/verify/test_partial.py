@@ -106,6 +106,7 @@ STRUCTURES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_the_stock_loader_finds_what_is_wrong_with_names_and_shapes(copy: PartialCopy, tmp_path: Path) -> None:
     """All in one process, as it takes seconds to start."""
     folders = {"base": tmp_path / "base"}

@@ -50,6 +50,7 @@ def test_results_come_back(tmp_path: Path) -> None:
     assert runs["b"].error == "no such model"
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_the_process_does_not_stop_the_others(tmp_path: Path) -> None:
     runs = run_jobs(process(tmp_path), [job("a"), job("b", "crash"), job("c")], tmp_path / "place")
     assert runs["a"].error is None and runs["c"].error is None

@@ -102,6 +102,7 @@ def test_what_a_program_says_and_returns(tmp_path: Path) -> None:
     assert "said" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_as_before(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("raise OSError(28, 'No space left on device')\n")

@@ -41,7 +41,7 @@ def test_a_picture_is_twice_as_wide_as_a_card(tmp_path):
         assert image.width == 1200
 
 
-@pytest.mark.slow_but("one cell", "build", "empty")
+@pytest.mark.slow_but("one cell", "empty")
 @pytest.mark.parametrize("name", ["one cell", "nulls", "hostile", "build", "empty"])
 def test_what_has_no_data_is_skipped(name, tmp_path, coarse):
     content = DEGENERATE[name]()
