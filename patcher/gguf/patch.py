@@ -149,11 +149,7 @@ def patch_in_place(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool) ->
             where=str(model.first.path),
             remedy="write a copy: leave out --in-place and name an output",
         )
-    changed = [
-        (file.source, file.entries, file.tensors)
-        for file in plan.files
-        if file.tensors is not None and file.entries is not None
-    ]
+    changed = [(file.source, file.entries, file.tensors) for file in plan.files if file.changed]
     with _disk(model.first.path):
         new = patch_files_in_place(changed)
     files = tuple(file.path for file in model.files)
@@ -163,7 +159,7 @@ def patch_in_place(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool) ->
 
 def _place(file: FilePlan, path: Path, link: bool) -> tuple[int, int, int]:
     """Write one file of the copy: bytes that came from the source, bytes that did not, and how many files are links."""
-    if file.tensors is None or file.entries is None:
+    if not file.changed:
         placed = place_file(file.source.path, path, link=link)
         return (0, 0, 1) if placed.how == "hard_link" else (placed.size, 0, 0)
     with path.open("xb") as target:
@@ -183,11 +179,8 @@ def _check(plan: GgufPlan, paths: Sequence[Path]) -> None:
     files = [read_gguf(path) for path in paths]
     found = {name: tensor for file in files for name, tensor in file.tensors.items()}
     for file, there in zip(plan.files, files, strict=True):
-        planned = file.source.tensors.values() if file.tensors is None else file.tensors
-        same = [(t.name, t.shape, t.type) for t in planned] == [
-            (t.name, t.shape, t.type) for t in there.tensors.values()
-        ]
-        if not same:
+        planned = [(tensor.name, tensor.shape, tensor.type) for tensor in file.tensors]
+        if planned != [(tensor.name, tensor.shape, tensor.type) for tensor in there.tensors.values()]:
             raise _unlike(there.path, "its tensors are not those that were planned")
     for name, values in plan.values.items():
         if not bool((read_floats(found[name]) == values).all()):

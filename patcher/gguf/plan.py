@@ -24,11 +24,12 @@ _SAME = 0.05
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One file of the copy: its metadata and its tensors. Both None: the source's, as it is."""
+    """One file of the copy: its metadata and its tensors; not ``changed``: the source's file, as it is."""
 
     source: GgufFile
-    entries: tuple[NewEntry, ...] | None = None
-    tensors: tuple[NewTensor, ...] | None = None
+    changed: bool
+    entries: tuple[NewEntry, ...]
+    tensors: tuple[NewTensor, ...]
 
 
 @dataclass(frozen=True)
@@ -88,19 +89,17 @@ def plan_gguf(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool = False)
     files = []
     for file in model.files:
         first = file is model.first
-        if not (first or relabel or values.keys() & file.tensors.keys()):
-            files.append(FilePlan(file))
-            continue
+        changed = first or relabel is not None or not values.keys().isdisjoint(file.tensors)
         tensors = relabel.tensors(file) if relabel else [kept_tensor(tensor) for tensor in file.tensors.values()]
         placed = [replace(tensor, content=contents.get(tensor.name, tensor.content)) for tensor in tensors]
         entries = relabel.entries(file) if relabel else [kept_entry(entry, file) for entry in file.entries.values()]
         entries = [entry for entry in entries if not provenance.is_ours(entry.key)]
         if first:
             entries, placed = entries + own, placed + added
-        files.append(FilePlan(file, tuple(entries), tuple(placed)))
-    counted = [len(plan.source.tensors if plan.tensors is None else plan.tensors) for plan in files]
+        files.append(FilePlan(file, changed, tuple(entries), tuple(placed)))
+    total = sum(len(plan.tensors) for plan in files)
     return GgufPlan(
-        files=tuple(_counted(plan, sum(counted)) for plan in files),
+        files=tuple(_counted(plan, total) for plan in files),
         architecture=architecture,
         relabelled=model.architecture if relabel else None,
         values=values,
@@ -120,9 +119,7 @@ def _notes(model: GgufModel, relabel: Relabelling | None) -> tuple[str, ...]:
 
 
 def _counted(plan: FilePlan, total: int) -> FilePlan:
-    """With the new number of tensors, in a file that tells it and is written anyhow."""
-    if plan.entries is None:
-        return plan
+    """With the new number of tensors, in a file that tells it."""
     entries = tuple(i32_entry(SPLIT_TENSORS, total) if entry.key == SPLIT_TENSORS else entry for entry in plan.entries)
     return replace(plan, entries=entries)
 
