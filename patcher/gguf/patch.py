@@ -13,7 +13,6 @@ from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.gguf.file import read_floats, read_gguf
 from patcher.checkpoint.gguf.in_place import patch_files_in_place
 from patcher.checkpoint.gguf.model import GgufModel, split_name
-from patcher.checkpoint.gguf.writer import write_gguf
 from patcher.checkpoint.staging import scratch_folder
 from patcher.disk.failures import disk_errors
 from patcher.disk.whole_files import settle, sync_folder
@@ -149,7 +148,7 @@ def patch_in_place(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool) ->
             where=str(model.first.path),
             remedy="write a copy: leave out --in-place and name an output",
         )
-    changed = [(file.source, file.entries, file.tensors) for file in plan.files if file.changed]
+    changed = [(file.source, file.new) for file in plan.files if file.changed]
     with _disk(model.first.path):
         new = patch_files_in_place(changed)
     files = tuple(file.path for file in model.files)
@@ -163,14 +162,7 @@ def _place(file: FilePlan, path: Path, link: bool) -> tuple[int, int, int]:
         placed = place_file(file.source.path, path, link=link)
         return (0, 0, 1) if placed.how == "hard_link" else (placed.size, 0, 0)
     with path.open("xb") as target:
-        written = write_gguf(
-            target,
-            version=file.source.version,
-            alignment=file.source.alignment,
-            entries=file.entries,
-            tensors=file.tensors,
-            like=file.source.data_start if file.source.tensors else None,
-        )
+        written = file.new.write(target)
     return written.copied, written.new, 0
 
 
@@ -179,7 +171,7 @@ def _check(plan: GgufPlan, paths: Sequence[Path]) -> None:
     files = [read_gguf(path) for path in paths]
     found = {name: tensor for file in files for name, tensor in file.tensors.items()}
     for file, there in zip(plan.files, files, strict=True):
-        planned = [(tensor.name, tensor.shape, tensor.type) for tensor in file.tensors]
+        planned = [(tensor.name, tensor.shape, tensor.type) for tensor in file.new.tensors]
         if planned != [(tensor.name, tensor.shape, tensor.type) for tensor in there.tensors.values()]:
             raise _unlike(there.path, "its tensors are not those that were planned")
     for name, values in plan.values.items():

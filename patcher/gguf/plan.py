@@ -9,7 +9,7 @@ import torch
 
 from patcher.checkpoint.gguf.format import F32, GgufFile
 from patcher.checkpoint.gguf.model import SPLIT_TENSORS, GgufModel
-from patcher.checkpoint.gguf.writer import NewEntry, NewTensor, i32_entry, kept_entry, kept_tensor
+from patcher.checkpoint.gguf.writer import NewGgufFile, NewGgufTensor, i32_entry, kept_entry, kept_tensor
 from patcher.checkpoint.pieces import Bytes
 from patcher.checkpoint.safetensors_file import tensor_bytes
 from patcher.errors import InputError
@@ -24,12 +24,11 @@ _SAME = 0.05
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One file of the copy: its metadata and its tensors; not ``changed``: the source's file, as it is."""
+    """One file of the copy; not ``changed``: the source's, as it is."""
 
     source: GgufFile
     changed: bool
-    entries: tuple[NewEntry, ...]
-    tensors: tuple[NewTensor, ...]
+    new: NewGgufFile
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def plan_gguf(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool = False)
     contents = {name: Bytes(bytes(tensor_bytes(value))) for name, value in values.items()}
     own = provenance.entries(model.first, edits, slots, model.architecture if relabel else None)
     added = [
-        NewTensor(found.name, found.shape, F32, contents[found.name])
+        NewGgufTensor(found.name, found.shape, F32, contents[found.name])
         for found in slots.values()
         if found.existing is None
     ]
@@ -96,8 +95,9 @@ def plan_gguf(model: GgufModel, edits: Sequence[GgufEdit], *, add: bool = False)
         entries = [entry for entry in entries if not provenance.is_ours(entry.key)]
         if first:
             entries, placed = entries + own, placed + added
-        files.append(FilePlan(file, changed, tuple(entries), tuple(placed)))
-    total = sum(len(plan.tensors) for plan in files)
+        like = file.data_start if file.tensors else None
+        files.append(FilePlan(file, changed, NewGgufFile(file.version, file.alignment, entries, placed, like)))
+    total = sum(len(plan.new.tensors) for plan in files)
     return GgufPlan(
         files=tuple(_counted(plan, total) for plan in files),
         architecture=architecture,
@@ -120,8 +120,9 @@ def _notes(model: GgufModel, relabel: Relabelling | None) -> tuple[str, ...]:
 
 def _counted(plan: FilePlan, total: int) -> FilePlan:
     """With the new number of tensors, in a file that tells it."""
-    entries = tuple(i32_entry(SPLIT_TENSORS, total) if entry.key == SPLIT_TENSORS else entry for entry in plan.entries)
-    return replace(plan, entries=entries)
+    told = i32_entry(SPLIT_TENSORS, total)
+    entries = [told if entry.key == SPLIT_TENSORS else entry for entry in plan.new.entries]
+    return replace(plan, new=replace(plan.new, entries=entries))
 
 
 def _check_unsteered(

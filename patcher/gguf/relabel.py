@@ -13,7 +13,7 @@ from typing import Any
 
 from patcher.checkpoint.gguf.format import F32, GgufFile, GgufTensor, row_bytes
 from patcher.checkpoint.gguf.model import GgufModel
-from patcher.checkpoint.gguf.writer import NewEntry, NewTensor, kept_entry, kept_tensor, text_entry
+from patcher.checkpoint.gguf.writer import NewEntry, NewGgufTensor, kept_entry, kept_tensor, text_entry
 from patcher.checkpoint.pieces import Range, Rows
 from patcher.errors import InputError
 
@@ -72,7 +72,7 @@ class Relabelling:
                     found += [text_entry(key, value) for key, value in added.items() if key not in there]
         return found
 
-    def tensors(self, file: GgufFile) -> list[NewTensor]:
+    def tensors(self, file: GgufFile) -> list[NewGgufTensor]:
         """The tensors of a file of the copy.
 
         Raises:
@@ -80,7 +80,7 @@ class Relabelling:
         """
         return [placed for tensor in file.tensors.values() for placed in self._placed(tensor)]
 
-    def _placed(self, tensor: GgufTensor) -> list[NewTensor]:
+    def _placed(self, tensor: GgufTensor) -> list[NewGgufTensor]:
         for pattern, targets in self.rules.items():
             match = re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d+)"), tensor.name)
             if match:
@@ -88,7 +88,7 @@ class Relabelling:
                 return [self._part(tensor, name.replace("*", block), *part) for name, *part in targets]
         raise self._refusal("it has a tensor that that architecture does not read", tensor.name)
 
-    def _part(self, tensor: GgufTensor, name: str, part: str | None = None) -> NewTensor:
+    def _part(self, tensor: GgufTensor, name: str, part: str | None = None) -> NewGgufTensor:
         if part is None:
             return kept_tensor(tensor, name)
         # A bias is one row of numbers: each of them is a row here.
@@ -106,8 +106,8 @@ class Relabelling:
             half = self.heads.width // 2
             order = tuple(place for pair in range(half) for place in (pair, pair + half))
             rows_of_heads = Rows(tensor.file, start, width, order, count // self.heads.width)
-            return NewTensor(name, shape, tensor.type, rows_of_heads)
-        return NewTensor(name, shape, tensor.type, Range(tensor.file, start, count * width))
+            return NewGgufTensor(name, shape, tensor.type, rows_of_heads)
+        return NewGgufTensor(name, shape, tensor.type, Range(tensor.file, start, count * width))
 
     def _rows(self, part: str, rows: int) -> tuple[int, int, int]:
         """Where a part begins, how many rows it has, and how many rows the tensor should have."""

@@ -190,21 +190,16 @@ def test_the_comparison_has_teeth(tmp_path: Path, wrong: str) -> None:
 @pytest.mark.parametrize("architecture", ["arcee", "llada"])
 def test_what_is_refused_would_not_work(tmp_path: Path, architecture: str) -> None:
     """llama.cpp refuses the tensor, or ignores it, where patch-model refuses to write it."""
-    from patcher.checkpoint.gguf.writer import NewTensor, kept_entry, kept_tensor, write_gguf
+    from patcher.checkpoint.gguf.writer import NewGgufFile, NewGgufTensor, kept_entry, kept_tensor
     from patcher.checkpoint.pieces import Bytes
 
     source, forced = tmp_path / "base.gguf", tmp_path / "forced.gguf"
     write_model(source, architecture)
     file = read_gguf(source)
-    bias = NewTensor(f"blk.{LAYER}.ffn_down.bias", (HIDDEN,), 0, Bytes(vector().numpy().tobytes()))
+    bias = NewGgufTensor(f"blk.{LAYER}.ffn_down.bias", (HIDDEN,), 0, Bytes(vector().numpy().tobytes()))
     with forced.open("xb") as target:
-        write_gguf(
-            target,
-            version=3,
-            alignment=32,
-            entries=[kept_entry(entry, file) for entry in file.entries.values()],
-            tensors=[*map(kept_tensor, file.tensors.values()), bias],
-        )
+        entries = [kept_entry(entry, file) for entry in file.entries.values()]
+        NewGgufFile(3, 32, entries, [*map(kept_tensor, file.tensors.values()), bias]).write(target)
     base, found = logits(tmp_path, [job(source), job(forced)])
     assert isinstance(base, torch.Tensor)
     assert isinstance(found, str) if architecture == "arcee" else torch.equal(base, found)

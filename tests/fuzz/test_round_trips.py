@@ -27,12 +27,12 @@ from patcher.checkpoint.gguf.format import F32
 from patcher.checkpoint.gguf.model import read_model
 from patcher.checkpoint.gguf.writer import (
     NewEntry,
-    NewTensor,
+    NewGgufFile,
+    NewGgufTensor,
     floats_entry,
     i32_entry,
     text_entry,
     u32_entry,
-    write_gguf,
 )
 from patcher.checkpoint.pieces import Bytes
 from patcher.checkpoint.safetensors_file import DTYPES, read_header, read_tensor
@@ -135,12 +135,13 @@ def test_gguf(entries: dict[str, Any], shapes: dict[str, list[int]], alignment: 
         new.append(make(key, torch.tensor(value).numpy().tobytes() if make is floats_entry else value))
     tensors = {name: seeds.tensor(*shape, seed=len(name)) for name, shape in shapes.items()}
     placed = [
-        NewTensor(name, tuple(shapes[name]), F32, Bytes(tensor.numpy().tobytes())) for name, tensor in tensors.items()
+        NewGgufTensor(name, tuple(shapes[name]), F32, Bytes(tensor.numpy().tobytes()))
+        for name, tensor in tensors.items()
     ]
     with folder() as place:
         path = place / "x.gguf"
         with path.open("wb") as file:
-            write_gguf(file, version=3, alignment=alignment, entries=new, tensors=placed, like=like)
+            NewGgufFile(3, alignment, new, placed, like).write(file)
         model = read_model(path)
         assert list(model.tensors) == list(tensors)
         for name, tensor in tensors.items():

@@ -319,7 +319,7 @@ def test_damage_leaves_no_output(tmp_path: Path) -> None:
 def test_memory_does_not_depend_on_the_file(tmp_path: Path) -> None:
     import tracemalloc
 
-    from patcher.checkpoint.gguf.writer import NewTensor, header_pieces, text_entry, u32_entry
+    from patcher.checkpoint.gguf.writer import NewGgufFile, NewGgufTensor, text_entry, u32_entry
     from patcher.checkpoint.pieces import Range, read_pieces
 
     source, size = tmp_path / "base.gguf", 2**29
@@ -328,8 +328,8 @@ def test_memory_does_not_depend_on_the_file(tmp_path: Path) -> None:
         u32_entry("llama.block_count", 1),
         u32_entry("llama.embedding_length", HIDDEN),
     ]
-    weight = NewTensor("blk.0.ffn_down.weight", (size // HIDDEN // 4, HIDDEN), 0, Range(source, 0, size))
-    header = read_pieces(header_pieces(3, 32, entries, [weight]))
+    weight = NewGgufTensor("blk.0.ffn_down.weight", (size // HIDDEN // 4, HIDDEN), 0, Range(source, 0, size))
+    header = read_pieces(NewGgufFile(3, 32, entries, [weight]).header())
     with source.open("wb") as file:
         file.write(header)
         file.truncate(len(header) + size)

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from patcher.checkpoint.gguf.format import GgufFile
 from patcher.checkpoint.gguf.model import split_parts
-from patcher.checkpoint.gguf.writer import NewEntry, NewTensor, header_pieces, offsets
+from patcher.checkpoint.gguf.writer import NewGgufFile
 from patcher.checkpoint.pieces import Bytes, read_pieces
 from patcher.disk.whole_files import sync_folder
 from patcher.errors import InputError, OutsideError
@@ -44,12 +44,12 @@ class _Change:
         return max(self.size + self.insert, *(start + len(data) for start, data in self.writes))
 
 
-def patch_files_in_place(files: Sequence[tuple[GgufFile, Sequence[NewEntry], Sequence[NewTensor]]]) -> int:
+def patch_files_in_place(files: Sequence[tuple[GgufFile, NewGgufFile]]) -> int:
     """Give files new metadata, and tensors that are new or changed; the others' bytes stay where they are.
 
     Args:
-        files: each with its metadata, and with its own tensors, in its order, some of them with other bytes, and new
-            ones after them. The model's first file comes first.
+        files: each with what it becomes: other metadata, its own tensors in its order, some of them with other bytes,
+            and new ones after them. The model's first file comes first.
 
     Returns:
         How many bytes were written.
@@ -60,12 +60,12 @@ def patch_files_in_place(files: Sequence[tuple[GgufFile, Sequence[NewEntry], Seq
     """
     with contextlib.ExitStack() as stack:
         changes = []
-        for source, entries, tensors in files:
+        for source, new in files:
             _check_names(source.path)
             file = stack.enter_context(_locked(source.path))
             if os.fstat(file.fileno()).st_size != source.size:
                 raise _in_use(source.path)
-            changes.append((file, source.path, _change(source, entries, tensors)))
+            changes.append((file, source.path, _change(source, new)))
             _check_file_system(source.path, changes[-1][2].insert)
         # From the first file's journal on, all of it is done; until then nothing is.
         for _file, path, change in reversed(changes):
@@ -75,11 +75,10 @@ def patch_files_in_place(files: Sequence[tuple[GgufFile, Sequence[NewEntry], Seq
     return sum(len(data) for _file, _path, change in changes for _start, data in change.writes)
 
 
-def _change(source: GgufFile, entries: Sequence[NewEntry], tensors: Sequence[NewTensor]) -> _Change:
-    like = source.data_start if source.tensors else None
-    header = read_pieces(header_pieces(source.version, source.alignment, entries, tensors, like=like))
+def _change(source: GgufFile, new: NewGgufFile) -> _Change:
+    header = read_pieces(new.header())
     writes = [(0, header)]
-    for tensor, offset in zip(tensors, offsets(tensors, source.alignment), strict=True):
+    for tensor, offset in zip(new.tensors, new.offsets(), strict=True):
         if isinstance(tensor.content, Bytes):
             writes.append((len(header) + offset, tensor.content.data))
     insert = len(header) - source.data_start if source.tensors else 0

@@ -30,7 +30,7 @@ FILLER = "steering.filler"
 
 
 @dataclass(frozen=True)
-class NewTensor:
+class NewGgufTensor:
     """A tensor of the output: its name, ggml shape and type, and what its data is made of."""
 
     name: str
@@ -73,81 +73,73 @@ def kept_entry(entry: Entry, file: GgufFile, key: str | None = None) -> NewEntry
     return NewEntry(key or entry.name, Range(file.path, entry.start, entry.end - entry.start))
 
 
-def kept_tensor(tensor: GgufTensor, name: str | None = None) -> NewTensor:
+def kept_tensor(tensor: GgufTensor, name: str | None = None) -> NewGgufTensor:
     """A tensor of another file, byte for byte, under its own or another name."""
-    return NewTensor(name or tensor.name, tensor.shape, tensor.type, Range(tensor.file, tensor.start, tensor.size))
+    return NewGgufTensor(name or tensor.name, tensor.shape, tensor.type, Range(tensor.file, tensor.start, tensor.size))
 
 
-def header_pieces(
-    version: int, alignment: int, entries: Sequence[NewEntry], tensors: Sequence[NewTensor], *, like: int | None = None
-) -> list[Piece]:
-    """The header, up to where the data begins.
+@dataclass(frozen=True)
+class NewGgufFile:
+    """A GGUF file that is to be written.
 
-    Args:
+    Attributes:
         version: of the format.
         alignment: of the tensors' offsets.
         entries: the metadata; a filler among them is left out.
         tensors: in the order of their data.
-        like: make the data begin at this offset, or a whole number of pages after it, by a filler entry.
+        like: the data begins at this offset, or a whole number of pages after it, by a filler entry; None: anywhere.
     """
-    entries = [entry for entry in entries if entry.key != FILLER]
-    infos = b"".join(_infos(tensors, alignment))
-    size = sum(_entry_size(entry) for entry in entries) + 24 + len(infos)
-    filler = []
-    if like is not None and padded(size, alignment) != like:
-        least = size + _entry_size(_filler(0))
-        step = max(PAGE, alignment)
-        begin = like + max(0, -(-(least - like) // step)) * step
-        filler = [_filler(begin - least)]
-        size = begin
-    count = len(entries) + len(filler)
-    pieces: list[Piece] = [Bytes(MAGIC + struct.pack("<IQQ", version, len(tensors), count))]
-    for entry in [*entries, *filler]:
-        pieces += [Bytes(_packed_text(entry.key)), entry.raw]
-    pieces.append(Bytes(infos))
-    if tensors:
-        pieces.append(Padding(padded(size, alignment) - size))
-    return pieces
 
+    version: int
+    alignment: int
+    entries: Sequence[NewEntry]
+    tensors: Sequence[NewGgufTensor]
+    like: int | None = None
 
-def offsets(tensors: Sequence[NewTensor], alignment: int) -> list[int]:
-    """Where each tensor's data begins, from the beginning of the data."""
-    found, offset = [], 0
-    for tensor in tensors:
-        found.append(offset)
-        offset = padded(offset + tensor.size, alignment)
-    return found
+    def write(self, target: BinaryIO) -> Appended:
+        """Write it into ``target``, which is empty. Memory does not depend on the size of the tensors.
 
+        Raises:
+            OutsideError: a file that is copied from became shorter.
+        """
+        pieces = self.header()
+        for tensor in self.tensors:
+            pieces += [tensor.content, Padding(padded(tensor.size, self.alignment) - tensor.size)]
+        return append_pieces(target, pieces)
 
-def write_gguf(
-    target: BinaryIO,
-    *,
-    version: int,
-    alignment: int,
-    entries: Sequence[NewEntry],
-    tensors: Sequence[NewTensor],
-    like: int | None = None,
-) -> Appended:
-    """Write a whole GGUF file into ``target``, which is empty.
+    def header(self) -> list[Piece]:
+        """The header, up to where the data begins."""
+        entries = [entry for entry in self.entries if entry.key != FILLER]
+        infos = b"".join(self._infos())
+        size = sum(_entry_size(entry) for entry in entries) + 24 + len(infos)
+        if self.like is not None and padded(size, self.alignment) != self.like:
+            least = size + _entry_size(_filler(0))
+            step = max(PAGE, self.alignment)
+            size = self.like + max(0, -(-(least - self.like) // step)) * step
+            entries.append(_filler(size - least))
+        pieces: list[Piece] = [Bytes(MAGIC + struct.pack("<IQQ", self.version, len(self.tensors), len(entries)))]
+        for entry in entries:
+            pieces += [Bytes(_packed_text(entry.key)), entry.raw]
+        pieces.append(Bytes(infos))
+        if self.tensors:
+            pieces.append(Padding(padded(size, self.alignment) - size))
+        return pieces
 
-    Memory does not depend on the size of the tensors. For the arguments see :func:`header_pieces`.
+    def offsets(self) -> list[int]:
+        """Where each tensor's data begins, from the beginning of the data."""
+        found, offset = [], 0
+        for tensor in self.tensors:
+            found.append(offset)
+            offset = padded(offset + tensor.size, self.alignment)
+        return found
 
-    Raises:
-        OutsideError: a file that is copied from became shorter.
-    """
-    pieces = header_pieces(version, alignment, entries, tensors, like=like)
-    for tensor in tensors:
-        pieces += [tensor.content, Padding(padded(tensor.size, alignment) - tensor.size)]
-    return append_pieces(target, pieces)
-
-
-def _infos(tensors: Sequence[NewTensor], alignment: int) -> Iterator[bytes]:
-    for tensor, offset in zip(tensors, offsets(tensors, alignment), strict=True):
-        expected = row_bytes(tensor.type, tensor.shape[0]) * math.prod(tensor.shape[1:])
-        if len(tensor.name.encode()) > MAX_NAME or tensor.size != expected:
-            raise ValueError(f"{tensor.name}: {tensor.size} bytes for {tensor.shape} of type {tensor.type}")
-        rank = len(tensor.shape)
-        yield _packed_text(tensor.name) + struct.pack(f"<I{rank}QIQ", rank, *tensor.shape, tensor.type, offset)
+    def _infos(self) -> Iterator[bytes]:
+        for tensor, offset in zip(self.tensors, self.offsets(), strict=True):
+            expected = row_bytes(tensor.type, tensor.shape[0]) * math.prod(tensor.shape[1:])
+            if len(tensor.name.encode()) > MAX_NAME or tensor.size != expected:
+                raise ValueError(f"{tensor.name}: {tensor.size} bytes for {tensor.shape} of type {tensor.type}")
+            rank = len(tensor.shape)
+            yield _packed_text(tensor.name) + struct.pack(f"<I{rank}QIQ", rank, *tensor.shape, tensor.type, offset)
 
 
 def _filler(size: int) -> NewEntry:
