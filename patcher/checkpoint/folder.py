@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,6 @@ class CheckpointFolder:
             )
         self.config: dict[str, Any] = read_json_object(path / "config.json")
         self.layout: Layout = self._layout()
-        self._tensors: dict[str, TensorInfo] | None = None
 
     def _layout(self) -> Layout:
         names = {SINGLE: "single", INDEX: "sharded", BIN_SINGLE: "bin", BIN_INDEX: "bin-sharded"}
@@ -116,23 +116,21 @@ class CheckpointFolder:
             )
         return there
 
-    @property
+    @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every stored tensor by its name on disk (safetensors layouts)."""
-        if self._tensors is None:
-            found: dict[str, TensorInfo] = {}
-            for name in self.weight_files:
-                for key, info in self._header(name).items():
-                    if key in found:
-                        raise InputError(
-                            f"the tensor {key!r} is stored twice",
-                            where=str(self.path),
-                            found=f"{found[key].file.name} and {name}",
-                            remedy="stock loaders disagree on which one counts; remove one of the shards",
-                        )
-                    found[key] = info
-            self._tensors = found
-        return self._tensors
+        found: dict[str, TensorInfo] = {}
+        for name in self.weight_files:
+            for key, info in self._header(name).items():
+                if key in found:
+                    raise InputError(
+                        f"the tensor {key!r} is stored twice",
+                        where=str(self.path),
+                        found=f"{found[key].file.name} and {name}",
+                        remedy="stock loaders disagree on which one counts; remove one of the shards",
+                    )
+                found[key] = info
+        return found
 
     def _header(self, name: str) -> Mapping[str, TensorInfo]:
         return read_header(self.path / name)
