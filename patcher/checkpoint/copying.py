@@ -86,7 +86,7 @@ def append_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> t
     """Append ``size`` bytes of ``reader`` from ``start`` on; whole blocks are shared where both lie alike in theirs.
 
     Returns:
-        The number of bytes appended, and how many of them are shared.
+        The number of bytes appended, and how many of them are reflinks.
     """
     writer.flush()
     place = writer.seek(0, os.SEEK_END)
@@ -96,10 +96,10 @@ def append_range(reader: BinaryIO, writer: BinaryIO, start: int, size: int) -> t
         return _copy(reader, writer, start, size)[0], 0
     _copy(reader, writer, start, head)
     writer.flush()
-    shared = middle if clone_range(reader, writer, start + head, middle, place + head) else 0
+    reflinked = middle if clone_range(reader, writer, start + head, middle, place + head) else 0
     writer.seek(0, os.SEEK_END)
-    done, _in_kernel = _copy(reader, writer, start + head + shared, size - head - shared)
-    return head + shared + done, shared
+    done, _in_kernel = _copy(reader, writer, start + head + reflinked, size - head - reflinked)
+    return head + reflinked + done, reflinked
 
 
 def clone_file(reader: BinaryIO, writer: BinaryIO) -> bool:

@@ -100,10 +100,10 @@ Piece = Range | Bytes | Made | Rows | Padding
 
 @dataclass(frozen=True)
 class Appended:
-    """What was written: bytes of other files, how many of them share a block with theirs, and bytes that are new."""
+    """What was written: bytes of other files, how many of them are reflinks, and bytes that are new."""
 
     copied: int
-    shared: int
+    reflinked: int
     new: int
 
     @property
@@ -117,7 +117,7 @@ def append_pieces(writer: BinaryIO, pieces: Iterable[Piece]) -> Appended:
     Raises:
         OutsideError: a file that is copied from became shorter.
     """
-    copied = shared = new = 0
+    copied = reflinked = new = 0
     opened: dict[Path, BinaryIO] = {}
     with ExitStack() as stack:
         for piece in joined(pieces):
@@ -127,14 +127,14 @@ def append_pieces(writer: BinaryIO, pieces: Iterable[Piece]) -> Appended:
                 done, alike = append_range(opened[piece.file], writer, piece.start, piece.size)
                 if done < piece.size:
                     raise _shorter(piece.file)
-                shared += alike
+                reflinked += alike
             else:
                 writer.writelines(piece.parts())
             if isinstance(piece, (Range, Rows)):
                 copied += piece.size
             else:
                 new += piece.size
-    return Appended(copied, shared, new)
+    return Appended(copied, reflinked, new)
 
 
 def read_pieces(pieces: Iterable[Piece]) -> bytes:

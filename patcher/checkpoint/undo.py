@@ -239,7 +239,7 @@ def _reassemble(
     there = {(info.name, info.dtype, info.shape, info.size) for info in read_header(target).values()}
     if there != {(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.content.size) for tensor in tensors}:
         raise ValueError(f"the header that is kept for {file['base']} is of other tensors")
-    return done.size - done.shared
+    return done.size - done.reflinked
 
 
 def _made(entry: Mapping[str, Any], originals: Originals) -> tuple[int, int, NewTensor]:

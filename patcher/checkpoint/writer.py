@@ -43,7 +43,7 @@ class Written:
     """What the writer did.
 
     Attributes:
-        bytes_written: to the disk; what is linked or shared is not.
+        bytes_written: to the disk; what is linked or reflinked is not.
         originals: tensor -> the values that stood where it was overwritten.
         placed: what was done with the base's files and the new ones: ``files`` {way: {count, bytes}}, ``patched``
             {count, bytes} and ``not_linked`` (null, or why files were copied although links were asked for). Ways are
@@ -206,7 +206,7 @@ def copy_tensors(source: Path, target: Path, names: Mapping[str, str]) -> tuple[
     kept = [info for info in in_file_order(read_header(source).values()) if info.name in names]
     tensors = [NewTensor.of(info, names[info.name]) for info in kept]
     done = assemble(target, metadata_of(raw_header(source)), tensors)
-    return done.size, done.size - done.shared
+    return done.size, done.size - done.reflinked
 
 
 def _new_names(files: list[str], *, adds: int) -> dict[str, str]:

@@ -87,7 +87,7 @@ def render(sweep: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
             vector=sweep.get("vector") or "a vector",
             model=sweep.get("model"),
             rule=sweep.get("rule"),
-            cell=None if cell is None else cell_name(cell.layer, cell.coefficient),
+            cell=None if cell is None else cell_name(*cell),
             swept=_swept(sweep),
             tiles=_tiles(sweep),
             remarks=remarks(sweep),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patcher.report.pictures.reading import (
-    Cell,
+    GridPlace,
     coefficients_of,
     has_numbers,
     layers_of,
@@ -109,7 +109,7 @@ def _on_the_report_pairs(sweep: Mapping[str, Any]) -> list[Remark]:
     return found
 
 
-def _beside(sweep: Mapping[str, Any], cell: Cell) -> list[Remark]:
+def _beside(sweep: Mapping[str, Any], cell: GridPlace) -> list[Remark]:
     """At the grid's edge the best cell may lie outside."""
     rows = rows_of(sweep, "grid")
     layers, coefficients = layers_of(rows), coefficients_of(rows)

@@ -20,7 +20,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column.
 
     Attributes:
@@ -48,7 +48,7 @@ class Table:
 
     name: str
     caption: str
-    columns: list[Column]
+    columns: list[TableColumn]
     rows: list[TableRow] = field(default_factory=list)
 
 
@@ -64,7 +64,7 @@ def table_of(
     name: str,
     caption: str,
     rows: Sequence[Mapping[str, Any]],
-    columns: Sequence[tuple[Column, Read]],
+    columns: Sequence[tuple[TableColumn, Read]],
     marked: Callable[[Mapping[str, Any]], bool] = lambda _: False,
 ) -> Table | None:
     """A table without the numeric columns that are absent in every row; None without rows."""
@@ -82,7 +82,7 @@ def table_of(
     return Table(name, caption, [column for column, _ in kept], filled)
 
 
-def _aligned_texts(column: Column, values: list[Value]) -> list[Value]:
+def _aligned_texts(column: TableColumn, values: list[Value]) -> list[Value]:
     if not column.places:
         return values
     most = max((abs(value.key) for value in values if value.key is not None), default=0.0)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patcher.report.page.sortable import Column, Read, Table, TableRow, Value, numeric, table_of
+from patcher.report.page.sortable import Read, Table, TableColumn, TableRow, Value, numeric, table_of
 from patcher.report.pictures.reading import number, part_of, place_of, recommended_cell, rows_of
 from patcher.report.pictures.wording import ABSENT, fixed, visible_token
 
@@ -19,8 +19,8 @@ def _number(key: str, *, digits: int = 3) -> Read:
     return lambda row: numeric(row.get(key), digits=digits)
 
 
-def _aligned(title: str, key: str, *, signed: bool = False) -> tuple[Column, Read]:
-    return Column(title, places=True, signed=signed), _number(key)
+def _aligned(title: str, key: str, *, signed: bool = False) -> tuple[TableColumn, Read]:
+    return TableColumn(title, places=True, signed=signed), _number(key)
 
 
 def _guard(row: Mapping[str, Any]) -> Value:
@@ -33,15 +33,15 @@ def _ratio(row: Mapping[str, Any]) -> Value:
     return numeric(steered / base if base and steered is not None else None)
 
 
-_LAYER = (Column("layer"), _number("layer", digits=9))
-_COEFFICIENT = (Column("coefficient"), _number("coefficient", digits=6))
+_LAYER = (TableColumn("layer"), _number("layer", digits=9))
+_COEFFICIENT = (TableColumn("coefficient"), _number("coefficient", digits=6))
 _EFFECT = _aligned("effect", "effect", signed=True)
-_DAMAGE = (Column("KL, nats a token"), _number("damage"))
+_DAMAGE = (TableColumn("KL, nats a token"), _number("damage"))
 _PERPLEXITY = _aligned("perplexity", "perplexity")
-_GUARD = (Column("guard", numeric=False), _guard)
-_TOKEN = (Column("token", numeric=False), token_of)
-_BASE = (Column("base"), _number("base"))
-_STEERED = (Column("steered"), _number("steered"))
+_GUARD = (TableColumn("guard", numeric=False), _guard)
+_TOKEN = (TableColumn("token", numeric=False), token_of)
+_BASE = (TableColumn("base"), _number("base"))
+_STEERED = (TableColumn("steered"), _number("steered"))
 
 
 def controls_table(sweep: Mapping[str, Any]) -> Table | None:
@@ -50,7 +50,7 @@ def controls_table(sweep: Mapping[str, Any]) -> Table | None:
         "On the pairs kept for the report; effects are changes against the base",
         rows_of(sweep, "report"),
         [
-            (Column("what", numeric=False), lambda row: Value(str(row.get("name", "")))),
+            (TableColumn("what", numeric=False), lambda row: Value(str(row.get("name", "")))),
             _LAYER,
             _COEFFICIENT,
             _aligned("value", "value"),
@@ -70,7 +70,7 @@ def grid_table(sweep: Mapping[str, Any]) -> Table | None:
     front = set(map(place_of, rows_of(sweep, "pareto")))
 
     def here(row: Mapping[str, Any]) -> bool:
-        return cell is not None and place_of(row) == (cell.layer, cell.coefficient)
+        return cell is not None and place_of(row) == cell
 
     def mark(row: Mapping[str, Any]) -> Value:
         return Value(", ".join([*["recommended"] * here(row), *["Pareto front"] * (place_of(row) in front)]))
@@ -92,9 +92,9 @@ def grid_table(sweep: Mapping[str, Any]) -> Table | None:
             _aligned("off-topic perplexity", "off_topic"),
             _aligned("norm added", "norm"),
             _aligned("residual norm", "residual_norm"),
-            (Column("pairs"), _number("pairs", digits=9)),
+            (TableColumn("pairs"), _number("pairs", digits=9)),
             _GUARD,
-            (Column("mark", numeric=False), mark),
+            (TableColumn("mark", numeric=False), mark),
         ],
         here,
     )
@@ -119,11 +119,11 @@ def behaviours_table(sweep: Mapping[str, Any]) -> Table | None:
         "By behaviour, at the recommended cell",
         rows_of(sweep, "behaviours"),
         [
-            (Column("behaviour", numeric=False), lambda row: Value(str(row.get("name", "")))),
-            (Column("pairs"), _number("pairs", digits=9)),
+            (TableColumn("behaviour", numeric=False), lambda row: Value(str(row.get("name", "")))),
+            (TableColumn("pairs"), _number("pairs", digits=9)),
             _aligned("base", "base"),
             _aligned("steered", "steered"),
-            (Column("change", places=True, signed=True), change),
+            (TableColumn("change", places=True, signed=True), change),
         ],
     )
 
@@ -133,7 +133,7 @@ def kl_table(sweep: Mapping[str, Any]) -> Table | None:
         "kl-tokens",
         "Tokens that contribute most to the KL divergence on neutral text",
         rows_of(sweep, "kl_tokens"),
-        [_TOKEN, (Column("nats"), _number("contribution")), _BASE, _STEERED, (Column("ratio"), _ratio)],
+        [_TOKEN, (TableColumn("nats"), _number("contribution")), _BASE, _STEERED, (TableColumn("ratio"), _ratio)],
     )
 
 
@@ -161,11 +161,11 @@ def generation_table(place: int, entry: Mapping[str, Any]) -> Table | None:
         "Share of distinct words and pairs of words, share of repetition, and words counted",
         variants,
         [
-            (Column("variant", numeric=False), lambda row: Value(str(row.get("name", "")))),
-            (Column("distinct-1"), _number("distinct_1")),
-            (Column("distinct-2"), _number("distinct_2")),
-            (Column("repetition"), _number("repetition")),
-            *[(Column(f"“{visible_token(word, 40)}”"), _counted(word)) for word in words],
+            (TableColumn("variant", numeric=False), lambda row: Value(str(row.get("name", "")))),
+            (TableColumn("distinct-1"), _number("distinct_1")),
+            (TableColumn("distinct-2"), _number("distinct_2")),
+            (TableColumn("repetition"), _number("repetition")),
+            *[(TableColumn(f"“{visible_token(word, 40)}”"), _counted(word)) for word in words],
         ],
     )
 
@@ -206,7 +206,9 @@ def cosine_table(sweep: Mapping[str, Any]) -> Table | None:
         TableRow([numeric(layer, digits=9), *[Value(fixed(value, 2, signed=False), number(value)) for value in line]])
         for layer, line in zip(layers, cosines, strict=True)
     ]
-    return Table("cosine", "Cosine similarity", [Column("layer"), *[Column(str(layer)) for layer in layers]], rows)
+    return Table(
+        "cosine", "Cosine similarity", [TableColumn("layer"), *[TableColumn(str(layer)) for layer in layers]], rows
+    )
 
 
 def changes_table(place: int, tokens: Sequence[tuple[str, float | None]]) -> Table:
@@ -222,7 +224,12 @@ def changes_table(place: int, tokens: Sequence[tuple[str, float | None]]) -> Tab
         )
         for index, (token, change) in enumerate(tokens)
     ]
-    columns = [Column("place"), Column("token", numeric=False), Column("change, nats"), Column("ratio")]
+    columns = [
+        TableColumn("place"),
+        TableColumn("token", numeric=False),
+        TableColumn("change, nats"),
+        TableColumn("ratio"),
+    ]
     return Table(f"changes-{place}", "Change of each token's log-probability", columns, rows)
 
 
@@ -233,7 +240,7 @@ def timings_table(sweep: Mapping[str, Any]) -> Table | None:
         "Seconds",
         [{"name": name, "seconds": seconds} for name, seconds in timings.items()],
         [
-            (Column("part", numeric=False), lambda row: Value(str(row["name"]))),
-            (Column("seconds"), _number("seconds")),
+            (TableColumn("part", numeric=False), lambda row: Value(str(row["name"]))),
+            (TableColumn("seconds"), _number("seconds")),
         ],
     )

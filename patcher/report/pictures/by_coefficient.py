@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from patcher.report.pictures.axes import effect_axis, label_coefficients, scale_damage
 from patcher.report.pictures.reading import (
-    Cell,
+    GridPlace,
     cells_along,
     coefficients_of,
     column,
@@ -102,7 +102,7 @@ def _damages(
     axes.set_ylabel("KL divergence\n(nats a token)")
 
 
-def _mark(panels: Any, sweep: Mapping[str, Any], cell: Cell, theme: Theme) -> None:
+def _mark(panels: Any, sweep: Mapping[str, Any], cell: GridPlace, theme: Theme) -> None:
     if recommended_cell(sweep) != cell:
         return
     for axes in panels:

@@ -12,7 +12,6 @@ from patcher.report.pictures.reading import (
     measure_name,
     number,
     part_of,
-    place_of,
     recommended_cell,
     report_row,
     row_at,
@@ -88,7 +87,7 @@ def _heat_map(sweep: Mapping[str, Any]) -> str:
         f"{len(grid.layers)} layers by {len(grid.coefficients)} coefficients; effects on {measure_name(sweep)} from"
         f" {shown(min(numbers), signed=True)} to {shown(max(numbers), signed=True)}."
     )
-    return told + (f" Recommended: {cell_name(cell.layer, cell.coefficient)}." if cell else " No cell is recommended.")
+    return told + (f" Recommended: {cell_name(*cell)}." if cell else " No cell is recommended.")
 
 
 def _by_layer(sweep: Mapping[str, Any]) -> str:
@@ -126,13 +125,14 @@ def _pareto(sweep: Mapping[str, Any]) -> str:
 
 
 def _perplexities(sweep: Mapping[str, Any]) -> str:
-    row, baseline = row_at(sweep, shown_cell(sweep)), part_of(sweep, "baseline")
+    cell, baseline = shown_cell(sweep), part_of(sweep, "baseline")
+    row = row_at(sweep, cell)
     told = [
         f"{name} {shown(baseline.get(key))} before, {shown(row.get(key))} after"
         for key, name in (("on_topic", "on-topic"), ("off_topic", "off-topic"))
         if row is not None and number(row.get(key)) is not None
     ]
-    return f"At {cell_name(*place_of(row))}: {'; '.join(told)}." if row is not None and told else ""
+    return f"At {cell_name(*cell)}: {'; '.join(told)}." if cell is not None and told else ""
 
 
 def _separation(sweep: Mapping[str, Any]) -> str:

@@ -13,8 +13,8 @@ from matplotlib.patches import Patch, Rectangle
 
 from patcher.report.pictures.axes import colour_bar, tiles
 from patcher.report.pictures.reading import (
-    Cell,
     Grid,
+    GridPlace,
     grid_of,
     measure_name,
     outside_guard,
@@ -63,8 +63,8 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
         return picture
 
 
-def _places(grid: Grid) -> list[Cell | None]:
-    return [Cell(layer, coefficient) for layer in grid.layers for coefficient in grid.coefficients]
+def _places(grid: Grid) -> list[GridPlace | None]:
+    return [GridPlace(layer, coefficient) for layer in grid.layers for coefficient in grid.coefficients]
 
 
 def _damage_scale(grid: Grid) -> Normalize:
@@ -88,7 +88,7 @@ def _cells(
         colour_bar(image, axes)
 
 
-def _frame(axes: Axes, grid: Grid, cell: Cell | None, theme: Theme) -> None:
+def _frame(axes: Axes, grid: Grid, cell: GridPlace | None, theme: Theme) -> None:
     if cell is None or cell.layer not in grid.layers or cell.coefficient not in grid.coefficients:
         return
     x, y = grid.layers.index(cell.layer), grid.coefficients.index(cell.coefficient)
@@ -108,7 +108,7 @@ def _frame(axes: Axes, grid: Grid, cell: Cell | None, theme: Theme) -> None:
         )
 
 
-def _hatch(axes: Axes, grid: Grid, outside: list[tuple[int, float]], theme: Theme) -> None:
+def _hatch(axes: Axes, grid: Grid, outside: list[GridPlace], theme: Theme) -> None:
     for layer, coefficient in outside:
         if layer in grid.layers and coefficient in grid.coefficients:
             x, y = grid.layers.index(layer), grid.coefficients.index(coefficient)

@@ -92,5 +92,5 @@ def _front(
         )
     cell = recommended_cell(sweep)
     for damage, effect, row in cells:
-        if cell is not None and place_of(row) == (cell.layer, cell.coefficient):
+        if cell is not None and place_of(row) == cell:
             ring(axes, damage, effect, theme)

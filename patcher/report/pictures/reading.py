@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _MEASURES = {
     "on_topic_log_probability": "log-probability of on-topic text",
@@ -32,9 +32,17 @@ def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     return [or_nan(row.get(key)) for row in rows]
 
 
-def place_of(row: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The layer and the coefficient of a row."""
-    return row.get("layer"), row.get("coefficient")
+class GridPlace(NamedTuple):
+    """A place in the grid; ``layer`` is None for a build whose vectors sit at several layers."""
+
+    layer: int | None
+    coefficient: float
+
+
+def place_of(row: Mapping[str, Any]) -> GridPlace | None:
+    """Where in the grid a row was measured; None where it does not say."""
+    coefficient, layer = number(row.get("coefficient")), number(row.get("layer"))
+    return None if coefficient is None else GridPlace(None if layer is None else int(layer), coefficient)
 
 
 def rows_of(sweep: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
@@ -85,43 +93,27 @@ def grid_of(sweep: Mapping[str, Any], key: str) -> Grid:
     """``key`` ("effect", "damage", ...) over the cells of ``sweep["grid"]``."""
     rows = rows_of(sweep, "grid")
     layers, coefficients = layers_of(rows), coefficients_of(rows)
-    found = {(row.get("layer"), row.get("coefficient")): number(row.get(key)) for row in rows}
-    values = [[found.get((layer, coefficient)) for layer in layers] for coefficient in coefficients]
+    found = {place_of(row): number(row.get(key)) for row in rows}
+    values = [[found.get(GridPlace(layer, coefficient)) for layer in layers] for coefficient in coefficients]
     return Grid(layers, coefficients, values)
 
 
-def outside_guard(sweep: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """(layer, coefficient) of the cells that exceed the guard."""
-    return [
-        (int(row["layer"]), float(row["coefficient"]))
-        for row in rows_of(sweep, "grid")
-        if row.get("within_guard") is False
-        and number(row.get("layer")) is not None
-        and number(row.get("coefficient")) is not None
-    ]
+def outside_guard(sweep: Mapping[str, Any]) -> list[GridPlace]:
+    """The cells that exceed the guard."""
+    places = [place_of(row) for row in rows_of(sweep, "grid") if row.get("within_guard") is False]
+    return [place for place in places if place is not None and place.layer is not None]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A place in the grid; ``layer`` is None for a build whose vectors sit at several layers."""
-
-    layer: int | None
-    coefficient: float
+def recommended_cell(sweep: Mapping[str, Any]) -> GridPlace | None:
+    return place_of(part_of(sweep, "recommended"))
 
 
-def recommended_cell(sweep: Mapping[str, Any]) -> Cell | None:
-    cell = part_of(sweep, "recommended")
-    coefficient, layer = number(cell.get("coefficient")), number(cell.get("layer"))
-    return None if coefficient is None else Cell(None if layer is None else int(layer), coefficient)
-
-
-def row_at(sweep: Mapping[str, Any], cell: Cell | None) -> Mapping[str, Any] | None:
+def row_at(sweep: Mapping[str, Any], cell: GridPlace | None) -> Mapping[str, Any] | None:
     """The row of the grid that was measured there."""
-    rows = [] if cell is None else cells_along(rows_of(sweep, "grid"), layer=cell.layer)
-    return next((row for row in rows if cell is not None and row["coefficient"] == cell.coefficient), None)
+    return next((row for row in rows_of(sweep, "grid") if cell is not None and place_of(row) == cell), None)
 
 
-def shown_cell(sweep: Mapping[str, Any]) -> Cell | None:
+def shown_cell(sweep: Mapping[str, Any]) -> GridPlace | None:
     """The cell that pictures along one axis of the grid go through.
 
     The recommended one, else the cell with the largest effect in the random control's layer, else in the grid.
@@ -130,17 +122,13 @@ def shown_cell(sweep: Mapping[str, Any]) -> Cell | None:
     if recommended is not None:
         return recommended
     controlled = set(layers_of(rows_of(sweep, "random_grid")))
-    measured = [
-        (number(row.get("effect")), row)
+    effects = {
+        place: effect
         for row in rows_of(sweep, "grid")
-        if number(row.get("effect")) is not None and number(row.get("coefficient")) is not None
-    ]
-    inside = [entry for entry in measured if entry[1].get("layer") in controlled] or measured
-    if not inside:
-        return None
-    best = max(inside, key=lambda entry: entry[0] or 0.0)[1]
-    layer = number(best.get("layer"))
-    return Cell(None if layer is None else int(layer), float(best["coefficient"]))
+        if (effect := number(row.get("effect"))) is not None and (place := place_of(row)) is not None
+    }
+    inside = [place for place in effects if place.layer in controlled]
+    return max(inside or effects, key=effects.__getitem__, default=None)
 
 
 def cells_along(
