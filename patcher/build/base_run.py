@@ -15,8 +15,7 @@ from patcher.architectures.quantised import quantisation_of
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
 from patcher.capture.cache.key import capture_key, model_identity
-from patcher.capture.cache.of_model import Remembering
-from patcher.capture.cache.store import CaptureCache, capture_cache
+from patcher.capture.cache.store import CaptureCache, Remembering, capture_cache
 from patcher.capture.model import load_tokenizer, pick_device, pick_dtype
 from patcher.capture.opened import Mode, OpenedBase, choose_mode, open_base
 from patcher.capture.processes.launch import Processes

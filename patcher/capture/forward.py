@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,26 @@ def _residual_hooks(model: nn.Module, blocks: str, changes: Mapping[int, Change]
             block = model.get_submodule(f"{blocks}.{max(layer, 0)}")
             stack.enter_context(residual_hook(block, change, entering=layer == EMBEDDING))
         yield
+
+
+@contextlib.contextmanager
+def replaced_forwards(blocks: Iterable[nn.Module], forwards: Iterable[Callable[..., Any] | None]) -> Iterator[None]:
+    """While open, each block runs its entry of ``forwards`` in place of its own forward; None is its class's."""
+    # accelerate puts a forward of its own on the instance.
+    before = [(block, block.__dict__.get("forward")) for block in blocks]
+    try:
+        for (block, _own), forward in zip(before, forwards, strict=True):
+            _set_forward(block, forward)
+        yield
+    finally:
+        for block, own in before:
+            _set_forward(block, own)
+
+
+def _set_forward(block: nn.Module, forward: Callable[..., Any] | None) -> None:
+    block.__dict__.pop("forward", None)
+    if forward is not None:
+        block.__dict__["forward"] = forward
 
 
 def row_vectors(vectors: Sequence[Mapping[int, torch.Tensor]]) -> dict[int, torch.Tensor]:

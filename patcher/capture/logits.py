@@ -44,8 +44,12 @@ class LoadedModel:
 
     def logits(self, jobs: Sequence[LogitsJob], use: Callable[[int, torch.Tensor], None]) -> None:
         for number, job in enumerate(jobs):
-            with steering_hooks(self.model, self.blocks, job.vectors):
-                use(number, kept_logits(self.model, job.inputs, job.columns))
+            use(number, self.whole_pass(job))
+
+    def whole_pass(self, job: LogitsJob) -> torch.Tensor:
+        """The logits of one job, [rows, kept, vocabulary], from a pass through all blocks."""
+        with steering_hooks(self.model, self.blocks, job.vectors):
+            return kept_logits(self.model, job.inputs, job.columns)
 
 
 def kept_logits(model: nn.Module, inputs: Mapping[str, torch.Tensor], columns: torch.Tensor) -> torch.Tensor:

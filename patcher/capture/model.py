@@ -14,7 +14,7 @@ from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.memory import FOR_WEIGHTS, available_memory
 from patcher.disk.json_files import read_json_object
-from patcher.errors import InputError, OutsideError, first_line
+from patcher.errors import InputError, first_line, no_memory
 
 _SENTENCEPIECE = 'pip install "patch-model[sentencepiece]"'
 
@@ -89,13 +89,8 @@ def load_causal_lm(
                 **options,
             ).eval()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutsideError(
-            "the model does not fit in memory",
-            where=str(folder),
-            found=first_line(error),
-            remedy="dtype: bfloat16, or device: auto to spread it over devices and disk",
-            code="memory",
-        ) from None
+        remedy = "dtype: bfloat16, or device: auto to spread it over devices and disk"
+        raise no_memory("the model does not fit in memory", str(folder), error, remedy) from None
     except ImportError as error:
         remedy = f"pip install {' '.join(quantisation.packages)}" if quantisation else "install it and try again"
         message = "the model needs a package that is not installed"

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from patcher.architectures.analysis import Architecture
-from patcher.capture.budget import token_budget
 from patcher.capture.forward import position_limit
 from patcher.capture.logits import LogitsSource
 from patcher.capture.memory import FOR_WEIGHTS, available_memory
 from patcher.capture.model import free_on_accelerators, load_causal_lm, load_tokenizer
-from patcher.capture.reader import ResidualReader, reader_in_memory
+from patcher.capture.reader import ResidualReader, reader_in_memory, token_budget
 from patcher.capture.resuming import ResumingModel
+from patcher.capture.streaming.model import StreamedModel
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
 
@@ -117,8 +117,6 @@ def open_base(
     """
     trusted = architecture.trust_remote_code
     if mode == "stream":
-        from patcher.capture.streaming.model import StreamedModel
-
         place = torch.device("cuda" if device == "auto" else device)
         streamed = StreamedModel(
             checkpoint,
@@ -130,8 +128,7 @@ def open_base(
             scratch=scratch,
             trust_remote_code=trusted,
         )
-        positions = position_limit(streamed.model)
-        tokens = token_budget(architecture.config, place, dtype)
+        tokens, positions = token_budget(architecture.config, place, dtype), position_limit(streamed.model)
         reader = ResidualReader(streamed, architecture, tokens, batch_size, positions, one_pass=True, note=note)
         yield OpenedBase(reader, streamed, None, load_tokenizer(folder, trust_remote_code=trusted), positions)
         return
@@ -146,7 +143,7 @@ def open_base(
     memory = int(_ACTIVATIONS * available_memory())
     logits = ResumingModel(model, architecture.blocks, tokens=reader.tokens, memory=memory, note=note)
     try:
-        yield OpenedBase(reader, logits, model, tokenizer, position_limit(model))
+        yield OpenedBase(reader, logits, model, tokenizer, reader.positions)
     finally:
         # The verification loads the base again in processes of its own; both at once might not fit.
         del model, reader, logits

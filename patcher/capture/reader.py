@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +12,20 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.capture.batches import Readable
-from patcher.capture.budget import token_budget
-from patcher.capture.cache.of_model import Remembering
+from patcher.capture.cache.store import Remembering
 from patcher.capture.forward import position_limit
-from patcher.capture.residuals import InMemory, Residuals, Runner, capture_residuals
+from patcher.capture.residuals import InMemory, Progress, Residuals, Runner, capture_residuals
 from patcher.capture.shared_prefixes import exactness
 
 Request = tuple[Sequence[Readable], Sequence[int]]
 """Prompts, and the layers that are read for them."""
+
+CPU_TOKENS = 1024
+"""In a batch. More do not make the matrix products faster, and the activations between them leave the caches."""
+_MOST_TOKENS = 65_536
+_LEAST_TOKENS = 256
+# Of the free memory of an accelerator; the allocator loses some to fragments, and a batch that fails is halved anyway.
+_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,36 +69,24 @@ class ResidualReader:
         Raises:
             InputError, OutsideError: see :func:`patcher.capture.residuals.capture_residuals`.
         """
-        total, before = sum(len(prompts) for prompts, _layers in requests), 0
-        if self.one_pass and len(requests) > 1:
-            return self._in_one(requests, total, progress)
-        found = []
-        for prompts, layers in requests:
-            found.append(self._capture(prompts, layers, before, total, progress))
-            before += len(prompts)
-        return found
+        *starts, total = itertools.accumulate((len(prompts) for prompts, _layers in requests), initial=0)
 
-    def _in_one(
-        self, requests: Sequence[Request], total: int, progress: Callable[[int, int], None] | None
-    ) -> list[Mapping[int, Residuals]]:
+        def told(before: int) -> Progress:
+            return None if progress is None else lambda done: progress(before + done, total)
+
+        if not self.one_pass or len(requests) < 2:
+            each = zip(requests, starts, strict=True)
+            return [self._capture(prompts, layers, told(before)) for (prompts, layers), before in each]
         everyone = [prompt for prompts, _layers in requests for prompt in prompts]
         layers = sorted({layer for _prompts, wanted in requests for layer in wanted})
-        together = self._capture(everyone, layers, 0, total, progress)
-        found: list[Mapping[int, Residuals]] = []
-        start = 0
-        for prompts, wanted in requests:
-            end = start + len(prompts)
-            found.append({layer: together[layer].part(start, end) for layer in wanted})
-            start = end
-        return found
+        together = self._capture(everyone, layers, told(0))
+        return [
+            {layer: together[layer].part(start, start + len(prompts)) for layer in wanted}
+            for (prompts, wanted), start in zip(requests, starts, strict=True)
+        ]
 
     def _capture(
-        self,
-        prompts: Sequence[Readable],
-        layers: Sequence[int],
-        before: int,
-        total: int,
-        progress: Callable[[int, int], None] | None,
+        self, prompts: Sequence[Readable], layers: Sequence[int], progress: Progress
     ) -> Mapping[int, Residuals]:
         if not prompts or not layers:
             return {}
@@ -108,7 +103,7 @@ class ResidualReader:
             batch_size=self.batch_size,
             exactness=together,
             positions=self.positions,
-            progress=None if progress is None else lambda done: progress(before + done, total),
+            progress=progress,
             note=self.note,
         )
         if self.memory is not None:
@@ -129,3 +124,18 @@ def reader_in_memory(
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     tokens = token_budget(config, device, runner.dtype)
     return ResidualReader(runner, architecture, tokens, batch_size, position_limit(model), note=note)
+
+
+def token_budget(config: Any, device: torch.device, dtype: torch.dtype) -> int:
+    """The most tokens a batch may hold on this device, by its free memory and the widths of the model."""
+    if device.type != "cuda":
+        return CPU_TOKENS
+    free, _total = torch.cuda.mem_get_info(device)
+    hidden = int(config.hidden_size)
+    inner = getattr(config, "intermediate_size", None)
+    widest = inner if isinstance(inner, int) else 4 * hidden
+    # The residual stream and what attention makes of it; the MLP's inner activations; fp32 copies in the norms.
+    per_token = dtype.itemsize * (12 * hidden + 4 * widest) + 8 * hidden
+    tokens = max(_LEAST_TOKENS, min(_MOST_TOKENS, int(_FRACTION * free / per_token)))
+    # A power of two, so that a little more or less free memory does not change the last bits of a result.
+    return 1 << (tokens.bit_length() - 1)

@@ -24,7 +24,7 @@ from patcher.capture.batches import (
 )
 from patcher.capture.forward import read_blocks
 from patcher.capture.shared_prefixes import Exactness, displaced_prompt, longest_shared_row
-from patcher.errors import InputError, OutsideError, first_line
+from patcher.errors import InputError, no_memory
 
 Progress = Callable[[int], None] | None
 """Told how many are done."""
@@ -121,13 +121,11 @@ class InMemory:
             return
         except torch.OutOfMemoryError as error:
             if batch.shape[0] == 1:
-                raise OutsideError(
+                message, remedy = (
                     "a single prompt does not fit into the device's memory",
-                    where=f"{batch.shape[1]} tokens",
-                    found=first_line(error),
-                    remedy="capture.mode: stream, or device: cpu",
-                    code="memory",
-                ) from None
+                    "capture.mode: stream, or device: cpu",
+                )
+                raise no_memory(message, f"{batch.shape[1]} tokens", error, remedy) from None
         halves: list[dict[int, torch.Tensor]] = []
         for half in batch.halves():
             seen: dict[int, torch.Tensor] = {}

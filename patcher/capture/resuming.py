@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.residual import block_input
-from patcher.capture.forward import read_blocks, row_vectors, steering_hooks
+from patcher.capture.forward import replaced_forwards, row_vectors, run_blocks, steering_hooks
 from patcher.capture.logits import LoadedModel, LogitsJob, kept_logits
 from patcher.errors import first_line
 
@@ -70,7 +71,8 @@ class ResumingModel(LoadedModel):
         for numbers in _together(jobs):
             layer = _first(jobs[numbers[0]])
             if layer is None or layer < 0 or layer in self.whole or not self._resumable(jobs[numbers[0]], layer):
-                super().logits([jobs[number] for number in numbers], _renumbered(use, numbers))
+                for number in numbers:
+                    use(number, self.whole_pass(jobs[number]))
                 continue
             rows, width = jobs[numbers[0]].inputs["input_ids"].shape
             logits = rows * len(jobs[numbers[0]].columns) * self._vocabulary
@@ -105,15 +107,13 @@ class ResumingModel(LoadedModel):
         kept = self._kept.get(key)
         if kept is not None and kept.layer == layer:
             return kept.residual
-        found: list[torch.Tensor] = []
         start = self._resumed(kept.layer, kept.residual) if kept and kept.layer < layer else contextlib.nullcontext()
         with start, self._shapes_seen(layer):
-            read_blocks(self.model, self.blocks, [layer], inputs, lambda _layer, hidden: found.append(hidden))
+            found = run_blocks(self.model, self.blocks, [layer], inputs)[layer]
         self._kept.pop(key, None)
-        size = found[0].numel() * found[0].element_size()
-        if size + sum(k.residual.numel() * k.residual.element_size() for k in self._kept.values()) <= self.memory:
-            self._kept[key] = _Kept(layer, found[0])
-        return found[0]
+        if found.nbytes + sum(other.residual.nbytes for other in self._kept.values()) <= self.memory:
+            self._kept[key] = _Kept(layer, found)
+        return found
 
     @contextlib.contextmanager
     def _shapes_seen(self, last: int) -> Iterator[None]:
@@ -129,17 +129,13 @@ class ResumingModel(LoadedModel):
             return hook
 
         unseen = [layer for layer in range(last + 1) if layer not in self._tuples]
-        handles = [
-            self.model.get_submodule(f"{self.blocks}.{layer}").register_forward_hook(see(layer)) for layer in unseen
-        ]
-        try:
+        with contextlib.ExitStack() as stack:
+            for layer in unseen:
+                block = self.model.get_submodule(f"{self.blocks}.{layer}")
+                stack.enter_context(block.register_forward_hook(see(layer)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    @contextlib.contextmanager
-    def _resumed(self, layer: int, residual: torch.Tensor) -> Iterator[None]:
+    def _resumed(self, layer: int, residual: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         """While open, blocks before ``layer`` pass on what they get, and ``layer`` itself gives ``residual``."""
 
         def gives(place: int) -> Callable[..., Any]:
@@ -152,30 +148,18 @@ class ResumingModel(LoadedModel):
             return forward
 
         replaced = [self.model.get_submodule(f"{self.blocks}.{place}") for place in range(layer + 1)]
-        # accelerate puts a forward of its own on the instance.
-        before = [block.__dict__.get("forward") for block in replaced]
-        for place, block in enumerate(replaced):
-            block.__dict__["forward"] = gives(place)
-        try:
-            yield
-        finally:
-            for block, own in zip(replaced, before, strict=True):
-                if own is None:
-                    del block.__dict__["forward"]
-                else:
-                    block.__dict__["forward"] = own
+        return replaced_forwards(replaced, map(gives, range(layer + 1)))
 
     def _resumable(self, job: LogitsJob, layer: int) -> bool:
         if layer in self._proven:
             return True
         one = LogitsJob({name: value[:1] for name, value in job.inputs.items()}, job.vectors, job.columns)
-        whole: list[torch.Tensor] = []
-        super().logits([one], lambda _number, logits: whole.append(logits))
+        whole = self.whole_pass(one)
         try:
             self._residual(one.inputs, layer)
             # What a class may keep of its last pass must not be of this very prompt when it is resumed.
             other = {**one.inputs, "input_ids": one.inputs["input_ids"].roll(1, dims=1)}
-            super().logits([LogitsJob(other, {}, job.columns)], lambda _number, _logits: None)
+            self.whole_pass(LogitsJob(other, {}, job.columns))
             # Stacked with itself, as the vectors will be.
             resumed = self._stacked([one, one], layer)[1]
         except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
@@ -185,7 +169,7 @@ class ResumingModel(LoadedModel):
             return False
         finally:
             self._kept.pop(_key(one.inputs), None)
-        if layer in self.whole or not _same(resumed, whole[0]):
+        if layer in self.whole or not _same(resumed, whole):
             self._give_up(layer, "a block hands on more than the residual stream")
             return False
         self._proven.add(layer)
@@ -210,23 +194,12 @@ def _first(job: LogitsJob) -> int | None:
 
 def _together(jobs: Sequence[LogitsJob]) -> Iterator[list[int]]:
     """Runs of consecutive jobs with the same inputs, columns and first steered layer."""
-    run: list[int] = []
-    for number, job in enumerate(jobs):
-        if run:
-            before = jobs[run[0]]
-            same = job.inputs is before.inputs and _first(job) == _first(before)
-            if not (same and torch.equal(job.columns, before.columns)):
-                yield run
-                run = []
-        run.append(number)
-    if run:
-        yield run
 
+    def alike(number: int) -> tuple[int, int | None, list[int]]:
+        return id(jobs[number].inputs), _first(jobs[number]), jobs[number].columns.tolist()
 
-def _renumbered(
-    use: Callable[[int, torch.Tensor], None], numbers: Sequence[int]
-) -> Callable[[int, torch.Tensor], None]:
-    return lambda place, logits: use(numbers[place], logits)
+    for _key, run in itertools.groupby(range(len(jobs)), alike):
+        yield list(run)
 
 
 def _key(inputs: Mapping[str, torch.Tensor]) -> str:

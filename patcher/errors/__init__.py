@@ -114,6 +114,11 @@ class OutsideError(PatchModelError):
     default_code = "outside"
 
 
+def no_memory(message: str, where: str, error: BaseException, remedy: str) -> OutsideError:
+    """There was no room for something, as ``error`` of an allocator says (code ``memory``)."""
+    return OutsideError(message, where=where, found=first_line(error), remedy=remedy, code="memory")
+
+
 class MissingExtraError(InputError):
     """An optional package is needed for what was asked; ``instead`` says what to do without it."""
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.model import load_causal_lm
-from patcher.errors import InputError, MissingExtraError, OutsideError, first_line
+from patcher.errors import InputError, MissingExtraError, OutsideError, first_line, no_memory
 from patcher.pairs.problems import did_you_mean
 
 WHERE = "evaluate.lm_eval"
@@ -135,13 +135,7 @@ def task_results(model: nn.Module, tokenizer: Any, tasks: Tasks) -> Results:
                 fewshot_random_seed=tasks.seed,
             )
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutsideError(
-            "there is not enough memory for lm-eval's tasks",
-            where=WHERE,
-            found=first_line(error),
-            remedy="a smaller batch",
-            code="memory",
-        ) from None
+        raise no_memory("there is not enough memory for lm-eval's tasks", WHERE, error, "a smaller batch") from None
     except OSError as error:
         raise OutsideError(
             "the data of lm-eval's tasks cannot be had",

@@ -12,7 +12,7 @@ from torch import nn
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
 from patcher.capture.forward import input_device, position_limit
-from patcher.errors import InputError, OutsideError, PatchModelError, first_line
+from patcher.errors import InputError, PatchModelError, first_line, no_memory
 from patcher.recipe.persona import GenerateSpec
 
 _ANSWER = "patch model"  # an assistant's turn, to see what the chat template ends it with
@@ -158,8 +158,7 @@ def generating(what: str, where: str, remedy: str, *, many: str, setting: str, s
     except PatchModelError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
-        message, found = f"there is not enough memory to write {many}", first_line(error)
-        raise OutsideError(message, where=setting, found=found, remedy=smaller, code="memory") from None
+        raise no_memory(f"there is not enough memory to write {many}", setting, error, smaller) from None
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         message, found = f"the model cannot write {what}", first_line(error)
         raise InputError(message, where=where, found=found, remedy=remedy) from None

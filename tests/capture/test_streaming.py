@@ -476,7 +476,7 @@ torch.set_num_threads(1)
 from transformers import AutoConfig, AutoModelForCausalLM
 import transformers.models.llama.modeling_llama
 from patcher.capture.batches import Batch, padded
-from patcher.capture.streaming import StreamedModel
+from patcher.capture.streaming.model import StreamedModel
 from patcher.checkpoint.folder import CheckpointFolder
 
 def status(field):

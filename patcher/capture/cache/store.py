@@ -14,14 +14,15 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from patcher.capture.batches import Readable
 from patcher.capture.cache.key import CaptureKey, capture_key, model_identity
 from patcher.capture.residuals import Residuals
 from patcher.checkpoint.safetensors_file import tensor_bytes
@@ -150,6 +151,34 @@ class CaptureCache:
                     yield path, there
                 elif is_partial(path) and time.time() - there.st_mtime > _ABANDONED_SECONDS:
                     path.unlink()
+
+
+@dataclass(frozen=True)
+class Remembering:
+    """The cache as one model sees it.
+
+    Attributes:
+        cache: where captures are kept.
+        key: :func:`patcher.capture.cache.key.capture_key` with all of its arguments but ``prompts`` and ``layers``.
+        note: called with what ``-v`` shows.
+    """
+
+    cache: CaptureCache
+    key: Callable[..., CaptureKey]
+    note: Callable[[str], None]
+
+    def get(self, prompts: Sequence[Readable], layers: Sequence[int]) -> Mapping[int, Residuals] | None:
+        """What was captured for these prompts and layers, if it is there."""
+        found = self.cache.get(self.key(prompts=prompts, layers=layers))
+        if found is not None:
+            self.note(f"activations of {len(prompts)} prompts are taken from the cache (--no-cache reads them anew)")
+        return found
+
+    def put(self, prompts: Sequence[Readable], layers: Sequence[int], residuals: Mapping[int, Residuals]) -> None:
+        """Keep a capture; that it cannot be kept is no failure."""
+        reason = self.cache.put(self.key(prompts=prompts, layers=layers), residuals)
+        if reason is not None:
+            self.note(f"activations are not cached: {reason}")
 
 
 def capture_cache(*, enabled: bool = True) -> CaptureCache:

@@ -9,6 +9,7 @@ nothing of them is read from the disk or kept. A class that looks into all of it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from patcher.capture.model import load_causal_lm
 from patcher.capture.processes.launch import Processes, World, is_lost
 from patcher.checkpoint.source import fetch
 from patcher.disk.json_files import read_json_object
-from patcher.errors import InputError, OutsideError, first_line
+from patcher.errors import InputError, OutsideError, first_line, no_memory
 
 Mode = Literal["fsdp", "tp", "replicate"]
 MODES: dict[Mode, str] = {
@@ -164,7 +165,7 @@ def load_part(folder: Path, sharding: Sharding, world: World) -> nn.Module:
                 folder, config=config, dtype=getattr(torch, sharding.dtype), local_files_only=True, **options
             ).eval()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise no_memory(error, str(folder), sharding.mode) from None
+        raise out_of_memory(error, str(folder), sharding.mode) from None
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AssertionError, ImportError) as error:
         if is_lost(error):
             raise
@@ -205,10 +206,8 @@ def _plan(stock: type, blocks: str) -> dict[str, str]:
 def _ends_early(forward: Any) -> Any:
     @functools.wraps(forward)
     def until_enough(*arguments: Any, **keywords: Any) -> Any:
-        try:
+        with contextlib.suppress(Enough):
             return forward(*arguments, **keywords)
-        except Enough:
-            return None
 
     return until_enough
 
@@ -257,12 +256,7 @@ def otherwise(mode: Mode) -> str:
     return f"capture.parallel: {others[mode]}; or one process, without torchrun"
 
 
-def no_memory(error: BaseException, where: str, mode: Mode) -> OutsideError:
+def out_of_memory(error: BaseException, where: str, mode: Mode) -> OutsideError:
     """The error of a process that ran out of memory."""
-    return OutsideError(
-        f"a process ran out of memory (`{mode}`: {MODES[mode]})",
-        where=where,
-        found=first_line(error),
-        remedy="more processes with `capture: {parallel: fsdp}`, a smaller `capture.batch_size`, or dtype: bfloat16",
-        code="memory",
-    )
+    remedy = "more processes with `capture: {parallel: fsdp}`, a smaller `capture.batch_size`, or dtype: bfloat16"
+    return no_memory(f"a process ran out of memory (`{mode}`: {MODES[mode]})", where, error, remedy)

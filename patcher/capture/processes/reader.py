@@ -11,7 +11,6 @@ import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.quantised import quantisation_of
-from patcher.capture.budget import token_budget
 from patcher.capture.forward import position_limit
 from patcher.capture.memory import available_memory
 from patcher.capture.model import pick_dtype
@@ -19,7 +18,7 @@ from patcher.capture.processes.launch import Processes, World, forget_launch
 from patcher.capture.processes.model import MODES, Mode, Sharding, otherwise, own_device
 from patcher.capture.processes.proof import Proof
 from patcher.capture.processes.runner import Distributed, try_together
-from patcher.capture.reader import ResidualReader
+from patcher.capture.reader import ResidualReader, token_budget
 from patcher.checkpoint.source import Source
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError

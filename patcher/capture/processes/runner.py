@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from patcher.capture.batches import Batch, Place
 from patcher.capture.forward import read_blocks
 from patcher.capture.processes.launch import Order, Processes
-from patcher.capture.processes.model import Sharding, load_sharded, no_memory, own_device
+from patcher.capture.processes.model import Sharding, load_sharded, out_of_memory, own_device
 from patcher.capture.processes.proof import Proof, StandIn, make_stand_in, prove
 from patcher.capture.residuals import Collect, Collector, Progress
 
@@ -165,7 +165,7 @@ def _read(model: nn.Module, sharding: Sharding, batch: Batch, layers: Sequence[i
     except torch.OutOfMemoryError as error:
         # Halving the batch, as one process does, would leave the others waiting in a block.
         rows, width = own.shape
-        raise no_memory(error, f"a batch of {rows} x {width} tokens", sharding.mode) from None
+        raise out_of_memory(error, f"a batch of {rows} x {width} tokens", sharding.mode) from None
     return torch.stack([torch.cat([collector.rows[at], collector.norms[at][:, None]], dim=1) for at in layers])
 
 

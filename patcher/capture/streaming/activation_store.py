@@ -7,6 +7,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,21 +166,22 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return empty.set_(tensor.untyped_storage()).cpu()
 
 
+@dataclass(eq=False)
 class _Storage:
-    """Memory that several tensors may share: alive, as a copy in main memory, or in the file."""
+    """Memory that several tensors may have in common: alive, as a copy in main memory, or in the file."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.users = 0
-        self.live = False
-        self.copy: torch.Tensor | None = None
-        self.offset: int | None = None
+    size: int
+    users: int = 0
+    live: bool = False
+    copy: torch.Tensor | None = None
+    offset: int | None = None
 
 
+@dataclass(eq=False)
 class Held:
     """A tensor in the store: itself, or its shape on the meta device and where its memory is."""
 
-    def __init__(
-        self, like: Any, storage: _Storage | None, offset: int = 0, device: torch.device | None = None
-    ) -> None:
-        self.like, self.storage, self.offset, self.device = like, storage, offset, device
+    like: Any
+    storage: _Storage | None
+    offset: int = 0
+    device: torch.device | None = None

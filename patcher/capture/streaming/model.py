@@ -27,7 +27,7 @@ from patcher.capture.streaming.shell import Shell, Weights
 from patcher.capture.streaming.stand_ins import NotStreamable
 from patcher.capture.streaming.stored_tensors import StoredTensors
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.errors import InputError, OutsideError, first_line
+from patcher.errors import InputError, no_memory
 
 
 class StreamedModel:
@@ -220,19 +220,12 @@ class StreamedModel:
                 remedy="capture.mode: memory",
                 code="stream",
             ) from None
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _no_memory(error) from None
-        except RuntimeError as error:
-            if not any(words in str(error) for words in ("allocate memory", "start new thread")):
+        except (RuntimeError, MemoryError) as error:
+            known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if not known and not any(words in str(error) for words in ("allocate memory", "start new thread")):
                 raise
-            raise _no_memory(error) from None
-
-
-def _no_memory(error: BaseException) -> OutsideError:
-    return OutsideError(
-        "a block and one batch do not fit in memory",
-        where="capture.mode: stream",
-        found=first_line(error),
-        remedy="dtype: bfloat16, or a smaller capture.batch_size",
-        code="memory",
-    )
+            message, remedy = (
+                "a block and one batch do not fit in memory",
+                "dtype: bfloat16, or a smaller capture.batch_size",
+            )
+            raise no_memory(message, "capture.mode: stream", error, remedy) from None

@@ -109,12 +109,8 @@ class Rehearsal:
             nonlocal number
             number = -1
 
-        handle = self._shell.model.register_forward_pre_hook(begins)
-        try:
-            with self._shell.intercepted(called):
-                return kept_logits(self._shell.model, job.inputs, job.columns)
-        finally:
-            handle.remove()
+        with self._shell.model.register_forward_pre_hook(begins), self._shell.intercepted(called):
+            return kept_logits(self._shell.model, job.inputs, job.columns)
 
 
 def _entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:

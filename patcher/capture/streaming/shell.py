@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.model_class import on_meta, quiet_transformers
+from patcher.capture.forward import replaced_forwards
 from patcher.capture.memory import available_memory
 from patcher.capture.streaming.disk_weights import DiskWeights
 from patcher.capture.streaming.stand_ins import OnDisk
@@ -95,17 +96,13 @@ class Shell:
             for name in names:
                 self._set(name, self._stand_ins[name])
 
-    @contextlib.contextmanager
-    def intercepted(self, called: Called | None) -> Iterator[None]:
+    def intercepted(self, called: Called | None) -> contextlib.AbstractContextManager[None]:
         """While open, ``called`` is run in place of the blocks' forward; with None it is themselves again."""
-        before = [block.__dict__.get("forward") for block in self.blocks]
-        for layer, block in enumerate(self.blocks):
-            _set_forward(block, None if called is None else _bound(called, layer))
-        try:
-            yield
-        finally:
-            for block, forward in zip(self.blocks, before, strict=True):
-                _set_forward(block, forward)
+
+        def bound(layer: int) -> Callable[..., Any] | None:
+            return None if called is None else lambda *args, **kwargs: called(layer, args, kwargs)
+
+        return replaced_forwards(self.blocks, map(bound, range(len(self))))
 
     def look_ahead(self, ids: torch.Tensor) -> None:
         """``ids`` (ascending, int64, without repeats) will be looked up in the embedding."""
@@ -131,16 +128,6 @@ class Shell:
         # Not as an attribute: torch takes no stand-in for a parameter.
         slots, leaf = self._slot(name)
         slots[leaf] = tensor
-
-
-def _set_forward(block: nn.Module, forward: Any) -> None:
-    block.__dict__.pop("forward", None)
-    if forward is not None:
-        block.__dict__["forward"] = forward
-
-
-def _bound(called: Called, layer: int) -> Callable[..., Any]:
-    return lambda *args, **kwargs: called(layer, args, kwargs)
 
 
 def _fill_buffers(model: Any, weights: DiskWeights, device: torch.device) -> None:
