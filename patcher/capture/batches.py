@@ -7,6 +7,7 @@ its own ancestors and itself, and its position is its depth. A prompt that share
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -200,10 +201,8 @@ def _fitted(rows: Sequence[PromptRow], width: int) -> list[list[int]]:
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens both begin with."""
-    for place, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return place
-    return min(len(first), len(second))
+    alike = itertools.takewhile(lambda tokens: tokens[0] == tokens[1], zip(first, second, strict=False))
+    return sum(1 for _tokens in alike)
 
 
 def make_batches(

@@ -23,24 +23,11 @@ from patcher.capture.batches import (
     side_by_side,
 )
 from patcher.capture.forward import read_blocks
-from patcher.capture.shared_prefixes import Exactness, displaced_prompt, longest_shared_row
+from patcher.capture.shared_prefixes import Exactness, displaced_prompt
 from patcher.errors import InputError, no_memory
 
 Progress = Callable[[int], None] | None
 """Told how many are done."""
-
-
-class Collect(Protocol):
-    """Takes what a runner computes."""
-
-    def __call__(self, layer: int, number: int, hidden: torch.Tensor) -> None:
-        """The residual stream [rows, width, hidden] of a whole batch, by its number."""
-        ...
-
-    def put(self, layer: int, prompts: Sequence[int], rows: torch.Tensor, norms: torch.Tensor) -> None:
-        """What was read from it elsewhere: fp64 [prompts, hidden] and, as sums over counted tokens, [prompts]."""
-        ...
-
 
 CONTROL_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """By how much a prompt read in a shared row may differ from the same prompt alone, relative to its residual's norm.
@@ -74,65 +61,6 @@ class Residuals:
     def part(self, start: int, end: int) -> Residuals:
         """Those of the prompts from ``start`` to before ``end``."""
         return Residuals(self.read[start:end], self.norm_sums[start:end], self.tokens[start:end])
-
-
-class Runner(Protocol):
-    """Runs batches through a model and hands over the residual stream."""
-
-    @property
-    def hidden(self) -> int:
-        """Width of the residual stream."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that blocks compute in."""
-        ...
-
-    def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect, progress: Progress = None) -> None:
-        """Call ``collect`` for every layer of every batch, and ``progress`` with the number of batches done."""
-        ...
-
-
-class InMemory:
-    """A model that is loaded, on one device or spread over several by accelerate.
-
-    A batch that does not fit on an accelerator is run in halves.
-    """
-
-    def __init__(self, model: nn.Module, blocks: str) -> None:
-        self.model, self.blocks = model, blocks
-        config: Any = model.config
-        self.hidden = int(config.hidden_size)
-        self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-
-    def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect, progress: Progress = None) -> None:
-        def taken(number: int) -> Callable[[int, torch.Tensor], None]:
-            return lambda layer, hidden: collect(layer, number, hidden)
-
-        for number, batch in enumerate(batches):
-            self._run(batch, layers, taken(number))
-            if progress is not None:
-                progress(number + 1)
-
-    def _run(self, batch: Batch, layers: Sequence[int], use: Callable[[int, torch.Tensor], None]) -> None:
-        try:
-            read_blocks(self.model, self.blocks, layers, batch.inputs_in(self.dtype), use)
-            return
-        except torch.OutOfMemoryError as error:
-            if batch.shape[0] == 1:
-                message, remedy = (
-                    "a single prompt does not fit into the device's memory",
-                    "capture.mode: stream, or device: cpu",
-                )
-                raise no_memory(message, f"{batch.shape[1]} tokens", error, remedy) from None
-        halves: list[dict[int, torch.Tensor]] = []
-        for half in batch.halves():
-            seen: dict[int, torch.Tensor] = {}
-            self._run(half, layers, seen.__setitem__)
-            halves.append(seen)
-        for layer in layers:
-            use(layer, torch.cat([seen[layer] for seen in halves]))
 
 
 class Collector:
@@ -192,6 +120,62 @@ def _indices(
     return owner.to(device), rows.to(device), torch.tensor([c for one in columns for c in one]).to(device)
 
 
+class Runner(Protocol):
+    """Runs batches through a model and hands over the residual stream."""
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that blocks compute in."""
+        ...
+
+    def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collector, progress: Progress) -> None:
+        """Call ``collect`` for every layer of every batch, and ``progress`` with the number of batches done."""
+        ...
+
+
+class InMemory:
+    """A model that is loaded, on one device or spread over several by accelerate.
+
+    A batch that does not fit on an accelerator is run in halves.
+    """
+
+    def __init__(self, model: nn.Module, blocks: str) -> None:
+        self.model, self.blocks = model, blocks
+        config: Any = model.config
+        self.hidden = int(config.hidden_size)
+        self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+    def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collector, progress: Progress) -> None:
+        def taken(number: int) -> Callable[[int, torch.Tensor], None]:
+            return lambda layer, hidden: collect(layer, number, hidden)
+
+        for number, batch in enumerate(batches):
+            self._run(batch, layers, taken(number))
+            if progress is not None:
+                progress(number + 1)
+
+    def _run(self, batch: Batch, layers: Sequence[int], use: Callable[[int, torch.Tensor], None]) -> None:
+        try:
+            read_blocks(self.model, self.blocks, layers, batch.inputs_in(self.dtype), use)
+            return
+        except torch.OutOfMemoryError as error:
+            if batch.shape[0] == 1:
+                message, where = "a single prompt does not fit into the device's memory", f"{batch.shape[1]} tokens"
+                raise no_memory(message, where, error, "capture.mode: stream, or device: cpu") from None
+        halves: list[dict[int, torch.Tensor]] = []
+        for half in batch.halves():
+            seen: dict[int, torch.Tensor] = {}
+            self._run(half, layers, seen.__setitem__)
+            halves.append(seen)
+        for layer in layers:
+            use(layer, torch.cat([seen[layer] for seen in halves]))
+
+
 def capture_residuals(
     runner: Runner,
     prompts: Sequence[Readable],
@@ -240,7 +224,8 @@ def capture_residuals(
     say = note or (lambda _text: None)
     shared = None
     if exactness is not None:
-        shared = _shared(prompts, exactness, longest_shared_row(exactness, token_budget, positions), say)
+        longest_row = min(limit for limit in (token_budget, exactness.window, positions) if limit is not None)
+        shared = _shared(prompts, exactness, longest_row, say)
     together = exactness is None or exactness.padding
 
     def batches_of(rows: Sequence[PromptRow], whose: Sequence[Readable]) -> list[Batch]:

@@ -20,7 +20,7 @@ from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import build_stand_in, randomise
 from patcher.capture.batches import Batch, PromptRow, make_batches, plain_rows, shared_rows
-from patcher.capture.forward import read_blocks
+from patcher.capture.forward import run_blocks
 from patcher.errors import InputError, first_line
 
 TOLERANCE = 2e-5
@@ -90,11 +90,6 @@ def linear_tokens(architecture: Architecture) -> float:
     return weights / (2.0 * _ATTENTION_COST * attention)
 
 
-def longest_shared_row(exact: Exactness, token_budget: int, positions: int | None) -> int:
-    """The most tokens that a row of several prompts may hold."""
-    return min(limit for limit in (token_budget, exact.window, positions) if limit is not None)
-
-
 def displaced_prompt(rows: Sequence[PromptRow]) -> int:
     """The shortest prompt of which a token does not lie where it would in a row of its own; else the shortest."""
     prompts = [(path[-1] == len(path) - 1, len(path), prompt) for row in rows for prompt, path in row.paths.items()]
@@ -131,16 +126,12 @@ def _batch(prompts: Sequence[_Prompt], *, shared: bool) -> Batch:
 
 def _read(model: nn.Module, blocks: str, batch: Batch) -> torch.Tensor:
     """[prompts, layers, hidden]: what each prompt reads, at every block."""
-    found: dict[int, torch.Tensor] = {}
-
-    def use(layer: int, hidden: torch.Tensor) -> None:
-        places = sorted(batch.places, key=lambda place: place.prompt)
-        found[layer] = torch.stack([hidden[place.row, list(place.columns)].mean(dim=0) for place in places])
-
     layers = range(len(model.get_submodule(blocks)))  # type: ignore[arg-type]
     with quiet_transformers():
-        read_blocks(model, blocks, layers, batch.inputs_in(torch.float32), use)
-    return torch.stack([found[layer] for layer in layers], dim=1)
+        found = run_blocks(model, blocks, layers, batch.inputs_in(torch.float32))
+    states = torch.stack([found[layer] for layer in layers], dim=2)
+    places = sorted(batch.places, key=lambda place: place.prompt)
+    return torch.stack([states[place.row, list(place.columns)].mean(dim=0) for place in places])
 
 
 def _compare(model: nn.Module, blocks: str, batch: Batch, wanted: torch.Tensor) -> str | None:

@@ -27,19 +27,10 @@ _TEXT = (".json", ".jsonl", ".jinja", ".md", ".txt", ".py")
 _READ_BY_LOADERS = (
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "tf_model*", "flax_model*", "consolidated*"),
     *("adapter_*", "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
-    *(
-        "tokenizer*",
-        "tekken.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.*",
-        "merges.txt",
-        "spiece*",
-    ),
-    *("chat_template*", "additional_chat_templates/*"),
+    *("tokenizer*", "tekken.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("spiece*", "chat_template*", "additional_chat_templates/*"),
     # No loader's, but responses that another vector was made of, or its pictures, would pass for this one's.
-    GENERATIONS,
-    PICTURES,
+    *(GENERATIONS, PICTURES),
 )
 
 

@@ -93,14 +93,7 @@ def push_folder(
     files = published_files(folder, manifest, on_hub)
     title = sanitised_text((commit_message or "").strip()) or _title(publishable(manifest))
 
-    with hub_errors("loading the Hub client", repo):
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-    _check_online(repo)
-    say("asking the Hub who this token belongs to")
-    with hub_errors("logging in", repo):
-        owner = str(api.whoami()["name"])
+    api, owner = _logged_in(repo, token, say)
     if "/" not in repo:
         repo = f"{owner}/{repo}"
     base = base_on_hub(api, manifest.base, say)
@@ -203,16 +196,15 @@ def check_can_publish(repo: str, revision: str | None, pull_request: bool, token
         OutsideError: offline mode is on, there is no token, or the installed client cannot copy files on the server.
     """
     _check_target(repo, revision, pull_request, False)
+    _logged_in(repo, token, lambda line: None)
+
+
+def _logged_in(repo: str, token: str | None, say: Callable[[str], None]) -> tuple[HfApi, str]:
+    """The client, and the name of the token's owner."""
     with hub_errors("loading the Hub client", repo):
-        from huggingface_hub import HfApi
-    _check_online(repo)
-    with hub_errors("logging in", repo):
-        HfApi(token=token).whoami()
+        from huggingface_hub import HfApi, constants
 
-
-def _check_online(repo: str) -> None:
-    from huggingface_hub import constants
-
+        api = HfApi(token=token)
     if constants.HF_HUB_OFFLINE:
         raise OutsideError(
             "offline mode is on, so nothing can be published",
@@ -221,6 +213,9 @@ def _check_online(repo: str) -> None:
             remedy="unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the same command again",
             code="hub_offline",
         )
+    say("asking the Hub who this token belongs to")
+    with hub_errors("logging in", repo):
+        return api, str(api.whoami()["name"])
 
 
 def _create(api: HfApi, repo: str, private: bool, public: bool) -> bool:

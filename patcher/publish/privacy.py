@@ -5,9 +5,10 @@ A path is replaced by its last component, so that the recipe still says which fi
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -56,8 +57,16 @@ def sanitised_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
     """
     # A path with blanks can only be told from prose where it is a whole value. It is then known, and found
     # again inside the verbatim text of the recipe.
-    known = sorted(set(_odd_paths(manifest, None)), key=len, reverse=True)
-    cleaned: dict[str, Any] = _cleaned(manifest, None, known)
+    odd: set[str] = set()
+
+    def noted(text: str, key: str | None) -> str:
+        if key not in _PROSE and _is_odd_path(text):
+            odd.add(text)
+        return text
+
+    _changed(manifest, None, noted)
+    known = sorted(odd, key=len, reverse=True)
+    cleaned: dict[str, Any] = _changed(manifest, None, functools.partial(_cleaned_string, known=known))
     if isinstance(cleaned.get("base"), dict):
         cleaned["base"].pop("path", None)
     return cleaned
@@ -92,18 +101,19 @@ def sanitised_config(text: str) -> str:
         return text
     try:
         value = json.loads(text)
-        cleaned = _cleaned_config(value)
+        cleaned = _changed(value, None, _cut_where_libraries_leave_paths)
     except (ValueError, RecursionError):
         return text
     return text if cleaned == value else json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n"
 
 
-def _cleaned(value: Any, key: str | None, known: list[str]) -> Any:
+def _changed(value: Any, key: str | None, change: Callable[[str, str | None], str]) -> Any:
+    """``value`` with every string changed, each with its key (in a list, the list's); a key itself is a text."""
     if isinstance(value, dict):
-        return {_cleaned_string(str(k), "text", known): _cleaned(v, str(k), known) for k, v in value.items()}
+        return {change(str(name), "text"): _changed(item, str(name), change) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_cleaned(item, key, known) for item in value]
-    return _cleaned_string(value, key, known) if isinstance(value, str) else value
+        return [_changed(item, key, change) for item in value]
+    return change(value, key) if isinstance(value, str) else value
 
 
 def _cleaned_string(text: str, key: str | None, known: list[str]) -> str:
@@ -114,34 +124,14 @@ def _cleaned_string(text: str, key: str | None, known: list[str]) -> str:
     return sanitised_text(text)
 
 
-def _odd_paths(value: Any, key: str | None) -> Iterator[str]:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _odd_paths(item, str(name))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _odd_paths(item, key)
-    elif isinstance(value, str) and key not in _PROSE and _is_odd_path(value):
-        yield value
-
-
 def _is_odd_path(text: str) -> bool:
     # One component ("/", "/data") is too short to be replaced wherever it occurs.
     several = len(re.findall(r"[/\\]+[^/\\]", text)) > 1
     return several and _WHOLE.fullmatch(text) is not None and _IN_TEXT.fullmatch(text) is None
 
 
-def _cleaned_config(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _last_component(item)
-            if key in _PATH_KEYS and isinstance(item, str) and _WHOLE.fullmatch(item)
-            else _cleaned_config(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_cleaned_config(item) for item in value]
-    return value
+def _cut_where_libraries_leave_paths(text: str, key: str | None) -> str:
+    return _last_component(text) if key in _PATH_KEYS and _WHOLE.fullmatch(text) else text
 
 
 def _last_component(path: str) -> str:

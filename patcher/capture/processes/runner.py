@@ -21,7 +21,7 @@ from patcher.capture.forward import read_blocks
 from patcher.capture.processes.launch import Order, Processes
 from patcher.capture.processes.model import Sharding, load_sharded, out_of_memory, own_device
 from patcher.capture.processes.proof import Proof, StandIn, make_stand_in, prove
-from patcher.capture.residuals import Collect, Collector, Progress
+from patcher.capture.residuals import Collector, Progress
 
 
 class Distributed:
@@ -40,7 +40,7 @@ class Distributed:
         self.hidden = int(config.hidden_size)
         self.dtype: torch.dtype = getattr(torch, sharding.dtype)
 
-    def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect, progress: Progress = None) -> None:
+    def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collector, progress: Progress) -> None:
         """Run every batch somewhere; ``progress`` is called with the number of batches done.
 
         Raises:
@@ -59,7 +59,7 @@ class Distributed:
         self.model = None
         dismiss(self.processes)
 
-    def _round(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collect) -> None:
+    def _round(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collector) -> None:
         assert self.model is not None
         together = self.sharding.mode == "tp"
         for rank in range(1, self.processes.world.size):
@@ -175,7 +175,7 @@ def _whole(states: Tensor) -> Tensor:
     return states.full_tensor() if isinstance(states, DTensor) else states
 
 
-def _keep(batch: Batch, layers: Sequence[int], results: Tensor, collect: Collect) -> None:
+def _keep(batch: Batch, layers: Sequence[int], results: Tensor, collect: Collector) -> None:
     prompts = [place.prompt for place in batch.places]
     for layer, result in zip(layers, results, strict=True):
         collect.put(layer, prompts, result[:, :-1], result[:, -1])

@@ -224,8 +224,7 @@ class StreamedModel:
             known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
             if not known and not any(words in str(error) for words in ("allocate memory", "start new thread")):
                 raise
-            message, remedy = (
-                "a block and one batch do not fit in memory",
-                "dtype: bfloat16, or a smaller capture.batch_size",
-            )
-            raise no_memory(message, "capture.mode: stream", error, remedy) from None
+            remedy = "dtype: bfloat16, or a smaller capture.batch_size"
+            raise no_memory(
+                "a block and one batch do not fit in memory", "capture.mode: stream", error, remedy
+            ) from None
