@@ -82,10 +82,6 @@ class ResumingModel(LoadedModel):
                 for number, found in zip(part, self._stacked([jobs[number] for number in part], layer), strict=True):
                     use(number, found)
 
-    def forget(self) -> None:
-        """Drop the residuals that are kept."""
-        self._kept.clear()
-
     def _stacked(self, jobs: Sequence[LogitsJob], layer: int) -> Sequence[torch.Tensor]:
         """The logits of jobs that share inputs and their first steered layer, from one resumed pass."""
         residual = self._residual(jobs[0].inputs, layer)

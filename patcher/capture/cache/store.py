@@ -87,7 +87,7 @@ class CaptureCache:
             marks = {"format": FORMAT, "key": key.digest, "checksum": _checksum(tensors)}
             self._write(self._place(self.folder, key), save(tensors, marks))
             with contextlib.suppress(OSError):
-                self._prune(key)
+                self._prune(self._place(self.folder, key))
         except OSError as error:
             return f"the activations are not kept: {self.folder}: {error.strerror or error}"
         except (ValueError, TypeError, LookupError, RuntimeError, MemoryError, SafetensorError) as error:
@@ -127,22 +127,21 @@ class CaptureCache:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
 
-    def _prune(self, kept: CaptureKey) -> None:
+    def _prune(self, kept: Path) -> None:
         """Remove the least recently used files beyond the limit, and what a run that was killed has left."""
-        assert self.folder is not None
-        used = sorted(self._files(), key=lambda entry: entry[1].st_mtime_ns)
+        used = sorted(self._files(kept.parent), key=lambda entry: entry[1].st_mtime_ns)
         total = sum(there.st_size for _, there in used)
         for path, there in used:
             if total <= self.limit:
                 return
-            if path.name != self._place(self.folder, kept).name:
+            if path.name != kept.name:
                 with contextlib.suppress(OSError):
                     path.unlink()
                     total -= there.st_size
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        assert self.folder is not None
-        for path in self.folder.iterdir():
+    @staticmethod
+    def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+        for path in folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 there = path.lstat()
                 if not stat.S_ISREG(there.st_mode):

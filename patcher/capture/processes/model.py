@@ -24,6 +24,7 @@ from patcher.architectures.quantised import quantisation_of
 from patcher.capture.forward import Enough, run_blocks
 from patcher.capture.model import load_causal_lm
 from patcher.capture.processes.launch import Processes, World, is_lost
+from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError, first_line, no_memory
@@ -34,6 +35,7 @@ MODES: dict[Mode, str] = {
     "tp": "every process computes a part of each block",
     "replicate": "every process keeps the whole model",
 }
+"""How a model is shared out -> what that means, for people."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,6 @@ def model_folder(sharding: Sharding) -> Path:
     return fetch(sharding.hub, sharding.revision, weights=True).folder
 
 
-def read_config(folder: Path, sharding: Sharding) -> Any:
-    """The transformers config, a new one each time: loading leaves marks in it."""
-    from transformers import AutoConfig
-
-    with quiet_transformers():
-        return AutoConfig.from_pretrained(folder, trust_remote_code=sharding.trust_remote_code, local_files_only=True)
-
-
 def load_sharded(sharding: Sharding, processes: Processes) -> nn.Module:
     """This process's part of the model, in eval mode; every process takes part.
 
@@ -157,7 +151,8 @@ def load_part(folder: Path, sharding: Sharding, world: World) -> nn.Module:
     elif sharding.mode == "tp":
         options = {"distributed_config": DistributedConfig(tp_size=world.size, tp_plan="auto")}
     try:
-        config = read_config(folder, sharding)
+        # A new one each time: loading leaves marks in it.
+        config = read_config(folder, trust_remote_code=sharding.trust_remote_code)
         stock = type(on_meta(config, trust_remote_code=sharding.trust_remote_code))
         part: Any = _part_class(stock, sharding.blocks, None if sharding.whole else sharding.last)
         with quiet_transformers():

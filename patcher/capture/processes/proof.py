@@ -26,9 +26,9 @@ from patcher.capture.processes.model import (
     load_part,
     most_held,
     plain_inputs,
-    read_config,
 )
 from patcher.capture.residuals import relative_error
+from patcher.checkpoint.prepare import read_config
 from patcher.errors import InputError, first_line
 
 TOKENS = 24
@@ -82,7 +82,7 @@ def make_stand_in(sharding: Sharding) -> StandIn | None:
     Raises:
         InputError: transformers does not understand the model's config.
     """
-    config = read_config(Path(sharding.folder), sharding)
+    config = read_config(Path(sharding.folder), trust_remote_code=sharding.trust_remote_code)
     try:
         tiny, last = shrink_config(config, max(sharding.last, 0))
         model = build_stand_in(tiny, trust_remote_code=sharding.trust_remote_code)
@@ -101,7 +101,6 @@ def make_stand_in(sharding: Sharding) -> StandIn | None:
 
 def prove(sharding: Sharding, stand_in: StandIn, processes: Processes) -> Proof:
     """Share the stand-in out as the model is to be, in all processes, which find the same."""
-    trial = _Trial(True, 0.0, (0, 0))
     with tempfile.TemporaryDirectory(prefix="patch-model-") as name:
         for file, content in stand_in.files.items():
             (Path(name) / file).write_bytes(content.numpy().tobytes())
@@ -126,16 +125,15 @@ def prove(sharding: Sharding, stand_in: StandIn, processes: Processes) -> Proof:
         refusal = f"its class is not shared out: each process keeps {held / max(1, of):.0%} of the decoder blocks"
     elif wrong:
         refusal = f"its class computes other numbers when it is shared out (a tiny one is off by {trial.error:.1g})"
-    return Proof(trial.whole, refusal)
+    return Proof(whole, refusal)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    whole: bool
-    error: float
-    held: tuple[int, int]
     failure: str | None = None
     incomplete: bool = False
+    error: float = 0.0
+    held: tuple[int, int] = (0, 0)
 
 
 def _try(sharding: Sharding, stand_in: StandIn, processes: Processes) -> _Trial:
@@ -149,13 +147,13 @@ def _try(sharding: Sharding, stand_in: StandIn, processes: Processes) -> _Trial:
         failure = error.problems[0].found or str(error)
     missing, left_out = processes.total(int(part is None), int(incomplete))
     if part is None or missing:
-        return _Trial(sharding.whole, 0.0, (0, 0), failure or "it fails in another process", left_out > 0)
+        return _Trial(failure or "it fails in another process", left_out > 0)
     try:
         found = run_blocks(part, sharding.blocks, list(stand_in.wanted), plain_inputs(stand_in.ids))
     except Exception as error:
         # Classes fail in ways of their own under what they were not made for, and alike in all processes.
         if is_lost(error):
             raise
-        return _Trial(sharding.whole, 0.0, (0, 0), first_line(error), isinstance(error, AttributeError))
+        return _Trial(first_line(error), isinstance(error, AttributeError))
     errors = [relative_error(found[layer].cpu(), wanted) for layer, wanted in stand_in.wanted.items()]
-    return _Trial(sharding.whole, max(errors), held_parameters(part, sharding.blocks))
+    return _Trial(error=max(errors), held=held_parameters(part, sharding.blocks))

@@ -6,7 +6,7 @@ nothing can be computed: whoever tries has found out that streaming is not exact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -36,17 +36,26 @@ class NotStreamable(Exception):  # noqa: N818 - a property of the architecture, 
 
 
 class _StandIn(torch.Tensor):
+    """Answers what is known without the tensor's values; what else is asked of it, a subclass says."""
+
     place: torch.device
 
-    @staticmethod
-    def fact(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bool, Any]:
-        """Whether ``func`` asks for something that is known without the tensor, and the answer."""
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
         if func in _PLACES:
-            return True, _PLACES[func](args[0].place)
+            return _PLACES[func](args[0].place)
         if func in _FACTS:
             with torch._C.DisableTorchFunctionSubclass():
-                return True, func(*args, **kwargs)
-        return False, None
+                return func(*args, **kwargs)
+        return cls.computed(func, args, kwargs)
+
+    @classmethod
+    def computed(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What ``func`` makes of the tensor."""
+        raise NotImplementedError
 
 
 class OnDisk(_StandIn):
@@ -80,16 +89,10 @@ class OnDisk(_StandIn):
         self._whole = self._table = self._place_of = None
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        known, answer = cls.fact(func, args, kwargs)
-        if known:
-            return answer
+    def computed(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.embedding and isinstance(args[1], OnDisk) and kwargs.get("max_norm") is None:
             return args[1]._look_up(args[0])
-        return func(*_read(args), **_read(dict(kwargs)))
+        return func(*_read(args), **_read(kwargs))
 
     def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
         if self._whole is not None:
@@ -145,12 +148,7 @@ class Pending(_StandIn):
         return made
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        known, answer = cls.fact(func, args, kwargs or {})
-        if known:
-            return answer
+    def computed(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", str(func)).strip("_")
         raise NotStreamable(f"it computes with the residual stream between its blocks ({name})")
 
