@@ -14,11 +14,10 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.capture.forward import position_limit
-from patcher.capture.logits import LogitsSource
+from patcher.capture.logits import LogitsSource, ResumingModel
 from patcher.capture.memory import FOR_WEIGHTS, available_memory
 from patcher.capture.model import free_on_accelerators, load_causal_lm, load_tokenizer
 from patcher.capture.reader import ResidualReader, reader_in_memory, token_budget
-from patcher.capture.resuming import ResumingModel
 from patcher.capture.streaming.model import StreamedModel
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError

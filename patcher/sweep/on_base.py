@@ -14,11 +14,10 @@ from patcher.build.base_run import neutral_tokens
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
 from patcher.capture.forward import input_device
-from patcher.capture.logits import LogitsSource
+from patcher.capture.logits import LogitsSource, ResumingModel
 from patcher.capture.memory import available_memory
 from patcher.capture.opened import OpenedBase
 from patcher.capture.reader import ResidualReader, token_budget
-from patcher.capture.resuming import ResumingModel
 from patcher.evaluate.details import Looked, batch_rows, look
 from patcher.evaluate.guard import within_guard
 from patcher.evaluate.numbers import finite_or_null
