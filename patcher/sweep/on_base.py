@@ -13,11 +13,10 @@ import patcher
 from patcher.build.base_run import neutral_tokens
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
-from patcher.capture.forward import input_device
 from patcher.capture.logits import LogitsSource, ResumingModel
 from patcher.capture.memory import available_memory
 from patcher.capture.opened import OpenedBase
-from patcher.capture.reader import ResidualReader, token_budget
+from patcher.capture.reader import ResidualReader
 from patcher.evaluate.details import Looked, batch_rows, look
 from patcher.evaluate.guard import within_guard
 from patcher.evaluate.numbers import finite_or_null
@@ -36,7 +35,7 @@ VectorAt = Callable[[int, float], torch.Tensor]
 """Layer and coefficient -> what is added, [hidden]."""
 FORMAT = 1
 _MEMORY = 0.2
-"""Of the free memory, for residuals that are kept, and as much again for the base's distributions."""
+"""Of the free memory, for the base's distributions."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class SweepRun:
         unit = {layer: vector_at(layer, 1.0) for layer in self.layers}
         coefficients = grid_coefficients(recipe, spec, shares_of(unit, norms))
         others = materials.others(self.parts.prepared, self.index, found)
-        source = self._source(opened)
+        source = opened.logits
         rows_each = batch_rows(recipe)
         measured = materials.gather(job.loaded, self.parts, opened, self.index, rows_each)
         memory = int(_MEMORY * available_memory())
@@ -169,19 +168,6 @@ class SweepRun:
         }
         cleaned: dict[str, Any] = finite_or_null(data)
         return cleaned
-
-    def _source(self, opened: OpenedBase) -> LogitsSource:
-        if opened.model is None:
-            return opened.logits
-        architecture = self.planned.architecture
-        dtype = next(opened.model.parameters()).dtype
-        return ResumingModel(
-            opened.model,
-            architecture.blocks,
-            tokens=token_budget(architecture.config, input_device(opened.model), dtype),
-            memory=int(_MEMORY * available_memory()),
-            note=self.job.note,
-        )
 
     def _within(self, bench: CellBench) -> Callable[[float, float], bool]:
         guard, base = self.job.recipe.evaluate.guard, bench.base_perplexity()
