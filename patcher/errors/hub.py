@@ -72,11 +72,8 @@ class _Explainer:
     again: str
 
     def explain(self, error: BaseException) -> PatchModelError | None:
-        for explainer in (self._client_side, self._from_server, self._transport, self._wrapped, self._local):
-            explained = explainer(error)
-            if explained is not None:
-                return explained
-        return None
+        explainers = (self._client_side, self._from_server, self._transport, self._wrapped, self._local)
+        return next((found for explainer in explainers if (found := explainer(error)) is not None), None)
 
     def _client_side(self, error: BaseException) -> PatchModelError | None:
         """Errors that the client raises before it asks the server."""

@@ -44,8 +44,7 @@ class Target:
     @property
     def url(self) -> str:
         url = f"{self.api.endpoint}/{self.repo}"
-        named = self.revision is not None and self.revision != "main"
-        return f"{url}/tree/{quote(str(self.revision), safe='')}" if named else url
+        return url if self.revision in (None, "main") else f"{url}/tree/{quote(str(self.revision), safe='')}"
 
     @property
     def settings(self) -> str:

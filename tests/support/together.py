@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
-from patcher.capture.processes import model as shared_model
+from patcher.capture.processes import model as sharded_model
 from patcher.capture.processes.launch import Processes, world
 from patcher.capture.processes.model import Sharding
 from patcher.capture.processes.runner import Distributed, assist, dismiss, try_together
@@ -101,7 +101,7 @@ def main(cases: Path, results: Path) -> None:
     for case in wanted:
         with pytest.MonkeyPatch.context() as patch:
             if not case.get("rule", True):
-                patch.setattr(shared_model, "_plan", lambda stock, blocks: dict(stock._fsdp_plan or {}))
+                patch.setattr(sharded_model, "_plan", lambda stock, blocks: dict(stock._fsdp_plan or {}))
             if processes.world.rank == 0:
                 found.append(measure(case, processes))
                 print(case["folder"], case["mode"], found[-1], file=sys.stderr, flush=True)

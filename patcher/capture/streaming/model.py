@@ -47,6 +47,7 @@ class StreamedModel:
         stored: the checkpoint, with what was read of it.
         hidden: width of the residual stream.
         dtype: that blocks compute in.
+        model: the stock class, for its config and structure; its weights are on the disk.
 
     Raises:
         InputError: the checkpoint is no safetensors or is quantised, or transformers has no class for it.
@@ -78,12 +79,8 @@ class StreamedModel:
         self._shell = Shell(
             self.stored, config, blocks, dtype=dtype, device=torch.device(device), trust_remote_code=trust_remote_code
         )
+        self.model: Any = self._shell.model
         self._rehearsal = Rehearsal(self._shell)
-
-    @property
-    def model(self) -> nn.Module:
-        """The stock class, for its config and structure; its weights are on the disk."""
-        return self._shell.model
 
     @property
     def bytes_read(self) -> int:
@@ -120,7 +117,7 @@ class StreamedModel:
             return hidden
 
         inputs = [batch.inputs_in(self.dtype) for batch in batches]
-        with self._in_words(), self._store() as store:
+        with self._computing() as store:
             self._through_blocks(inputs, max(layers), after, store, progress)
 
     def logits(self, jobs: Sequence[LogitsJob], use: Callable[[int, torch.Tensor], None]) -> None:
@@ -141,7 +138,7 @@ class StreamedModel:
             return hidden if vector is None else hidden + vector.to(hidden.device, hidden.dtype)
 
         inputs, last = [job.inputs for job in jobs], len(self._shell) - 1
-        with self._in_words(), self._store() as store:
+        with self._computing() as store:
             ways = self._through_blocks(inputs, last, after, store, None, to_the_end=True)
             for index, (job, way) in enumerate(zip(jobs, ways, strict=True)):
                 use(index, self._rehearsal.logits(job, way))
@@ -203,19 +200,20 @@ class StreamedModel:
                     yield self._shell.blocks[layer]
                 self._shell.forget()
 
-    def _store(self) -> ActivationStore:
-        return ActivationStore(self._memory, self._scratch, self._shell.buffer_addresses())
-
     @contextlib.contextmanager
-    def _in_words(self) -> Iterator[None]:
-        """What goes wrong is said in words."""
+    def _computing(self) -> Iterator[ActivationStore]:
+        """Where activations are while blocks compute; what goes wrong is said in words."""
+        addresses = self._shell.buffer_addresses()
         try:
-            with torch.no_grad(), quiet_transformers():
-                yield
+            with (
+                torch.no_grad(),
+                quiet_transformers(),
+                ActivationStore(self._memory, self._scratch, addresses) as store,
+            ):
+                yield store
         except NotStreamable as error:
-            config: Any = self._shell.model.config
             raise InputError(
-                f"`{config.model_type}` cannot be streamed exactly: {error}",
+                f"`{self.model.config.model_type}` cannot be streamed exactly: {error}",
                 where="capture.mode: stream",
                 remedy="capture.mode: memory",
                 code="stream",
