@@ -44,7 +44,7 @@ def hub_errors(doing: str, repo: str, *, again: str = _AGAIN) -> Iterator[None]:
     except PatchModelError:
         raise
     except Exception as error:
-        explained = explain(error, doing, repo, again=again)
+        explained = _Explainer(doing, without_tokens(repo), again).explain(error)
         if explained is None:
             raise
         raise explained from error
@@ -60,11 +60,6 @@ def holds_token(text: str) -> bool:
     return _CERTAIN_TOKEN.search(text) is not None
 
 
-def explain(error: BaseException, doing: str, repo: str, *, again: str = _AGAIN) -> PatchModelError | None:
-    """The error for people that stands for ``error``; None if it comes from neither Hub, network nor disk."""
-    return _Explainer(doing, without_tokens(repo), again).explain(error)
-
-
 @dataclass(frozen=True)
 class _Explainer:
     doing: str
@@ -72,6 +67,7 @@ class _Explainer:
     again: str
 
     def explain(self, error: BaseException) -> PatchModelError | None:
+        """The error for people that stands for ``error``; None if it comes from neither Hub, network nor disk."""
         explainers = (self._client_side, self._from_server, self._transport, self._wrapped, self._local)
         return next((found for explainer in explainers if (found := explainer(error)) is not None), None)
 

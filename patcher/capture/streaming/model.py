@@ -203,13 +203,9 @@ class StreamedModel:
     @contextlib.contextmanager
     def _computing(self) -> Iterator[ActivationStore]:
         """Where activations are while blocks compute; what goes wrong is said in words."""
-        addresses = self._shell.buffer_addresses()
+        store = ActivationStore(self._memory, self._scratch, self._shell.buffer_addresses())
         try:
-            with (
-                torch.no_grad(),
-                quiet_transformers(),
-                ActivationStore(self._memory, self._scratch, addresses) as store,
-            ):
+            with torch.no_grad(), quiet_transformers(), store:
                 yield store
         except NotStreamable as error:
             raise InputError(
