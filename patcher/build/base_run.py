@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -18,8 +18,6 @@ from patcher.capture.cache.key import capture_key, model_identity
 from patcher.capture.cache.store import CaptureCache, Remembering, capture_cache
 from patcher.capture.model import load_tokenizer, pick_device, pick_dtype
 from patcher.capture.opened import Mode, OpenedBase, choose_mode, open_base
-from patcher.capture.processes.launch import Processes
-from patcher.capture.processes.reader import sharded_reader
 from patcher.capture.reader import ResidualReader
 from patcher.checkpoint.block_names import block_names, tensors_for_blocks
 from patcher.checkpoint.folder import CheckpointFolder
@@ -34,6 +32,9 @@ from patcher.routes.planner import ROUTES
 from patcher.vectors.finding import PreparedVector, answer_questions, find_vectors
 from patcher.vectors.steering_vector import SteeringVector, sum_by_layer
 from patcher.verify.probes import PROBES
+
+if TYPE_CHECKING:
+    from patcher.capture.processes.messages import Processes
 
 Result = TypeVar("Result")
 
@@ -221,19 +222,18 @@ class BaseRun:
 
     def _find_together(self, processes: Processes) -> list[SteeringVector]:
         """The vectors, with activations that all processes of a launch read; after it this process is alone."""
+        # Not every build of torch knows several processes.
+        from patcher.capture.processes.reader import sharded_reader
+
         recipe, base = self.job.recipe, self.base
         tokenizer = load_tokenizer(base.reference_folder, trust_remote_code=recipe.trust_remote_code)
         with sharded_reader(
             processes,
             self.planned.architecture,
-            folder=base.reference_folder,
-            source=self.planned.source,
+            recipe,
+            base,
+            self.planned.source,
             last=self.planned.last_read,
-            parallel=recipe.capture.parallel,
-            device=recipe.device,
-            dtype=recipe.dtype,
-            parameters=base.parameter_count,
-            stored=base.stored_dtype,
             batch_size=recipe.capture.rows,
             say=self.job.say,
         ) as reader:

@@ -13,7 +13,7 @@ from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from patcher.capture.processes.launch import Processes
+    from patcher.capture.processes.messages import Processes
 
 Say = Callable[[str], None]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from patcher.architectures.quantised import quantisation_of
-from patcher.capture.processes.launch import Processes
 from patcher.checkpoint.source import Source, locate
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
@@ -13,6 +13,9 @@ from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.routes.planner import ROUTES
 from patcher.stacks.names import TRANSFORMERS
+
+if TYPE_CHECKING:
+    from patcher.capture.processes.messages import Processes
 
 LOCAL = "give `output` a folder (or --output): the whole model is then downloaded, and published from there"
 

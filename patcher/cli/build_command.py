@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from patcher.build.job import Job
     from patcher.build.planning import BuildPlan
     from patcher.build.result import BuildResult
-    from patcher.capture.processes.launch import Processes
+    from patcher.capture.processes.messages import Processes
 
 
 @click.command("build", short_help="Build what a recipe describes.")
@@ -47,19 +47,21 @@ def build(recipe: Path, dry_run: bool, **options: Any) -> None:
     Exit status: 0 the folder is there and verified, 1 a check failed, 2 something in the input is wrong, 3 the Hub,
     the disk or the memory failed. Unless it is 0, no output folder appears.
     """
-    from patcher.capture.processes.launch import Processes, one_voice, world
+    from patcher.capture.processes.launch import world
 
     here = world()
     if not here.several or dry_run:
         _build(recipe, dry_run=dry_run, processes=None, **options)
         return
+
+    from patcher.capture.processes.messages import Processes, one_voice
+    from patcher.capture.processes.runner import assist
+
     processes = Processes(here)
     with one_voice(processes):
         if here.rank == 0:
             _build(recipe, dry_run=False, processes=processes, **options)
         else:
-            from patcher.capture.processes.runner import assist
-
             assist(processes)
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import Batch, Place
-from patcher.capture.processes import launch as of_processes
+from patcher.capture.processes import messages as of_processes
 from patcher.capture.processes import reader as sharded_reader
 from patcher.capture.processes.launch import World, forget_launch, world
 from patcher.capture.processes.model import Sharding, own_device

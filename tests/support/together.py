@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.processes import model as sharded_model
-from patcher.capture.processes.launch import Processes, world
+from patcher.capture.processes.launch import world
+from patcher.capture.processes.messages import Processes
 from patcher.capture.processes.model import Sharding
 from patcher.capture.processes.runner import Distributed, assist, dismiss, try_together
 from patcher.capture.reader import ResidualReader, reader_in_memory

@@ -23,19 +23,14 @@ from patcher.architectures.model_class import on_meta, quiet_transformers
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.forward import Enough, run_blocks
 from patcher.capture.model import load_causal_lm
-from patcher.capture.processes.launch import Processes, World, is_lost
+from patcher.capture.processes.launch import World
+from patcher.capture.processes.messages import Processes, is_lost
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError, first_line, no_memory
 
 Mode = Literal["fsdp", "tp", "replicate"]
-MODES: dict[Mode, str] = {
-    "fsdp": "every process keeps a part of each block",
-    "tp": "every process computes a part of each block",
-    "replicate": "every process keeps the whole model",
-}
-"""How a model is shared out -> what that means, for people."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,14 @@ class Sharding:
     def from_text(cls, text: bytes) -> Sharding:
         """What :meth:`as_text` made."""
         return cls(**json.loads(text))
+
+
+MODES: dict[Mode, str] = {
+    "fsdp": "every process keeps a part of each block",
+    "tp": "every process computes a part of each block",
+    "replicate": "every process keeps the whole model",
+}
+"""How a model is shared out -> what that means, for people."""
 
 
 def own_device(kind: str, world: World) -> torch.device:

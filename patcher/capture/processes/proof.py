@@ -19,7 +19,7 @@ from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import build_stand_in, randomise
 from patcher.capture.forward import EMBEDDING, run_blocks
-from patcher.capture.processes.launch import Processes, is_lost
+from patcher.capture.processes.messages import Processes, is_lost
 from patcher.capture.processes.model import (
     Sharding,
     held_parameters,

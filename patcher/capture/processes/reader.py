@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -14,58 +13,56 @@ from patcher.architectures.quantised import quantisation_of
 from patcher.capture.forward import position_limit
 from patcher.capture.memory import available_memory
 from patcher.capture.model import pick_dtype
-from patcher.capture.processes.launch import Processes, World, forget_launch
+from patcher.capture.processes.launch import World, forget_launch
+from patcher.capture.processes.messages import Processes
 from patcher.capture.processes.model import MODES, Mode, Sharding, otherwise, own_device
 from patcher.capture.processes.proof import Proof
 from patcher.capture.processes.runner import Distributed, try_together
 from patcher.capture.reader import ResidualReader, token_budget
+from patcher.checkpoint.prepare import PreparedBase
 from patcher.checkpoint.source import Source
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
+from patcher.recipe.schema import Recipe
 
 
 @contextmanager
 def sharded_reader(
     processes: Processes,
     architecture: Architecture,
-    *,
-    folder: Path,
+    recipe: Recipe,
+    base: PreparedBase,
     source: Source,
+    *,
     last: int,
-    parallel: str,
-    device: str,
-    dtype: str,
-    parameters: int,
-    stored: torch.dtype,
-    batch_size: int | None = None,
-    say: Callable[[str], None] = print,
+    batch_size: int | None,
+    say: Callable[[str], None],
 ) -> Iterator[ResidualReader]:
     """While open, all processes read together; after it the others are gone and this one is alone.
 
     Args:
         processes: of this launch; this is process 0.
         architecture: of the base.
-        folder: the model as it is to be read.
+        recipe: says how the model is shared out, on which devices, in which dtype.
+        base: the model as it is to be read.
         source: where the base came from; other machines fetch a Hub model themselves.
         last: the last block that is read.
-        parallel, device, dtype, batch_size: of the recipe.
-        parameters: how many the model has.
-        stored: the dtype of most of them.
+        batch_size: most rows in a batch, or None.
         say: told how the model is shared out.
 
     Raises:
         InputError: the model is not shared out in this way, or the device is not one for that.
         OutsideError: a process has too little memory, or is gone.
     """
+    folder, parallel, world = base.reference_folder, recipe.capture.parallel, processes.world
     quantised = quantisation_of(read_json_object(folder / "config.json")) is not None
-    world = processes.world
     reasons: list[str] = []
     for mode in modes(parallel, quantised=quantised):
-        kind = device_kind(device, mode)
+        kind = device_kind(recipe.device, mode)
         copies = world.local_size if mode == "replicate" else world.local_size / world.size
-        chosen = pick_dtype(dtype, int(parameters * copies), stored, kind)
+        chosen = pick_dtype(recipe.dtype, int(base.parameter_count * copies), base.stored_dtype, kind)
         if mode == "replicate" and parallel == "auto":
-            _require_room(world, kind, parameters * chosen.itemsize, reasons)
+            _require_room(world, kind, base.parameter_count * chosen.itemsize, reasons)
         sharding = Sharding(
             folder=str(folder.resolve()),
             hub=source.name if source.hub and source.folder == folder else None,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from patcher.capture.batches import Batch, Place
 from patcher.capture.forward import read_blocks
-from patcher.capture.processes.launch import Order, Processes
+from patcher.capture.processes.messages import Order, Processes
 from patcher.capture.processes.model import Sharding, load_sharded, out_of_memory, own_device
 from patcher.capture.processes.proof import Proof, StandIn, make_stand_in, prove
 from patcher.capture.residuals import Collector, Progress
