@@ -25,7 +25,6 @@ from patcher.checkpoint.prepare import PreparedBase
 from patcher.checkpoint.source import fetch_blocks
 from patcher.checkpoint.staging import scratch_folder
 from patcher.errors import InputError
-from patcher.evaluate.details import Looked
 from patcher.evaluate.of_build import evaluate_build
 from patcher.routes.plan import Plan
 from patcher.routes.planner import ROUTES
@@ -159,9 +158,7 @@ class BaseRun:
         if ROUTES[plan.route].fit is not None:
             with clock.time("capture"):
                 plan = self._fitted(plan, opened, total)
-        blocks = self.planned.architecture.blocks
-        looked = Looked(opened.logits, opened.model, blocks, opened.tokenizer, opened.positions)
-        evaluation, notes = evaluate_build(self.job.loaded, prepared, looked, total, self.job.say)
+        evaluation, notes = evaluate_build(self.job.loaded, prepared, opened, total, self.job.say)
         return Found(vectors, prepared, plan, evaluation, notes)
 
     @cached_property

@@ -45,6 +45,11 @@ class OpenedBase:
     tokenizer: Any
     positions: int | None
 
+    @property
+    def blocks(self) -> str:
+        """The path of its list of decoder blocks."""
+        return self.reader.architecture.blocks
+
 
 def choose_mode(
     asked: Literal["auto", "memory", "stream"], *, size: int, device: str, quantised: bool, whole: str | None

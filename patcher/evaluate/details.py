@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from patcher.capture.logits import LogitsSource
+from patcher.capture.opened import OpenedBase
 from patcher.evaluate.generation import Generation, generate_under, word_counts
 from patcher.evaluate.moved_tokens import most_shifted_tokens, token_changes, top_contributing_tokens
 from patcher.evaluate.questions import encode_prompts
@@ -25,27 +22,8 @@ _TEXT_TOKENS = 160
 _TOKENS = 10
 
 
-@dataclass(frozen=True)
-class Looked:
-    """The models that are looked at.
-
-    Attributes:
-        source: the base's logits.
-        model: the base itself, where it is loaded whole; without it nothing is written.
-        blocks: path of its decoder blocks.
-        tokenizer: its tokenizer.
-        positions: how many positions it has, if it has a table of them.
-    """
-
-    source: LogitsSource
-    model: nn.Module | None
-    blocks: str
-    tokenizer: Any
-    positions: int | None
-
-
 def look(
-    looked: Looked,
+    opened: OpenedBase,
     recipe: Recipe,
     spec: VectorSpec,
     steered: Vectors,
@@ -68,12 +46,12 @@ def look(
     """
     say("looking at tokens and texts")
     prompts, rows = list(recipe.evaluate.prompts) or list(PROMPTS), batch_rows(recipe)
-    encoded = encode_prompts(prompts, looked.tokenizer, spec, spec.system_prompt)
-    generations = _generations(looked, recipe, spec, prompts, steered, say)
+    encoded = encode_prompts(prompts, opened.tokenizer, spec, spec.system_prompt)
+    generations = _generations(opened, recipe, spec, prompts, steered, say)
     return {
-        "kl_tokens": _kl_tokens(looked, neutral, steered, rows),
-        "shifted": _shifted(looked, prompts, encoded, steered, rows),
-        "text_changes": _text_changes(looked, texts, steered, rows),
+        "kl_tokens": _kl_tokens(opened, neutral, steered, rows),
+        "shifted": _shifted(opened, prompts, encoded, steered, rows),
+        "text_changes": _text_changes(opened, texts, steered, rows),
         "generations": generations,
         "generation_temperature": TEMPERATURE if generations else None,
         "scores": _scores(recipe, generations),
@@ -86,10 +64,10 @@ def batch_rows(recipe: Recipe) -> int:
 
 
 def _kl_tokens(
-    looked: Looked, neutral: Sequence[Sequence[int]], steered: Vectors, batch_size: int
+    opened: OpenedBase, neutral: Sequence[Sequence[int]], steered: Vectors, batch_size: int
 ) -> list[dict[str, Any]]:
-    found = top_contributing_tokens(looked.source, neutral, {}, steered, batch_size, count=_TOKENS).tokens
-    names = token_texts([entry.token for entry in found], looked.tokenizer)
+    found = top_contributing_tokens(opened.logits, neutral, {}, steered, batch_size, count=_TOKENS).tokens
+    names = token_texts([entry.token for entry in found], opened.tokenizer)
     return [
         {"token": name, "contribution": entry.contribution, "base": entry.base, "steered": entry.steered}
         for name, entry in zip(names, found, strict=True)
@@ -97,16 +75,16 @@ def _kl_tokens(
 
 
 def _shifted(
-    looked: Looked,
+    opened: OpenedBase,
     prompts: Sequence[str],
     encoded: Sequence[Sequence[int]],
     steered: Vectors,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    found = most_shifted_tokens(looked.source, encoded, [{}, steered], batch_size, count=_TOKENS)[-1]
+    found = most_shifted_tokens(opened.logits, encoded, [{}, steered], batch_size, count=_TOKENS)[-1]
     result = []
     for prompt, shifts in zip(prompts, found, strict=True):
-        names = token_texts([entry.token for entry in shifts.by_log_ratio], looked.tokenizer)
+        names = token_texts([entry.token for entry in shifts.by_log_ratio], opened.tokenizer)
         tokens = [
             {"token": name, "base": entry.base, "steered": entry.steered, "log_ratio": entry.log_ratio}
             for name, entry in zip(names, shifts.by_log_ratio, strict=True)
@@ -116,7 +94,7 @@ def _shifted(
 
 
 def _text_changes(
-    looked: Looked,
+    opened: OpenedBase,
     texts: Mapping[str, Sequence[Sequence[int]]],
     steered: Vectors,
     batch_size: int,
@@ -127,10 +105,10 @@ def _text_changes(
         for ids in passages:
             if sum(map(len, chosen)) + len(ids) <= _TEXT_TOKENS or not chosen:
                 chosen.append(ids[:_TEXT_TOKENS])
-        changes = token_changes(looked.source, chosen, [{}, steered], batch_size)[0] if chosen else []
+        changes = token_changes(opened.logits, chosen, [{}, steered], batch_size)[0] if chosen else []
         tokens = []
         for ids, change in zip(chosen, changes, strict=True):
-            names = token_texts(ids, looked.tokenizer)
+            names = token_texts(ids, opened.tokenizer)
             # The first token begins the text, and is not predicted.
             tokens += [
                 {"token": name, "change": value} for name, value in list(zip(names, change.tolist(), strict=True))[1:]
@@ -141,14 +119,14 @@ def _text_changes(
 
 
 def _generations(
-    looked: Looked,
+    opened: OpenedBase,
     recipe: Recipe,
     spec: VectorSpec,
     prompts: Sequence[str],
     steered: Vectors,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    if looked.model is None or recipe.evaluate.generate_tokens == 0:
+    if opened.model is None or recipe.evaluate.generate_tokens == 0:
         return []
     evaluate = recipe.evaluate
     generate = GenerateSpec(max_new_tokens=evaluate.generate_tokens, temperature=TEMPERATURE)
@@ -161,9 +139,9 @@ def _generations(
     say("writing completions")
     written: dict[str, list[Generation]] = {}
     for names, system_prompt, variants in runs:
-        encoded = encode_prompts(prompts, looked.tokenizer, spec, system_prompt)
+        encoded = encode_prompts(prompts, opened.tokenizer, spec, system_prompt)
         found = generate_under(
-            looked.model, looked.blocks, looked.tokenizer, encoded, variants, generate, seed=recipe.seed, where=where
+            opened.model, opened.blocks, opened.tokenizer, encoded, variants, generate, seed=recipe.seed, where=where
         )
         written.update(zip(names, found, strict=True))
     return [

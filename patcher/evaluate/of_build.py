@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from patcher.capture.logits import LogitsSource
+from patcher.capture.opened import OpenedBase
 from patcher.errors import CheckFailed
-from patcher.evaluate.details import Looked, batch_rows, look
+from patcher.evaluate.details import batch_rows, look
 from patcher.evaluate.guard import beyond_guard, guard_of
 from patcher.evaluate.held_out import Question, evaluate_edits, measure_of
 from patcher.evaluate.lm_eval_tasks import Tasks, check_tasks
@@ -32,7 +33,7 @@ IN_SAMPLE = "measured on the pairs that the vector was made of: none were held o
 def evaluate_build(
     loaded: LoadedRecipe,
     prepared: Sequence[PreparedVector],
-    looked: Looked,
+    opened: OpenedBase,
     vectors: Mapping[int, torch.Tensor],
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any] | None, list[str]]:
@@ -42,7 +43,7 @@ def evaluate_build(
         The ``evaluation`` of ``steering.json`` (that of the first vector with pairs on top, all of them in
         ``per_vector``), or None where there is nothing to measure on; and notes that say why.
     """
-    recipe, source, tokenizer = loaded.recipe, looked.source, looked.tokenizer
+    recipe, source, tokenizer = loaded.recipe, opened.logits, opened.tokenizer
     spec = recipe.evaluate
     if not spec.enabled or tokenizer is None:
         return None, ["the effect was not evaluated" + ("" if spec.enabled else ": `evaluate.enabled` is false")]
@@ -72,13 +73,13 @@ def evaluate_build(
             prompted = questions_with_prompt(pairs, tokenizer, entry.spec, spec.system_prompt)
             result["prompting"] = _prompting(source, prompted, vectors, batch_rows(recipe))
         results.append({"vector": entry.spec.name, **result})
-    texts = _perplexities(loaded, looked, vectors, say)
+    texts = _perplexities(loaded, opened, vectors, say)
     say("evaluating: what changes in neutral text")
-    neutral, name = neutral_ids(loaded, tokenizer, looked.positions)
+    neutral, name = neutral_ids(loaded, tokenizer, opened.positions)
     guard = guard_of(recipe, source, neutral, name, vectors)
     head = {key: value for key, value in results[0].items() if key != "vector"} if results else {}
     found = {**head, "per_vector": results, "perplexity": texts, "guard": guard}
-    if looked.model is None:
+    if opened.model is None:
         # Each of these would read the whole model from the disk once more.
         return found, [*notes, "the base was streamed: no curve, tokens or completions were measured"]
     if asked:
@@ -89,7 +90,7 @@ def evaluate_build(
         curve = Curve(layer, entry.spec.factor if alone else 1.0, math.copysign(1.0, entry.spec.factor))
         found |= curve.measure(source, vectors, questions, neutral, seed=recipe.seed, batch_size=batch_rows(recipe))
     neutral = neutral[: spec.neutral_limit]
-    shown = look(looked, recipe, prepared[0].spec, vectors, say, texts={}, neutral=neutral)
+    shown = look(opened, recipe, prepared[0].spec, vectors, say, texts={}, neutral=neutral)
     del shown["text_changes"]
     return {**found, **shown}, notes
 
@@ -174,15 +175,15 @@ def lm_eval_tasks(loaded: LoadedRecipe) -> Tasks:
 
 
 def _perplexities(
-    loaded: LoadedRecipe, looked: Looked, vectors: Mapping[int, torch.Tensor], say: Callable[[str], None]
+    loaded: LoadedRecipe, opened: OpenedBase, vectors: Mapping[int, torch.Tensor], say: Callable[[str], None]
 ) -> dict[str, dict[str, float]] | None:
     result, spec = {}, loaded.recipe.evaluate
     for name, file in (("on_topic", spec.on_topic), ("off_topic", spec.off_topic)):
         if file is None:
             continue
         say(f"evaluating: perplexity on the {name.replace('_', '-')} text")
-        rows = [looked.tokenizer(line)["input_ids"] for line in read_passages(loaded.file(file), f"evaluate.{name}")]
-        texts = [ids[: looked.positions] for ids in rows if len(ids[: looked.positions]) > 1]
-        base, steered = perplexities(looked.source, texts, [{}, vectors], batch_rows(loaded.recipe))
+        rows = [opened.tokenizer(line)["input_ids"] for line in read_passages(loaded.file(file), f"evaluate.{name}")]
+        texts = [ids[: opened.positions] for ids in rows if len(ids[: opened.positions]) > 1]
+        base, steered = perplexities(opened.logits, texts, [{}, vectors], batch_rows(loaded.recipe))
         result[name] = {"base": base, "steered": steered}
     return result or None

@@ -13,11 +13,11 @@ import patcher
 from patcher.build.base_run import neutral_tokens
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
-from patcher.capture.logits import LogitsSource, ResumingModel
+from patcher.capture.logits import ResumingModel
 from patcher.capture.memory import available_memory
 from patcher.capture.opened import OpenedBase
 from patcher.capture.reader import ResidualReader
-from patcher.evaluate.details import Looked, batch_rows, look
+from patcher.evaluate.details import batch_rows, look
 from patcher.evaluate.guard import within_guard
 from patcher.evaluate.numbers import finite_or_null
 from patcher.sweep import choosing, materials
@@ -91,11 +91,10 @@ class SweepRun:
         unit = {layer: vector_at(layer, 1.0) for layer in self.layers}
         coefficients = grid_coefficients(recipe, spec, shares_of(unit, norms))
         others = materials.others(self.parts.prepared, self.index, found)
-        source = opened.logits
         rows_each = batch_rows(recipe)
         measured = materials.gather(job.loaded, self.parts, opened, self.index, rows_each)
         memory = int(_MEMORY * available_memory())
-        choose = measured.choosing_bench(source, others, math.copysign(1.0, spec.factor), rows_each, memory)
+        choose = measured.choosing_bench(opened.logits, others, math.copysign(1.0, spec.factor), rows_each, memory)
         halving = is_halving(recipe.sweep.search, len(self.layers) * len(coefficients))
         with job.clock.time("sweep"):
             accepted = self._accepted(choose)
@@ -110,7 +109,7 @@ class SweepRun:
                     columns,
                     self.record,
                     halving=halving,
-                    together=not isinstance(source, ResumingModel),
+                    together=not isinstance(opened.logits, ResumingModel),
                     accepted=accepted,
                     progress=lambda done, total: job.say(f"sweeping: {done} of {total} cells"),
                 )
@@ -129,7 +128,7 @@ class SweepRun:
                 chosen, vector_at, self.defaults, random_vectors=recipe.sweep.random_vectors, seed=recipe.seed
             )
             report = measure_rows(bench, rows, measured.prompting, self._within(bench), seed=recipe.seed)
-            details = self._details(opened, source, bench, chosen, vector_at, measured)
+            details = self._details(opened, bench, chosen, vector_at, measured)
         data = {
             "format": FORMAT,
             "tool_version": patcher.__version__,
@@ -180,7 +179,6 @@ class SweepRun:
     def _details(
         self,
         opened: OpenedBase,
-        source: LogitsSource,
         bench: CellBench,
         chosen: tuple[int, float] | None,
         vector_at: VectorAt,
@@ -196,9 +194,8 @@ class SweepRun:
                 "scores": None,
             }
         steered = bench.with_others({chosen[0]: vector_at(*chosen)})
-        looked = Looked(source, opened.model, self.planned.architecture.blocks, opened.tokenizer, opened.positions)
         recipe, texts, neutral = self.job.recipe, measured.shown_texts(), bench.neutral.texts
-        return look(looked, recipe, recipe.vectors[self.index], steered, self.job.say, texts=texts, neutral=neutral)
+        return look(opened, recipe, recipe.vectors[self.index], steered, self.job.say, texts=texts, neutral=neutral)
 
 
 def _activations(

@@ -112,9 +112,7 @@ def modes(asked: str, *, quantised: bool) -> list[Mode]:
             remedy="`replicate` where it fits on every device, or one process, which spreads it over all devices",
             code="quantised",
         )
-    if quantised:
-        return ["replicate"]
-    every: list[Mode] = ["fsdp", "tp", "replicate"]
+    every: list[Mode] = ["replicate"] if quantised else ["fsdp", "tp", "replicate"]
     return every if asked == "auto" else [mode for mode in every if mode == asked]
 
 

@@ -9,6 +9,7 @@ whole model and runs batches of its own.
 from __future__ import annotations
 
 import gc
+import itertools
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -195,13 +196,13 @@ def _as_tensors(batch: Batch, layers: Sequence[int]) -> dict[str, Tensor]:
 
 def _from_tensors(tensors: dict[str, Tensor]) -> tuple[Batch, list[int]]:
     inputs = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("inputs.")}
-    columns, places, at = tensors["columns"].tolist(), [], 0
+    columns = iter(tensors["columns"].tolist())
     sizes = zip(tensors["rows"].tolist(), tensors["read"].tolist(), tensors["counted"].tolist(), strict=True)
-    for index, (row, read, counted) in enumerate(sizes):
-        middle, end = at + read, at + read + counted
-        places.append(Place(index, row, tuple(columns[at:middle]), tuple(columns[middle:end])))
-        at = end
-    return Batch(inputs, tuple(places)), tensors["layers"].tolist()
+    places = tuple(
+        Place(index, row, tuple(itertools.islice(columns, read)), tuple(itertools.islice(columns, counted)))
+        for index, (row, read, counted) in enumerate(sizes)
+    )
+    return Batch(inputs, places), tensors["layers"].tolist()
 
 
 def _free() -> None:
