@@ -72,10 +72,6 @@ class Batch:
         added = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
         return {**self.inputs, "attention_mask": added}
 
-    def read_for(self, prompt: int) -> Batch:
-        """The same batch of one prompt, under another index."""
-        return Batch(self.inputs, tuple(replace(place, prompt=prompt) for place in self.places))
-
     def halves(self) -> tuple[Batch, Batch]:
         """The first and the second half of the rows; needs two rows."""
         middle = self.shape[0] // 2

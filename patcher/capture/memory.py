@@ -18,6 +18,11 @@ UNKNOWN = 8 << 30
 """Bytes that are taken to be there where nothing at all can be read."""
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60  # cgroup v1 spells "none" as the largest multiple of a page below 2^63
+_CGROUP_FILES = {
+    1: (["memory.limit_in_bytes"], "memory.usage_in_bytes", ["total_inactive_file", "total_active_file"]),
+    2: (["memory.max", "memory.high"], "memory.current", ["inactive_file", "active_file"]),
+}
+"""Version -> the files of the limits and of what is used, and the entries of memory.stat that count the file cache."""
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -140,14 +145,9 @@ def cgroup_left(folder: Path, version: int) -> int | None:
 
     File cache counts as free, as it does in the machine's ``MemAvailable``: it is given up before memory runs out.
     """
-    stat = _stat(_text(folder / "memory.stat"))
-    if version == 2:
-        limits = [_number(_text(folder / name).strip()) for name in ("memory.max", "memory.high")]
-        used, cache = _number(_text(folder / "memory.current").strip()), ("inactive_file", "active_file")
-    else:
-        limits = [_number(_text(folder / "memory.limit_in_bytes").strip())]
-        used = _number(_text(folder / "memory.usage_in_bytes").strip())
-        cache = ("total_inactive_file", "total_active_file")
+    limit_files, used_file, cache = _CGROUP_FILES[version]
+    stat, used = _stat(_text(folder / "memory.stat")), _number(_text(folder / used_file).strip())
+    limits = [_number(_text(folder / name).strip()) for name in limit_files]
     set_limits = [limit for limit in limits if limit is not None and limit < _UNLIMITED]
     if not set_limits or used is None:
         return None

@@ -121,17 +121,15 @@ def _indices(
 
 
 class Runner(Protocol):
-    """Runs batches through a model and hands over the residual stream."""
+    """Runs batches through a model and hands over the residual stream.
 
-    @property
-    def hidden(self) -> int:
-        """Width of the residual stream."""
-        ...
+    Attributes:
+        hidden: width of the residual stream.
+        dtype: that blocks compute in.
+    """
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that blocks compute in."""
-        ...
+    hidden: int
+    dtype: torch.dtype
 
     def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collector, progress: Progress) -> None:
         """Call ``collect`` for every layer of every batch, and ``progress`` with the number of batches done."""
@@ -252,8 +250,9 @@ def capture_residuals(
 
     if shared is not None:
         control = displaced_prompt(shared)
-        (alone,) = batches_of(plain_rows([prompts[control]]), [prompts[control]])
-        collector = run([*batches_of(shared, prompts), alone.read_for(len(prompts))], len(prompts) + 1)
+        everyone, alone = [*prompts, prompts[control]], PromptRow([], [], {})
+        alone.add(len(prompts), prompts[control].ids, ())
+        collector = run([*batches_of(shared, everyone), *batches_of([alone], everyone)], len(everyone))
         # The last row is the same prompt alone.
         error = max(relative_error(collector.rows[layer][control], collector.rows[layer][-1]) for layer in layers)
         if error <= CONTROL_TOLERANCE.get(runner.dtype, CONTROL_TOLERANCE_HALF):

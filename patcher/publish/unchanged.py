@@ -82,18 +82,17 @@ class Hashes:
 
     def of(self, file: PublishedFile) -> str:
         if file.name not in self._known:
-            self._known[file.name] = _sha256(file.content)
+            content = file.content
+            if isinstance(content, OnHub):
+                return content.sha256
+            self._known[file.name] = (
+                sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+            )
         return self._known[file.name]
 
     def read(self, files: Iterable[PublishedFile]) -> None:
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(self.of, files))
-
-
-def _sha256(content: Path | bytes | OnHub) -> str:
-    if isinstance(content, OnHub):
-        return content.sha256
-    return sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
 
 
 def base_on_hub(api: HfApi, record: Base, say: Callable[[str], None]) -> HubBase | None:
