@@ -208,7 +208,6 @@ def make_batches(
     token_budget: int,
     most_rows: int | None = None,
     padding: Padding = "right",
-    pad_id: int = 0,
 ) -> Iterator[Batch]:
     """Rows of like length together, as many as the budget allows (at least one), the longest first.
 
@@ -216,7 +215,6 @@ def make_batches(
         token_budget: most tokens in a batch, padding included.
         most_rows: most rows in a batch.
         padding: the side on which plain rows are filled up; trees are filled up on the right.
-        pad_id: what fills up.
     """
     order = sorted(rows, key=lambda row: -len(row.ids))
     chosen: list[PromptRow] = []
@@ -225,15 +223,15 @@ def make_batches(
             (len(chosen) + 1) * len(chosen[0].ids) > token_budget or len(chosen) == (most_rows or len(rows) + 1)
         )
         if full or (chosen and chosen[0].is_tree != row.is_tree):
-            yield _batch(chosen, prompts, padding, pad_id)
+            yield _batch(chosen, prompts, padding)
             chosen = []
         chosen.append(row)
     if chosen:
-        yield _batch(chosen, prompts, padding, pad_id)
+        yield _batch(chosen, prompts, padding)
 
 
-def _batch(rows: Sequence[PromptRow], prompts: Sequence[Readable], padding: Padding, pad_id: int) -> Batch:
-    inputs, offsets = padded([row.ids for row in rows], padding if not rows[0].is_tree else "right", pad_id)
+def _batch(rows: Sequence[PromptRow], prompts: Sequence[Readable], padding: Padding) -> Batch:
+    inputs, offsets = padded([row.ids for row in rows], padding if not rows[0].is_tree else "right", 0)
     if rows[0].is_tree:
         inputs["position_ids"], inputs["attention_mask"] = _tree_inputs(rows, inputs["input_ids"].shape[1])
     places = []

@@ -59,15 +59,14 @@ def run_blocks(
     return seen
 
 
-def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], **extra: Any) -> Any:
+def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], *, logits_to_keep: int | torch.Tensor = 1) -> Any:
     """One stock forward pass without gradients or cache; positions are passed where the class takes them."""
-    accepted = inspect.signature(model.forward).parameters
-    device = input_device(model)
-    chosen = {name: value.to(device) for name, value in inputs.items() if name in accepted}
-    if "logits_to_keep" in accepted and "logits_to_keep" not in extra:
-        extra["logits_to_keep"] = 1
+    accepted, device = inspect.signature(model.forward).parameters, input_device(model)
+    chosen: dict[str, Any] = {name: value.to(device) for name, value in inputs.items() if name in accepted}
+    if "logits_to_keep" in accepted:
+        chosen["logits_to_keep"] = logits_to_keep
     with torch.no_grad(), quiet_transformers():
-        return model(**chosen, use_cache=False, **{name: value for name, value in extra.items() if name in accepted})
+        return model(**chosen, use_cache=False)
 
 
 def input_device(model: nn.Module) -> torch.device:
