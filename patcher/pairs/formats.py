@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from patcher.errors import InputError, Problem
+from patcher.errors import InputError
 from patcher.pairs.pair import ContrastPair, Record
-from patcher.pairs.problems import Problems, RowProblem, did_you_mean, half_a_pair, shown
+from patcher.pairs.problems import Problems, RowProblem, did_you_mean, require_utf8, shown
 from patcher.pairs.sources import read_rows
 from patcher.recipe.evaluate import InlinePair
 
@@ -57,10 +57,8 @@ def load_pairs(
     if rows:
         expected = _format_of(rows[0]) if format == "auto" else format
         for row in rows:
-            try:
+            with problems.collected():
                 pairs.append(_pair_from_row(row, expected))
-            except RowProblem as bad:
-                problems.add(bad.problem)
     problems.raise_if_any(f"{source} has rows that cannot be used")
     return pairs
 
@@ -102,13 +100,10 @@ def _inline_pairs(source: list[InlinePair], format: str, where: str) -> list[Con
         values: dict[str, Any] = {"prompt": item.prompt, "positive": item.positive, "negative": item.negative}
         if format == "ab":
             values = {QUESTION: item.prompt, MATCHING: item.positive, NOT_MATCHING: item.negative}
-            if not item.prompt:
-                problems.add(Problem("with `format: ab` an inline pair needs a `prompt`: the question", origin))
-                continue
-        try:
+        with problems.collected():
+            if format == "ab" and not item.prompt:
+                raise RowProblem("with `format: ab` an inline pair needs a `prompt`: the question", origin)
             pairs.append(_pair_from_row(Record(values, origin), "ab" if format == "ab" else "pairs"))
-        except RowProblem as bad:
-            problems.add(bad.problem)
     problems.raise_if_any(f"{where} has pairs that cannot be used")
     if not pairs:
         raise InputError("there are no contrast pairs", where=where, remedy="give at least one")
@@ -146,7 +141,7 @@ def _near(keys: Iterable[str], values: dict[str, Any]) -> bool:
 def _pair_from_row(row: Record, format: Format) -> ContrastPair:
     missing = [key for key in _REQUIRED[format] if key not in row.values]
     if missing:
-        raise RowProblem(_missing_keys(row, format, missing))
+        raise _missing_keys(row, format, missing)
     texts = [_text(row, key) for key in _REQUIRED[format]]
     if format == "pairs":
         prompt = None if row.values.get("prompt") is None else _text(row, "prompt")
@@ -154,38 +149,32 @@ def _pair_from_row(row: Record, format: Format) -> ContrastPair:
     question, positive, negative = texts
     for key, text in zip(_REQUIRED["ab"], texts, strict=True):
         if not text.strip():
-            raise RowProblem(Problem(f"`{key}` is empty", row.origin))
+            raise RowProblem(f"`{key}` is empty", row.origin)
     if positive.strip() == negative.strip():
-        message = "both answers are the same"
-        raise RowProblem(Problem(message, row.origin, shown(positive), "a contrast needs two different answers"))
+        remedy = "a contrast needs two different answers"
+        raise RowProblem("both answers are the same", row.origin, shown(positive), remedy)
     choices = offered_choices(question, positive, negative)
     return ContrastPair(question, positive, negative, row.origin, choices, "ab")
 
 
-def _missing_keys(row: Record, format: Format, missing: Sequence[str]) -> Problem:
+def _missing_keys(row: Record, format: Format, missing: Sequence[str]) -> RowProblem:
     other: Format = "pairs" if format == "ab" else "ab"
     if all(key in row.values for key in _REQUIRED[other]):
-        return Problem(
-            f"this row is of format {other}, the others are of format {format}",
-            row.origin,
-            _keys(row),
-            "put the two formats into files and vectors of their own",
-        )
+        message = f"this row is of format {other}, the others are of format {format}"
+        return RowProblem(message, row.origin, _keys(row), "put the two formats into files and vectors of their own")
     names = _listed(missing)
     message = f"the key{'s' if len(missing) > 1 else ''} {names} {'are' if len(missing) > 1 else 'is'} missing"
     unknown = [str(key) for key in row.values if key not in _REQUIRED[format]]
     near = [(match, key) for key in missing if (match := did_you_mean(key, unknown))]
     remedy = "; ".join(f"did you mean this by `{match}`? Name it `{key}`" for match, key in near)
-    return Problem(message, row.origin, _keys(row), remedy or f"format {format} needs {_listed(_REQUIRED[format])}")
+    return RowProblem(message, row.origin, _keys(row), remedy or f"format {format} needs {_listed(_REQUIRED[format])}")
 
 
 def _text(row: Record, key: str) -> str:
     value = row.values[key]
     if not isinstance(value, str):
-        raise RowProblem(Problem(f"`{key}` is not text", row.origin, f"{type(value).__name__}: {shown(value)}"))
-    if (half := half_a_pair(value, f"`{key}`", row.origin)) is not None:
-        raise RowProblem(half)
-    return value
+        raise RowProblem(f"`{key}` is not text", row.origin, f"{type(value).__name__}: {shown(value)}")
+    return require_utf8(value, f"`{key}`", row.origin)
 
 
 def _keys(row: Record) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from patcher.errors import InputError, Problem
 
@@ -13,9 +14,9 @@ LIMIT = 10
 class RowProblem(Exception):  # noqa: N818 - it carries a Problem to the collector and never reaches the user
     """One row cannot be used; the others are still looked at."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.message)
-        self.problem = problem
+    def __init__(self, message: str, where: str, found: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.problem = Problem(message, where, found, remedy)
 
 
 class Problems:
@@ -26,6 +27,14 @@ class Problems:
 
     def add(self, problem: Problem) -> None:
         self._found.append(problem)
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """What is wrong with the row that is looked at meanwhile is added."""
+        try:
+            yield
+        except RowProblem as bad:
+            self._found.append(bad.problem)
 
     def raise_if_any(self, message: str) -> None:
         """Raise one error that names the first ten problems and counts the rest.
@@ -52,14 +61,18 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def half_a_pair(text: str, what: str, origin: str) -> Problem | None:
-    """What is wrong with a text that has no UTF-8; None if it has."""
+def require_utf8(text: str, what: str, origin: str) -> str:
+    """The text, if it has UTF-8.
+
+    Raises:
+        RowProblem: it has none.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         message = f"{what} holds half of a surrogate pair, which no tokenizer can read"
-        return Problem(message, origin, shown(ascii(text[error.start])))
-    return None
+        raise RowProblem(message, origin, shown(ascii(text[error.start]))) from None
+    return text
 
 
 def did_you_mean(wanted: str, there: Iterable[str]) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from patcher.errors import InputError, Problem, first_line
 from patcher.pairs.hub_datasets import HUB_PREFIX
 from patcher.pairs.pair import ContrastPair
-from patcher.pairs.problems import Problems, did_you_mean, half_a_pair, shown
+from patcher.pairs.problems import Problems, RowProblem, did_you_mean, require_utf8, shown
 from patcher.pairs.sources import read_bytes, read_rows
 
 KEYS = ("question", "prompt")
@@ -46,8 +46,8 @@ def load_questions(source: str | list[str], *, base_folder: Path, where: str) ->
     else:
         items = _read(source, base_folder, where, problems)
     for item, origin in items:
-        text = _text(item, origin, problems)
-        if text is not None:
+        with problems.collected():
+            text = _text(item, origin)
             questions.setdefault(text, ContrastPair(text, "", "", origin))
     shown_source = source if isinstance(source, str) else where
     problems.raise_if_any(f"{shown_source} has questions that cannot be used")
@@ -105,8 +105,12 @@ def _json_lines(lines: list[tuple[str, str]], problems: Problems) -> Iterator[It
             problems.add(Problem("the JSON of this line cannot be read", origin, first_line(error)))
 
 
-def _text(item: Any, origin: str, problems: Problems) -> str | None:
-    """The question of an item, stripped; None where there is none, which is then among the problems."""
+def _text(item: Any, origin: str) -> str:
+    """The question of an item, stripped.
+
+    Raises:
+        RowProblem: there is none.
+    """
     if isinstance(item, dict):
         key = next((key for key in KEYS if key in item), None)
         if key is None:
@@ -114,17 +118,11 @@ def _text(item: Any, origin: str, problems: Problems) -> str | None:
             hint = "a question is a text, or an object that has one"
             remedy = f"did you mean this by `{near}`? Name it `{KEYS[0]}`" if near else hint
             found = "keys: " + ", ".join(map(str, item))[:150]
-            problems.add(Problem(f"the key `{KEYS[0]}` is missing", origin, found, remedy))
-            return None
+            raise RowProblem(f"the key `{KEYS[0]}` is missing", origin, found, remedy)
         item = item[key]
     if not isinstance(item, str):
-        problems.add(Problem("a question is a text", origin, f"{type(item).__name__}: {shown(item)}"))
-        return None
+        raise RowProblem("a question is a text", origin, f"{type(item).__name__}: {shown(item)}")
     text = item.strip()
     if not text:
-        problems.add(Problem("this question is empty", origin))
-        return None
-    if (half := half_a_pair(text, "this question", origin)) is not None:
-        problems.add(half)
-        return None
-    return text
+        raise RowProblem("this question is empty", origin)
+    return require_utf8(text, "this question", origin)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from patcher.errors import InputError, Problem
+from patcher.errors import InputError
 from patcher.pairs.encoding import EOS_NOTE, EncodedText, TextEncoder
 from patcher.pairs.pair import ContrastPair, TokenisedPair, TokenisedSide
 from patcher.pairs.problems import Problems, RowProblem, shown
@@ -57,11 +57,9 @@ def tokenise_pairs(
         positive = _encode(pair.prompt, pair.positive, tokenizer, spec, encoder)
         negative = _encode(pair.prompt, pair.negative, tokenizer, spec, encoder)
         notes += _notes(pair, positive.rendered, encoder, spec)
-        try:
+        with problems.collected():
             positive, negative = _align(positive, negative, pair, len(pairs) == 1, encoder, spec)
             tokenised.append(_tokenised_pair(positive, negative, pair, encoder, spec))
-        except RowProblem as bad:
-            problems.add(bad.problem)
     problems.raise_if_any(f"vector `{spec.name}` has pairs that cannot be used")
     return tokenised, list(dict.fromkeys(notes))
 
@@ -138,25 +136,20 @@ def _tokenised_pair(
     for side, name in ((positive, "positive"), (negative, "negative")):
         if not side.ids:
             message = f"the {name} side is empty: there is no token to read"
-            raise RowProblem(Problem(message, pair.origin, None, "give it a text, or pad it: `align: spaces`"))
+            raise RowProblem(message, pair.origin, None, "give it a text, or pad it: `align: spaces`")
     if positive.ids == negative.ids:
         message = "both sides are the same tokens, so their difference is nothing"
         found = f"{shown(pair.positive, 60)} and {shown(pair.negative, 60)}"
-        raise RowProblem(Problem(message, pair.origin, found, "remove the pair, or correct one of its sides"))
+        raise RowProblem(message, pair.origin, found, "remove the pair, or correct one of its sides")
     sides = [
         TokenisedSide(side.ids, _read(side, name, pair, encoder, spec), side.encoded.continuation_start)
         for side, name in ((positive, "positive"), (negative, "negative"))
     ]
     first, second = sides
     if first.read == second.read and first.ids[: first.read[-1] + 1] == second.ids[: second.read[-1] + 1]:
-        raise RowProblem(
-            Problem(
-                "both sides are the same up to the token that is read, so their difference is nothing",
-                pair.origin,
-                f"position {spec.position}: token {first.read[-1]} of {len(first.ids)} and {len(second.ids)}",
-                "read at a later `position`",
-            )
-        )
+        message = "both sides are the same up to the token that is read, so their difference is nothing"
+        found = f"position {spec.position}: token {first.read[-1]} of {len(first.ids)} and {len(second.ids)}"
+        raise RowProblem(message, pair.origin, found, "read at a later `position`")
     return TokenisedPair(first, second, pair.origin)
 
 
@@ -169,19 +162,13 @@ def _read(side: _Side, name: str, pair: ContrastPair, encoder: TextEncoder, spec
         return (length - 1,)
     if position == "mean":
         if side.encoded.continuation_start >= length:
-            raise RowProblem(Problem(f"the {name} side has no token to take the mean over", pair.origin))
+            raise RowProblem(f"the {name} side has no token to take the mean over", pair.origin)
         return tuple(range(side.encoded.continuation_start, length))
     if position == "answer":
         return (_answer_token(side, name, pair, encoder),)
     if not -length <= position < length:
-        raise RowProblem(
-            Problem(
-                f"`position: {position}` is out of range",
-                pair.origin,
-                f"the {name} side has {length} tokens",
-                f"use a position from {-length} to {length - 1}",
-            )
-        )
+        found, remedy = f"the {name} side has {length} tokens", f"use a position from {-length} to {length - 1}"
+        raise RowProblem(f"`position: {position}` is out of range", pair.origin, found, remedy)
     return (position % length,)
 
 
@@ -191,12 +178,12 @@ def _answer_token(side: _Side, name: str, pair: ContrastPair, encoder: TextEncod
     if first is None:
         found = shown(text[side.rendered.start : end])
         message = f"the {name} side has no letter or digit, so there is no answer to read at"
-        raise RowProblem(Problem(message, pair.origin, found, "set `position: last`"))
+        raise RowProblem(message, pair.origin, found, "set `position: last`")
     last = first
     while last + 1 < end and text[last + 1].isalnum():
         last += 1
     index = encoder.token_holding(side.rendered, side.encoded, last)
     if index is None:
         message = f"the {name} side's answer cannot be found among its tokens"
-        raise RowProblem(Problem(message, pair.origin, shown(text[first : last + 1]), "set `position: last`"))
+        raise RowProblem(message, pair.origin, shown(text[first : last + 1]), "set `position: last`")
     return index
