@@ -1,7 +1,7 @@
 """Is a bias slot a constant shift of the residual stream? Measured, not believed.
 
-On a tiny random model of the same structure, a random vector is put into the slot. The slot is usable when the
-residual after its block gains the same multiple of that vector at every position of every prompt, and when the
+On a tiny random model of the same structure, a random vector is put into the slot. The slot is usable when two things
+hold. The residual after its block gains the same multiple of that vector at every position of every prompt. And the
 model then computes what it computes under a hook that adds this multiple to the block's output.
 """
 

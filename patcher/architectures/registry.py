@@ -1,7 +1,7 @@
 """The rows of data: for each model type, where its blocks and its bias slots are.
 
-A row is a lead, never a proof: what it names must exist in the instantiated class, and the probe must find that
-the slot shifts the residual stream as the row says (:mod:`patcher.architectures.analysis`).
+A row is a lead, never a proof. What it names must exist in the instantiated class, and the probe must find that the
+slot shifts the residual stream as the row says (:mod:`patcher.architectures.analysis`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prompts to batches: rows that share the tokens which prompts have in common, sorted by length, under a token budget.
 
-A row is a tree of tokens written out depth first: what several prompts begin with stands in it once, every token sees
+A row is a tree of tokens written out depth first. What several prompts begin with stands in it once. Every token sees
 its own ancestors and itself, and its position is its depth. A prompt that shares nothing is a plain row.
 """
 

@@ -18,8 +18,8 @@ from patcher.vectors.responses import ending_tokens, generating, padding_token, 
 class Writer:
     """A model that writes answers by the stock ``generate``, with its cache.
 
-    Each row of a batch is drawn with dice of its own from the model's own distribution, so that it gets the tokens
-    that it would get alone (in fp32; half precision rounds otherwise in another batch). Of the checkpoint's generation
+    Each row of a batch is drawn with dice of its own from the model's own distribution. So it gets the tokens that it
+    would get alone (in fp32; half precision rounds otherwise in another batch). Of the checkpoint's generation
     config only the tokens that end a text are used.
 
     Args:

@@ -69,8 +69,8 @@ def chat(
 ) -> None:
     """Let the base and the steered model answer the same prompts with the same seed.
 
-    Given a patched folder, a recipe of which nothing is baked yet, or the folder of a sweep, the base is loaded once,
-    and a hook adds the vector to the steered side. So the coefficient can be changed while it runs: type
+    What is given is a patched folder, a recipe of which nothing is baked yet, or the folder of a sweep. The base is
+    loaded once, and a hook adds the vector to the steered side. So the coefficient can be changed while it runs: type
     /coefficient 3, or /help. With --prompt, or with prompts on stdin (one a line), it answers and ends; each prompt
     is then a conversation of its own.
 

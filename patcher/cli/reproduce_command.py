@@ -25,9 +25,9 @@ def reproduce(
 ) -> None:
     """Build DIR once more in a temporary folder beside it, from the recipe and the base in its steering.json.
 
-    Exit status 0 if every file but the card is byte for byte the same (of a safetensors header, but for the order of
-    its keys) and steering.json says the same of vectors, route and base; 1 if not. DIR is not changed, and nothing is
-    published.
+    Exit status 0 if every file but the card is byte for byte the same, and steering.json says the same of vectors,
+    route and base; 1 if not. The keys of a safetensors header may come in another order. DIR is not changed, and
+    nothing is published.
     """
     from patcher.build import reproduce as work
     from patcher.cli.progress import progress

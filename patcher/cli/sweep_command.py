@@ -34,9 +34,9 @@ def sweep(
     """Try the vector of RECIPE at several layers and coefficients, and choose one cell under a guard against damage.
 
     The vector is made of one part of the pairs, the cell is chosen on another, and what is reported is measured on a
-    third, beside random vectors of equal norm and the values that people take without a search. Finished cells are
-    kept: an interrupted sweep goes on, and one with other layers, coefficients or another guard measures only what is
-    not there yet. DIR gets the grid (sweep.json, sweep.csv), pictures, report.html, and recipe.yaml with the chosen
+    third. Beside it stand random vectors of equal norm and the values that people take without a search. Finished cells
+    are kept: an interrupted sweep goes on, and one with other layers, coefficients or another guard measures only what
+    is not there yet. DIR gets the grid (sweep.json, sweep.csv), pictures, report.html, and recipe.yaml with the chosen
     values, ready to be built.
 
     Exit status: 0 a cell was chosen, 1 none within the guard does what the vector is for, 2 something in the input is

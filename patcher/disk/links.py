@@ -3,8 +3,11 @@
 Weights may be linked from anywhere: what is not a whole weight file is refused, so that nothing else can pass for one.
 Any text passes for a licence, and most for a tokenizer. A link such as ``LICENSE -> ~/.ssh/id_rsa`` in a checkpoint
 that was unpacked from an archive would carry a secret into the copy, and from there to the Hub. Links to such
-files are followed in three cases alone: inside of their folder; from a snapshot of the Hub's cache to the blobs beside
-it; and to files that any cache of that kind named by their hash (older clients linked to them from everywhere).
+files are followed in three cases alone:
+
+- inside of their folder;
+- from a snapshot of the Hub's cache to the blobs beside it;
+- to files that any cache of that kind named by their hash (older clients linked to them from everywhere).
 """
 
 from __future__ import annotations

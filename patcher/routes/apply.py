@@ -35,8 +35,8 @@ def write_plan(
 ) -> Written:
     """Write the steered copy of ``base`` into ``stage``, and ``steering.safetensors`` beside it.
 
-    That file holds every vector, and what takes to verify the copy or to take the steering out again: the values that
-    were overwritten, and the other factors of the products that hold a vector.
+    That file holds every vector. It also holds what is needed to verify the copy and to take the steering out again:
+    the values that were overwritten, and the other factors of the products that hold a vector.
 
     Args:
         link, remote_code, absent: see :func:`patcher.checkpoint.writer.write_copy`.

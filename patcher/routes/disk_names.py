@@ -1,7 +1,7 @@
 """What a class's parameter is called in a given checkpoint, and whether it can be added to there.
 
-The class's own name is not always the stored one: checkpoints of the bare model leave its prefix out, a few classes
-are stored under the names of their first release, and a tied tensor is stored under another's name.
+The class's own name is not always the stored one. Checkpoints of the bare model leave its prefix out. A few classes are
+stored under the names of their first release. A tied tensor is stored under another's name.
 """
 
 from __future__ import annotations

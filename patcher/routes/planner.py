@@ -1,7 +1,8 @@
 """The planner: from an architecture and the layers to one route that serves every target.
 
-The order is stated and the same for all: exact routes before fitted ones; among exact ones what the recipe prefers
-(most stacks, no run-time cost, or the same model type), then the other two, then the order of :data:`ROUTES`.
+The order is stated and the same for all. Exact routes come before fitted ones. Among exact ones, what the recipe
+prefers decides (most stacks, no run-time cost, or the same model type), then the other two, then the order of
+:data:`ROUTES`.
 """
 
 from __future__ import annotations

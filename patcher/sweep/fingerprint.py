@@ -1,6 +1,6 @@
 """What the numbers of a cell depend on: finished cells of another sweep are not taken for this one's.
 
-A cell does not depend on the other cells, on the guard, or on what is shown of the chosen one, so that a wider grid or
+A cell does not depend on the other cells, on the guard, or on what is shown of the chosen one. So a wider grid or
 another guard takes what was measured before.
 """
 

@@ -32,8 +32,8 @@ STAGES = ("load", "capture", "sweep", "report")
 def sweep(job: Job) -> Swept:
     """Measure every cell of the grid, choose one, and report it on pairs that were not used before.
 
-    Finished cells are kept in the job's output; a sweep of the same recipe and model goes on where it was interrupted,
-    and one with other layers, coefficients, guard or prompts measures only the cells that are not there.
+    Finished cells are kept in the job's output. A sweep of the same recipe and model goes on where it was interrupted.
+    One with other layers, coefficients, guard or prompts measures only the cells that are not there.
 
     Args:
         job: what is swept (:class:`patcher.recipe.evaluate.SweepSpec` says how), and the folder for the results, made

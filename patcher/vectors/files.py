@@ -35,9 +35,13 @@ class _Contents:
 def load_vector_file(path: Path, *, layer: int, hidden: int, tensor: str | None = None) -> Tensor:
     """Read the vector for one layer.
 
-    The file is ``.safetensors`` (also the ``steering.safetensors`` of a patched folder), ``.pt``/``.pth``/``.bin``
-    (a tensor, as CAA saves it, or a dict of tensors; only read with ``weights_only=True``), a ``.gguf`` control
-    vector, whose ``direction.N`` is added after 0-based block N, or the folder of a PEFT adapter that adds a constant.
+    The file is one of these:
+
+    - ``.safetensors``, also the ``steering.safetensors`` of a patched folder;
+    - ``.pt``, ``.pth`` or ``.bin``: a tensor, as CAA saves it, or a dict of tensors; read with ``weights_only=True``;
+    - a ``.gguf`` control vector, whose ``direction.N`` is added after 0-based block N;
+    - the folder of a PEFT adapter that adds a constant.
+
     The tensor is the one named ``tensor``, else the only one, else ``layer.N``, ``direction.N``, ``layers.N`` or ``N``
     for this layer, else the only ``NAME.layer.N``. It may be [hidden], [1, hidden], [1, 1, hidden], or
     [layers, hidden], which is indexed by layer.

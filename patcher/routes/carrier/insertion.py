@@ -1,8 +1,8 @@
 """One more decoder block in a config.
 
-A block's type may be stated in a list with an entry a layer, in a list of indices, as the number of blocks at the
-start, or be computed from the block's index. The first three are rewritten here; the last cannot be, and is found by
-:mod:`patcher.routes.carrier.guard`.
+A config may state a block's type in a list with an entry a layer, in a list of indices, or as the number of blocks at
+the start. These three are rewritten here. A class may also compute the type from the block's index. That cannot be
+rewritten, and is found by :mod:`patcher.routes.carrier.guard`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What an inserted block must hold to add one vector to every residual: found by trying, on a tiny stand-in.
 
-Nothing here knows an architecture. A block of zeros must be the identity; then each matrix that could be an output
+Nothing here knows an architecture. A block of zeros must be the identity. Then each matrix that could be an output
 projection is given v, with each source of a constant for its input, and what works is kept:
 
 1. biases beside the projection (those of queries, keys and values; of an MLP's first half),

@@ -1,7 +1,7 @@
 """Which parameter in front of block 0 shifts the residual stream that enters it by a constant? Measured.
 
-Candidates are a norm's bias, a table of learned positions, and the input embedding itself (untied from the output
-head where it is tied): the same vector is added to every row, on a tiny random model of the same structure.
+Candidates are a norm's bias, a table of learned positions, and the input embedding itself (untied from the output head
+where it is tied). The same vector is added to every row of one, on a tiny random model of the same structure.
 """
 
 from __future__ import annotations

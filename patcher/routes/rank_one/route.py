@@ -1,8 +1,8 @@
 """The rank-one route: W z + v (a'z), with a fitted so that a'z is close to 1 on every token.
 
-The last weight of any MLP takes it, so every architecture with a linear one has this route, in every stack that loads
-the model, at no cost and with no change of its config. It is not exact: a is fitted on calibration text, what it is
-off by is measured on held-out text, and the verification holds it to limits.
+The last weight of any MLP takes it. So every architecture with a linear one has this route, in every stack that loads
+the model, at no cost and with no change of its config. It is not exact: a is fitted on calibration text. What it is off
+by is measured on held-out text, and the verification holds it to limits.
 """
 
 from __future__ import annotations

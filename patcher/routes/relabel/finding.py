@@ -1,7 +1,7 @@
 """One function, two names: a source class whose function is another stock class's, one that has the slot.
 
-relabels.json states the leads as data; a relabel is used only after the two classes were seen to compute the same on
-a tiny stand-in, with the very config and tensor operations that will be written (:mod:`.proof`).
+relabels.json states the leads as data. A relabel is used only after the two classes were seen to compute the same on a
+tiny stand-in, with the very config and tensor operations that will be written (:mod:`.proof`).
 """
 
 from __future__ import annotations
