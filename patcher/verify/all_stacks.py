@@ -17,7 +17,7 @@ from patcher.patched.schema import Patch
 from patcher.patched.stored import read_stored
 from patcher.stacks.environments import Environment, Missing, find
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
-from patcher.verify.comparison import Comparison, Run
+from patcher.verify.comparison import Comparison, Run, largest_difference
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 from patcher.verify.probes import PROBES
 from patcher.verify.stack_comparison import Expected, StackComparison, compare_in_stack
@@ -90,12 +90,7 @@ def verify_in_stacks(
 
 
 def _in_stack(
-    where: Environment,
-    folder: Path,
-    base: Path,
-    patch: Patch,
-    kept: Sequence[Run],
-    terms: VerifyTerms,
+    where: Environment, folder: Path, base: Path, patch: Patch, kept: Sequence[Run], terms: VerifyTerms
 ) -> dict[str, Any]:
     exact = patch.route.exact
     texts = list(terms.spec.probes or PROBES) if has_tokenizer(base) else []
@@ -139,10 +134,7 @@ def _expected(kept: Sequence[Run], *, exact: bool, from_texts: bool) -> tuple[li
     ids = [list(row) for row in reference.facts["ids"]]
     count = range(len(ids))
     truth, label = (reference, "hook") if exact else (kept[1], "candidate")
-    floor = max(
-        float((reference.tensors[f"hook/{number}"] - reference.tensors[f"hook_again/{number}"]).abs().max())
-        for number in count
-    )
+    floor = largest_difference(reference, "hook", reference, "hook_again", len(ids))
     return ids, Expected(
         plain=[reference.tensors[f"base/{number}"] for number in count],
         steered=[truth.tensors[f"{label}/{number}"] for number in count],
@@ -154,35 +146,14 @@ def _expected(kept: Sequence[Run], *, exact: bool, from_texts: bool) -> tuple[li
 
 
 def _entry(where: Environment, run: StackRun, result: StackComparison, *, exact: bool) -> dict[str, Any]:
-    passed = result.passed and not result.blind
-    status = "passed" if passed else ("not_checked" if result.passed else "failed")
-    return {
-        "stack": where.stack,
-        "version": run.version,
-        "detail": run.detail,
-        "status": status,
-        "passed": passed,
-        "reference": REFERENCE if exact else FITTED_REFERENCE,
-        "dtype": "float32",
-        **result.as_json(),
-        "note": result.blind,
-    }
+    status = ("not_checked" if result.blind else "passed") if result.passed else "failed"
+    reference = REFERENCE if exact else FITTED_REFERENCE
+    return result.entry(where.stack, run.version, status, reference, detail=run.detail, note=result.blind)
 
 
 def not_checked(stack: str, version: str | None, why: str, remedy: str = "", *, detail: str = "") -> dict[str, Any]:
     """The entry of a stack that was not run, or could not be."""
-    return {
-        "stack": stack,
-        "version": version,
-        "detail": detail,
-        "status": "not_checked",
-        "passed": False,
-        "reference": None,
-        "dtype": None,
-        **Comparison().as_json(),
-        "note": why,
-        "remedy": remedy,
-    }
+    return Comparison().entry(stack, version, "not_checked", None, detail=detail, note=why, remedy=remedy)
 
 
 def require_installed(stacks: Sequence[str], where: str) -> None:

@@ -19,6 +19,8 @@ RESIDUAL_LIMIT = 1e-3
 FP32_EPSILON = 1.2e-7
 FIT_ERROR = 0.3
 FIT_KL = 0.15
+LOAD_KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
+NOTHING_NEW = "no missing, no unexpected key beyond the base's"
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,23 @@ class Comparison:
         numbers = {key: finite(value) if isinstance(value, float) else value for key, value in found.items()}
         return {**numbers, "checks": [check.as_json() for check in self.checks]}
 
+    def entry(self, stack: str, version: str | None, status: str, reference: str | None, **more: Any) -> dict[str, Any]:
+        """An entry of ``verification``, see :class:`patcher.patched.schema.Verification`.
+
+        Args:
+            reference: what the folder was held to, in words; None if nothing was computed.
+        """
+        return {
+            "stack": stack,
+            "version": version,
+            "status": status,
+            "passed": status not in ("failed", "not_checked"),
+            "reference": reference,
+            "dtype": None if reference is None else "float32",
+            **self.as_json(),
+            **more,
+        }
+
     @property
     def passed(self) -> bool:
         return bool(self.checks) and all(check.passed is not False for check in self.checks)
@@ -133,12 +152,12 @@ def compare(
     add(_finite(candidate))
 
     count = len(reference.facts["ids"])
-    result.noise_floor = _difference(reference, "hook", reference, "hook_again", count)
-    result.steering_effect = _difference(reference, "base", reference, "hook", count)
-    result.max_abs_logprob_diff = _difference(reference, "hook", candidate, "candidate", count)
+    result.noise_floor = largest_difference(reference, "hook", reference, "hook_again", count)
+    result.steering_effect = largest_difference(reference, "base", reference, "hook", count)
+    result.max_abs_logprob_diff = largest_difference(reference, "hook", candidate, "candidate", count)
     result.tolerance = min(HARD_LIMIT, max(tolerance, 5 * result.noise_floor))
     limit = result.tolerance
-    unsteered = _difference(reference, "base", candidate, "unsteered", count)
+    unsteered = largest_difference(reference, "base", candidate, "unsteered", count)
     add(Check("without the vector", unsteered <= limit, unsteered, limit, "the copy minus what it holds, and the base"))
     residual = _residual_gain(reference, candidate, stored, centred=centred, fit=fit)
     result.vector_rel_error = residual.value if residual.value is not None else float("nan")
@@ -178,7 +197,8 @@ def _kl_share(reference: Run, candidate: Run, count: int) -> float:
     return share if share == share else float("inf")
 
 
-def _difference(first: Run, first_pass: str, second: Run, second_pass: str, count: int) -> float:
+def largest_difference(first: Run, first_pass: str, second: Run, second_pass: str, count: int) -> float:
+    """The largest difference of a log-probability in two passes over the same ``count`` prompts."""
     return max(
         largest(first.tensors[f"{first_pass}/{number}"], second.tensors[f"{second_pass}/{number}"])
         for number in range(count)
@@ -193,18 +213,24 @@ def largest(first: torch.Tensor, second: torch.Tensor) -> float:
     return float(difference.nan_to_num(float("inf")).max())
 
 
-def _loading(reference: Run, candidate: Run, architecture: str, written: Sequence[str]) -> Check:
+def load_problems(base: Mapping[str, Any], copy: Mapping[str, Any], architecture: str) -> list[str]:
+    """What the stock loader says of the copy and not of the base; each has ``loading`` (kind -> keys) and ``class``."""
     problems = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        new = sorted(set(candidate.facts["loading"].get(kind, [])) - set(reference.facts["loading"].get(kind, [])))
+    for kind in LOAD_KINDS:
+        new = sorted(set(copy["loading"].get(kind, [])) - set(base["loading"].get(kind, [])))
         if new:
             problems.append(f"{kind.replace('_', ' ')}: {', '.join(new[:3])}{' ...' if len(new) > 3 else ''}")
+    if copy["class"] != architecture:
+        problems.append(f"loaded as {copy['class']}, not as {architecture}")
+    return problems
+
+
+def _loading(reference: Run, candidate: Run, architecture: str, written: Sequence[str]) -> Check:
+    problems = load_problems(reference.facts, candidate.facts, architecture)
     dropped = [name for name in written if name in candidate.facts["loading"].get("unexpected_keys", [])]
     if dropped:
         problems.append(f"dropped by the loader: {dropped[0]}")
-    if candidate.facts["class"] != architecture:
-        problems.append(f"loaded as {candidate.facts['class']}, not as {architecture}")
-    return Check("loading", not problems, note="; ".join(problems) or "no missing, no unexpected key beyond the base's")
+    return Check("loading", not problems, note="; ".join(problems) or NOTHING_NEW)
 
 
 def _finite(candidate: Run) -> Check:
@@ -213,14 +239,14 @@ def _finite(candidate: Run) -> Check:
 
 
 def _share_of_effect(result: Comparison, reference: Run, candidate: Run, count: int) -> Check:
-    difference, effect, note = result.max_abs_logprob_diff, result.steering_effect, ""
+    apart, effect, note = result.max_abs_logprob_diff, result.steering_effect, ""
     factor = float(reference.facts["amplify"])
     if factor > 1:
-        difference = _difference(reference, "hook_amplified", candidate, "candidate_amplified", count)
-        effect = _difference(reference, "base", reference, "hook_amplified", count)
+        apart = largest_difference(reference, "hook_amplified", candidate, "candidate_amplified", count)
+        effect = largest_difference(reference, "base", reference, "hook_amplified", count)
         note = f"the effect is small, so it is probed at {factor:g} times the vector (effect {effect:.3g})"
     limit = EFFECT_SHARE * effect
-    return Check("share of the effect", difference <= limit, difference, limit, note)
+    return Check("share of the effect", apart <= limit, apart, limit, note)
 
 
 def _residual_gain(

@@ -20,14 +20,13 @@ from patcher.patched.schema import Patch
 from patcher.patched.stored import StoredLayer, read_stored
 from patcher.routes.plan import STORED_LIMIT
 from patcher.stacks.names import TRANSFORMERS
-from patcher.verify.comparison import Check, Comparison
+from patcher.verify.comparison import NOTHING_NEW, Check, Comparison, load_problems
 from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
 from patcher.verify.terms import VerifyTerms
 from patcher.verify.transformers_stack import verify_in_transformers
 from patcher.verify.watched import run_watched, watched_command
 
 RUNNER = Path(__file__).with_name("programs") / "shape_run.py"
-KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
 SHAPES = "the names and shapes that the stock class asks for, loaded on the meta device"
 FIRST_BLOCKS = (
     "the first {count} of the base's {total} blocks with a forward hook on the block, adding the vector that the file "
@@ -77,7 +76,8 @@ def verify_partially(
     stored = read_stored(copy.folder, copy.patch, partial=True)
     checks, version = _structure(copy, stored, terms.scratch / "whole")
     passed = all(check.passed is not False for check in checks)
-    entry = _structural(checks, version, passed)
+    status = "structural" if passed else "failed"
+    entry = Comparison(checks).entry(TRANSFORMERS, version, status, SHAPES, dtype=None)
     if not passed:
         return entry
     count = blocks_here(copy.base, copy.names, max(stored), copy.architecture.block_count)
@@ -158,15 +158,8 @@ def _index(folder: Path) -> Check:
 def _loading(base: Mapping[str, Any], copy: Mapping[str, Any], architecture: str) -> Check:
     if "error" in copy:
         return Check("names and shapes", False, note=f"stock transformers cannot load the copy: {copy['error']}")
-    problems = []
-    for kind in KINDS:
-        new = sorted(set(copy["loading"].get(kind, [])) - set(base["loading"].get(kind, [])))
-        if new:
-            problems.append(f"{kind.replace('_', ' ')}: {', '.join(new[:3])}{' ...' if len(new) > 3 else ''}")
-    if copy["class"] != architecture:
-        problems.append(f"loaded as {copy['class']}, not as {architecture}")
-    note = "; ".join(problems) or "no missing, no unexpected key beyond the base's"
-    return Check("names and shapes", not problems, note=note)
+    problems = load_problems(base, copy, architecture)
+    return Check("names and shapes", not problems, note="; ".join(problems) or NOTHING_NEW)
 
 
 def _run(job: Mapping[str, Any], place: Path) -> Any:
@@ -183,18 +176,6 @@ def _run(job: Mapping[str, Any], place: Path) -> Any:
             code="stack",
         )
     return json.loads(result.read_text(encoding="utf-8"))
-
-
-def _structural(checks: list[Check], version: str, passed: bool) -> dict[str, Any]:
-    return {
-        "stack": TRANSFORMERS,
-        "version": version,
-        "status": "structural" if passed else "failed",
-        "passed": passed,
-        "reference": SHAPES,
-        "dtype": None,
-        **Comparison(checks).as_json(),
-    }
 
 
 def _because(entry: Mapping[str, Any], why: str) -> dict[str, Any]:

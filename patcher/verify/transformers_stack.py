@@ -32,6 +32,7 @@ from patcher.verify.watched import run_watched, watched_command
 
 MAX_TOKENS = 32
 GREEDY_TOKENS = 12
+REFERENCE = "the base with a forward hook on the block, adding the vector that the file stores"
 RUNNER = Path(__file__).with_name("programs") / "stock_run.py"
 
 
@@ -102,12 +103,7 @@ def verify_in_transformers(
         return _entry(result, reference)
 
 
-def run_reference(
-    folder: Path,
-    base: Path,
-    patch: Patch,
-    terms: VerifyTerms,
-) -> Run:
+def run_reference(folder: Path, base: Path, patch: Patch, terms: VerifyTerms) -> Run:
     """The base without and under the hook, as :func:`verify_in_transformers` runs it, without the finished folder.
 
     Raises:
@@ -121,15 +117,8 @@ def run_reference(
 
 
 def _entry(result: Comparison, reference: Run) -> dict[str, Any]:
-    return {
-        "stack": TRANSFORMERS,
-        "version": reference.facts["version"],
-        "status": "passed" if result.passed else "failed",
-        "passed": result.passed,
-        "reference": "the base with a forward hook on the block, adding the vector that the file stores",
-        "dtype": "float32",
-        **result.as_json(),
-    }
+    status = "passed" if result.passed else "failed"
+    return result.entry(TRANSFORMERS, reference.facts["version"], status, REFERENCE)
 
 
 def _job(
@@ -144,10 +133,12 @@ def _job(
     vectors = {f"layer.{layer}": held.stored.clone() for layer, held in stored.items()}
     save_file(vectors, scratch / "vectors.safetensors")
     slots = [slot for held in stored.values() for slot in held.slots]
-    held_by = {f"delta/{number}": slot.delta.clone() for number, slot in enumerate(slots)}
-    held_by |= {f"right/{number}": slot.right.clone() for number, slot in enumerate(slots) if slot.right is not None}
-    kept = {f"original/{number}": slot.original for number, slot in enumerate(slots) if slot.original is not None}
-    held_by |= {key: tensor.clone() for key, tensor in kept.items()}
+    held_by = {
+        f"{key}/{number}": tensor.clone()
+        for number, slot in enumerate(slots)
+        for key, tensor in (("delta", slot.delta), ("right", slot.right), ("original", slot.original))
+        if tensor is not None
+    }
     save_file(held_by, scratch / "slots.safetensors")
     long_tokens, long_note = long_prompt(config, terms.spec.long_prompt_limit)
     positions = stated_positions(config)
