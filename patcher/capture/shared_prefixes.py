@@ -58,7 +58,7 @@ def exactness(architecture: Architecture, layer: int) -> Exactness:
     window = min(windows(config).values(), default=None)
     linear = linear_tokens(architecture)
     try:
-        model, blocks = _stand_in(architecture, max(layer, 0))
+        model, blocks = _stand_in(architecture, max(layer, 0)), architecture.blocks
     except InputError as error:
         return Exactness(f"no tiny stand-in could be built ({error.problems[0].message})", False, window, linear)
     prompts = _prompts(int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]
@@ -96,14 +96,14 @@ def displaced_prompt(rows: Sequence[PromptRow]) -> int:
     return min(prompts)[2]
 
 
-def _stand_in(architecture: Architecture, layer: int) -> tuple[nn.Module, str]:
+def _stand_in(architecture: Architecture, layer: int) -> nn.Module:
     tiny, _ = shrink_config(architecture.config, layer)
     for name in windows(tiny):
         # Rows within the window are what is asked about; the stand-in's prompts must be as well.
         setattr(tiny, name, _WIDE)
     model = build_stand_in(tiny, trust_remote_code=architecture.trust_remote_code)
     randomise(model, torch.Generator().manual_seed(0))
-    return model, architecture.blocks
+    return model
 
 
 def _prompts(vocabulary: int) -> list[_Prompt]:

@@ -30,7 +30,7 @@ from patcher.checkpoint.source import fetch
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError, first_line, no_memory
 
-Mode = Literal["fsdp", "tp", "replicate"]
+ShardingMode = Literal["fsdp", "tp", "replicate"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Sharding:
     folder: str
     hub: str | None
     revision: str | None
-    mode: Mode
+    mode: ShardingMode
     dtype: str
     device: str
     blocks: str
@@ -71,7 +71,7 @@ class Sharding:
         return cls(**json.loads(text))
 
 
-MODES: dict[Mode, str] = {
+MODES: dict[ShardingMode, str] = {
     "fsdp": "every process keeps a part of each block",
     "tp": "every process computes a part of each block",
     "replicate": "every process keeps the whole model",
@@ -247,14 +247,14 @@ def plain_inputs(ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(ids.shape[1])[None]}
 
 
-def otherwise(mode: Mode) -> str:
+def otherwise(mode: ShardingMode) -> str:
     """What to do where a class cannot be shared out in this way."""
     fits = "where the whole model fits on every device"
     others = {"fsdp": f"replicate, {fits}", "tp": f"fsdp (or replicate, {fits})", "replicate": "fsdp"}
     return f"capture.parallel: {others[mode]}; or one process, without torchrun"
 
 
-def out_of_memory(error: BaseException, where: str, mode: Mode) -> OutsideError:
+def out_of_memory(error: BaseException, where: str, mode: ShardingMode) -> OutsideError:
     """The error of a process that ran out of memory."""
     remedy = "more processes with `capture: {parallel: fsdp}`, a smaller `capture.batch_size`, or dtype: bfloat16"
     return no_memory(f"a process ran out of memory (`{mode}`: {MODES[mode]})", where, error, remedy)

@@ -100,7 +100,7 @@ def make_stand_in(sharding: Sharding) -> StandIn | None:
 
 
 def prove(sharding: Sharding, stand_in: StandIn, processes: Processes) -> Proof:
-    """Share the stand-in out as the model is to be, in all processes, which find the same."""
+    """Shard the stand-in as the model is to be, in all processes, which find the same."""
     with tempfile.TemporaryDirectory(prefix="patch-model-") as name:
         for file, content in stand_in.files.items():
             (Path(name) / file).write_bytes(content.numpy().tobytes())

@@ -15,7 +15,7 @@ from patcher.capture.memory import available_memory
 from patcher.capture.model import pick_dtype
 from patcher.capture.processes.launch import World, forget_launch
 from patcher.capture.processes.messages import Processes
-from patcher.capture.processes.model import MODES, Mode, Sharding, otherwise, own_device
+from patcher.capture.processes.model import MODES, Sharding, ShardingMode, otherwise, own_device
 from patcher.capture.processes.proof import Proof
 from patcher.capture.processes.runner import Distributed, try_together
 from patcher.capture.reader import ResidualReader, token_budget
@@ -99,7 +99,7 @@ def sharded_reader(
     forget_launch()
 
 
-def modes(asked: str, *, quantised: bool) -> list[Mode]:
+def modes(asked: str, *, quantised: bool) -> list[ShardingMode]:
     """What ``capture.parallel`` may come to, the best first.
 
     Raises:
@@ -112,11 +112,11 @@ def modes(asked: str, *, quantised: bool) -> list[Mode]:
             remedy="`replicate` where it fits on every device, or one process, which spreads it over all devices",
             code="quantised",
         )
-    every: list[Mode] = ["replicate"] if quantised else ["fsdp", "tp", "replicate"]
+    every: list[ShardingMode] = ["replicate"] if quantised else ["fsdp", "tp", "replicate"]
     return every if asked == "auto" else [mode for mode in every if mode == asked]
 
 
-def device_kind(asked: str, mode: Mode) -> str:
+def device_kind(asked: str, mode: ShardingMode) -> str:
     """The kind of device that the processes use: ``cpu``, ``cuda`` ...
 
     Raises:

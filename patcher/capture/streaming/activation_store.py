@@ -25,15 +25,15 @@ class ActivationStore:
     Args:
         budget: bytes of main memory.
         folder: where the file is made, if one is needed.
-        shared: addresses of memory that is held anyway (the model's buffers); it is not copied and counts nothing.
+        elsewhere: addresses of memory that is held anyway (the model's buffers); it is not copied and counts nothing.
 
     Attributes:
         held: bytes in main memory.
         spilled: bytes of the file.
     """
 
-    def __init__(self, budget: int, folder: Path, shared: Collection[int] = ()) -> None:
-        self._budget, self._folder, self._shared = budget, folder, frozenset(shared)
+    def __init__(self, budget: int, folder: Path, elsewhere: Collection[int] = ()) -> None:
+        self._budget, self._folder, self._elsewhere = budget, folder, frozenset(elsewhere)
         self._file: Any = None
         self._free: dict[int, list[int]] = {}
         self.held = 0
@@ -57,7 +57,7 @@ class ActivationStore:
         storages: dict[int, _Storage] = {}
         taken: dict[Hashable, Held] = {}
         for key, value in values.items():
-            if not isinstance(value, torch.Tensor) or value.untyped_storage().data_ptr() in self._shared:
+            if not isinstance(value, torch.Tensor) or value.untyped_storage().data_ptr() in self._elsewhere:
                 taken[key] = Held(value, None)
                 continue
             memory = value.untyped_storage()
