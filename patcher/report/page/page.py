@@ -6,7 +6,6 @@ import base64
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -18,7 +17,7 @@ from markupsafe import Markup
 from patcher.disk.whole_files import whole_file
 from patcher.report.page import tables
 from patcher.report.page.remarks import guard_text, remarks
-from patcher.report.pictures.captions import CAPTIONS, TITLES, alt_text
+from patcher.report.pictures.captions import CAPTIONS, alt_text
 from patcher.report.pictures.changes import limit_of, step, texts_of, underlined
 from patcher.report.pictures.drawing import PICTURES, dark_of
 from patcher.report.pictures.reading import measure_name, number, part_of, recommended_cell, report_row, rows_of
@@ -27,29 +26,6 @@ from patcher.report.templates import counted, environment
 
 MOST_TOKENS = 1500
 """Tokens of a text that are shown; the rest is only in sweep.json."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image as data URIs, in pixels."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    light: str
-    dark: str | None
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One figure of the summary."""
-
-    label: str
-    value: str
-    note: str
 
 
 def write_report(sweep: Mapping[str, Any], pictures: Mapping[str, Path], path: Path) -> None:
@@ -96,7 +72,7 @@ def render(sweep: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
             tables=tables,
             texts=[_coloured(place, title, tokens, limit_of(texts)) for place, (title, tokens) in enumerate(texts)],
             generations=[
-                (entry.get("prompt", ""), _variants(entry), tables.generation_table(place, entry))
+                (entry.get("prompt", ""), rows_of(entry, "variants"), tables.generation_table(place, entry))
                 for place, entry in enumerate(rows_of(sweep, "generations"))
             ],
             limit=shown(limit_of(texts), digits=2),
@@ -132,20 +108,20 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _picture(name: str, file: Path, sweep: Mapping[str, Any]) -> Picture:
+def _picture(name: str, file: Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """An image in its words, light and (where there is one) dark as data URIs, and its size in pixels of a card."""
     content = file.read_bytes()
     width, height = struct.unpack(">II", content[16:24])
     dark = dark_of(file)
-    return Picture(
-        name,
-        TITLES.get(name, name),
-        CAPTIONS.get(name, ""),
-        alt_text(name, sweep),
-        _data_uri(content),
-        _data_uri(dark.read_bytes()) if dark.is_file() else None,
-        width // 2,
-        height // 2,
-    )
+    return {
+        "name": name,
+        "caption": CAPTIONS.get(name, ""),
+        "alt": alt_text(name, sweep),
+        "light": _data_uri(content),
+        "dark": _data_uri(dark.read_bytes()) if dark.is_file() else None,
+        "width": width // 2,
+        "height": height // 2,
+    }
 
 
 def _data_uri(content: bytes) -> str:
@@ -155,54 +131,42 @@ def _data_uri(content: bytes) -> str:
 def _swept(sweep: Mapping[str, Any]) -> str:
     """One sentence."""
     layers, coefficients = sweep.get("layers") or [], sweep.get("coefficients") or []
+    ends = [_from_to(noun, found) for noun, found in (("layer", layers), ("coefficient", coefficients)) if found]
+    cells = f"{counted(len(rows_of(sweep, 'grid')), 'cell')} measured"
     many = f"{counted(len(layers), 'layer')} and {counted(len(coefficients), 'coefficient')}"
-    ends = []
-    if layers:
-        ends.append(f"layers {min(layers)} to {max(layers)}" if len(layers) > 1 else f"layer {layers[0]}")
-    if coefficients:
-        low, high = shown(min(coefficients), digits=6), shown(max(coefficients), digits=6)
-        ends.append(f"coefficients {low} to {high}" if low != high else f"coefficient {low}")
-    cells = counted(len(rows_of(sweep, "grid")), "cell")
-    return f"{many} ({', '.join(ends)}), {cells} measured" if ends else f"{cells} measured"
+    return f"{many} ({', '.join(ends)}), {cells}" if ends else cells
 
 
-def _tiles(sweep: Mapping[str, Any]) -> list[Tile]:
-    """The recommended cell on the pairs kept for the report, and its controls."""
+def _from_to(noun: str, values: Sequence[float]) -> str:
+    low, high = shown(min(values), digits=6), shown(max(values), digits=6)
+    return f"{noun}s {low} to {high}" if low != high else f"{noun} {low}"
+
+
+def _tiles(sweep: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(label, value, note) of the recommended cell on the pairs kept for the report, and of its controls."""
     row, base = report_row(sweep, "recommended"), report_row(sweep, "base") or {}
     if row is None:
         return []
     ends = interval(row.get("low"), row.get("high"))
-    before, after = shown(base.get("value")), shown(row.get("value"))
-    tiles = [
-        Tile(
-            f"effect on {measure_name(sweep)}",
-            shown(row.get("effect"), signed=True),
-            f"{before} → {after}" + (f"; 95 % {ends}" if ends else ""),
-        ),
-    ]
+    note = f"{shown(base.get('value'))} → {shown(row.get('value'))}" + (f"; 95 % {ends}" if ends else "")
+    tiles = [(f"effect on {measure_name(sweep)}", shown(row.get("effect"), signed=True), note)]
     control = part_of(sweep, "random_control")
-    if number(control.get("largest_effect")) is not None:
-        note = f"largest of {counted(int(number(control.get('seeds')) or 0), 'random vector')} of equal norm"
-        tiles.append(Tile("random control", shown(control.get("largest_effect"), signed=True), note))
-    negative = report_row(sweep, "negative")
-    if negative is not None:
-        tiles.append(
-            Tile("negative coefficient", shown(negative.get("effect"), signed=True), "the same vector, turned")
-        )
-    prompting = report_row(sweep, "prompting")
-    if prompting is not None:
-        tiles.append(Tile("prompting", shown(prompting.get("effect"), signed=True), "a system prompt instead"))
-    if number(row.get("damage")) is not None:
-        told = {True: "within the guard", False: "exceeds the guard"}.get(row.get("within_guard"), "")  # type: ignore[arg-type]
-        tiles.append(Tile("KL divergence", shown(row.get("damage")), f"nats a token; {told}".removesuffix("; ")))
-    if number(row.get("perplexity")) is not None:
-        before = shown(base.get("perplexity"))
-        tiles.append(Tile("perplexity", f"{before} → {shown(row.get('perplexity'))}", "on neutral text"))
+    if control.get("largest_effect") is not None:
+        note = f"largest of {counted(control.get('seeds', 0), 'random vector')} of equal norm"
+        tiles.append(("random control", shown(control["largest_effect"], signed=True), note))
+    for kind, label, note in (
+        ("negative", "negative coefficient", "the same vector, turned"),
+        ("prompting", "prompting", "a system prompt instead"),
+    ):
+        beside = report_row(sweep, kind)
+        if beside is not None:
+            tiles.append((label, shown(beside.get("effect"), signed=True), note))
+    if row.get("damage") is not None:
+        told = {True: "; within the guard", False: "; exceeds the guard"}.get(row.get("within_guard"), "")  # type: ignore[arg-type]
+        tiles.append(("KL divergence", shown(row["damage"]), f"nats a token{told}"))
+    if row.get("perplexity") is not None:
+        tiles.append(("perplexity", f"{shown(base.get('perplexity'))} → {shown(row['perplexity'])}", "on neutral text"))
     return tiles
-
-
-def _variants(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(str(row.get("name", "")), str(row.get("text", ""))) for row in rows_of(entry, "variants")]
 
 
 def _coloured(place: int, title: str, tokens: Sequence[tuple[str, float | None]], limit: float) -> dict[str, Any]:

@@ -1,90 +1,115 @@
-"""The numbers of a sweep as tables that a reader can sort."""
+"""The tables of a sweep's report: heads, and the key of a row that each column shows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from patcher.report.page.sortable import Read, Table, TableColumn, TableRow, Value, numeric, table_of
+from patcher.report.page.sortable import ALIGNED, Table, TableColumn, table_of
 from patcher.report.pictures.reading import number, part_of, place_of, recommended_cell, rows_of
-from patcher.report.pictures.wording import ABSENT, fixed, visible_token
+from patcher.report.pictures.wording import ABSENT, visible_token
 
+_Rows = Sequence[Mapping[str, Any]]
 
-def token_of(row: Mapping[str, Any]) -> Value:
-    return Value(visible_token(row.get("token", ""), 80))
+_text = partial(TableColumn, numeric=False)
+_count = partial(TableColumn, digits=9)
+_aligned = partial(TableColumn, places=ALIGNED)
+_change = partial(TableColumn, places=ALIGNED, signed=True)
 
-
-def _number(key: str, *, digits: int = 3) -> Read:
-    return lambda row: numeric(row.get(key), digits=digits)
-
-
-def _aligned(title: str, key: str, *, signed: bool = False) -> tuple[TableColumn, Read]:
-    return TableColumn(title, places=True, signed=signed), _number(key)
-
-
-def _guard(row: Mapping[str, Any]) -> Value:
-    within = row.get("within_guard")
-    return Value(ABSENT if within is None else "within" if within else "exceeded")
-
-
-def _ratio(row: Mapping[str, Any]) -> Value:
-    base, steered = number(row.get("base")), number(row.get("steered"))
-    return numeric(steered / base if base and steered is not None else None)
-
-
-_LAYER = (TableColumn("layer"), _number("layer", digits=9))
-_COEFFICIENT = (TableColumn("coefficient"), _number("coefficient", digits=6))
-_EFFECT = _aligned("effect", "effect", signed=True)
-_DAMAGE = (TableColumn("KL, nats a token"), _number("damage"))
+_LAYER = _count("layer", "layer")
+_COEFFICIENT = TableColumn("coefficient", "coefficient", digits=6)
+_EFFECT = _change("effect", "effect")
+_DAMAGE = TableColumn("KL, nats a token", "damage")
 _PERPLEXITY = _aligned("perplexity", "perplexity")
-_GUARD = (TableColumn("guard", numeric=False), _guard)
-_TOKEN = (TableColumn("token", numeric=False), token_of)
-_BASE = (TableColumn("base"), _number("base"))
-_STEERED = (TableColumn("steered"), _number("steered"))
+_GUARD = _text("guard", "guard")
+_TOKEN = _text("token", "token")
+_BASE = TableColumn("base", "base")
+_STEERED = TableColumn("steered", "steered")
 
 
-def controls_table(sweep: Mapping[str, Any]) -> Table | None:
-    return table_of(
-        "report",
+def _report(sweep: Mapping[str, Any]) -> _Rows:
+    rows = rows_of(sweep, "report")
+    return [{**row, "guard": _guard(row), "marked": row.get("kind") == "recommended"} for row in rows]
+
+
+def _guard(row: Mapping[str, Any]) -> str:
+    within = row.get("within_guard")
+    return ABSENT if within is None else "within" if within else "exceeded"
+
+
+def _grid(sweep: Mapping[str, Any]) -> _Rows:
+    cell = recommended_cell(sweep)
+    front = set(map(place_of, rows_of(sweep, "pareto")))
+    rows = []
+    for row in rows_of(sweep, "grid"):
+        here = cell is not None and place_of(row) == cell
+        mark = ", ".join([*["recommended"] * here, *["Pareto front"] * (place_of(row) in front)])
+        rows.append({**row, "guard": _guard(row), "mark": mark, "marked": here})
+    return rows
+
+
+def _behaviours(sweep: Mapping[str, Any]) -> _Rows:
+    def change(row: Mapping[str, Any]) -> float | None:
+        base, steered = number(row.get("base")), number(row.get("steered"))
+        return None if base is None or steered is None else steered - base
+
+    return [{**row, "change": change(row)} for row in rows_of(sweep, "behaviours")]
+
+
+def _shown_tokens(rows: _Rows) -> _Rows:
+    return [{**row, "token": visible_token(row.get("token", ""), 80)} for row in rows]
+
+
+def _kl_tokens(sweep: Mapping[str, Any]) -> _Rows:
+    def ratio(row: Mapping[str, Any]) -> float | None:
+        base, steered = number(row.get("base")), number(row.get("steered"))
+        return steered / base if base and steered is not None else None
+
+    return [{**row, "ratio": ratio(row)} for row in _shown_tokens(rows_of(sweep, "kl_tokens"))]
+
+
+def _layers(sweep: Mapping[str, Any]) -> _Rows:
+    geometry = part_of(sweep, "geometry")
+    clouds = part_of(geometry, "pca")
+    rows = []
+    for layer, separation in zip(geometry.get("layers", []), geometry.get("separation", []), strict=True):
+        explained = part_of(clouds, str(layer)).get("explained", [])
+        rows.append({"layer": layer, "separation": separation, **{f"pc{i}": part for i, part in enumerate(explained)}})
+    return rows
+
+
+def _timings(sweep: Mapping[str, Any]) -> _Rows:
+    return [{"name": name, "seconds": seconds} for name, seconds in part_of(sweep, "timings").items()]
+
+
+_TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], _Rows], list[TableColumn]]] = {
+    "report": (
         "On the pairs kept for the report; effects are changes against the base",
-        rows_of(sweep, "report"),
+        _report,
         [
-            (TableColumn("what", numeric=False), lambda row: Value(str(row.get("name", "")))),
+            _text("what", "name"),
             _LAYER,
             _COEFFICIENT,
             _aligned("value", "value"),
             _EFFECT,
-            _aligned("95 % from", "low", signed=True),
-            _aligned("to", "high", signed=True),
+            _change("95 % from", "low"),
+            _change("to", "high"),
             _DAMAGE,
             _PERPLEXITY,
             _GUARD,
         ],
-        lambda row: row.get("kind") == "recommended",
-    )
-
-
-def grid_table(sweep: Mapping[str, Any]) -> Table | None:
-    cell = recommended_cell(sweep)
-    front = set(map(place_of, rows_of(sweep, "pareto")))
-
-    def here(row: Mapping[str, Any]) -> bool:
-        return cell is not None and place_of(row) == cell
-
-    def mark(row: Mapping[str, Any]) -> Value:
-        return Value(", ".join([*["recommended"] * here(row), *["Pareto front"] * (place_of(row) in front)]))
-
-    return table_of(
-        "grid",
+    ),
+    "grid": (
         "Every cell of the grid, measured on the choosing pairs",
-        rows_of(sweep, "grid"),
+        _grid,
         [
             _LAYER,
             _COEFFICIENT,
             _EFFECT,
-            _aligned("95 % from", "effect_low", signed=True),
-            _aligned("to", "effect_high", signed=True),
+            _change("95 % from", "effect_low"),
+            _change("to", "effect_high"),
             _aligned("value", "steered"),
             _DAMAGE,
             _PERPLEXITY,
@@ -92,61 +117,54 @@ def grid_table(sweep: Mapping[str, Any]) -> Table | None:
             _aligned("off-topic perplexity", "off_topic"),
             _aligned("norm added", "norm"),
             _aligned("residual norm", "residual_norm"),
-            (TableColumn("pairs"), _number("pairs", digits=9)),
+            _count("pairs", "pairs"),
             _GUARD,
-            (TableColumn("mark", numeric=False), mark),
+            _text("mark", "mark"),
         ],
-        here,
-    )
-
-
-def random_table(sweep: Mapping[str, Any]) -> Table | None:
-    return table_of(
-        "random",
+    ),
+    "random": (
         "Random vectors of equal norm, mean of their seeds",
-        rows_of(sweep, "random_grid"),
+        lambda sweep: rows_of(sweep, "random_grid"),
         [_LAYER, _COEFFICIENT, _EFFECT, _DAMAGE],
-    )
-
-
-def behaviours_table(sweep: Mapping[str, Any]) -> Table | None:
-    def change(row: Mapping[str, Any]) -> Value:
-        base, steered = number(row.get("base")), number(row.get("steered"))
-        return numeric(None if base is None or steered is None else steered - base)
-
-    return table_of(
-        "behaviours",
+    ),
+    "behaviours": (
         "By behaviour, at the recommended cell",
-        rows_of(sweep, "behaviours"),
+        _behaviours,
         [
-            (TableColumn("behaviour", numeric=False), lambda row: Value(str(row.get("name", "")))),
-            (TableColumn("pairs"), _number("pairs", digits=9)),
+            _text("behaviour", "name"),
+            _count("pairs", "pairs"),
             _aligned("base", "base"),
             _aligned("steered", "steered"),
-            (TableColumn("change", places=True, signed=True), change),
+            _change("change", "change"),
         ],
-    )
-
-
-def kl_table(sweep: Mapping[str, Any]) -> Table | None:
-    return table_of(
-        "kl-tokens",
+    ),
+    "kl-tokens": (
         "Tokens that contribute most to the KL divergence on neutral text",
-        rows_of(sweep, "kl_tokens"),
-        [_TOKEN, (TableColumn("nats"), _number("contribution")), _BASE, _STEERED, (TableColumn("ratio"), _ratio)],
-    )
+        _kl_tokens,
+        [_TOKEN, TableColumn("nats", "contribution"), _BASE, _STEERED, TableColumn("ratio", "ratio")],
+    ),
+    "layers": (
+        "Separation of the two sides, and the share of variance that a principal component explains",
+        _layers,
+        [_LAYER, _aligned("separation d′", "separation"), _aligned("PC 1", "pc0"), _aligned("PC 2", "pc1")],
+    ),
+    "timings": ("Seconds", _timings, [_text("part", "name"), TableColumn("seconds", "seconds")]),
+}
+
+
+def sweep_table(sweep: Mapping[str, Any], name: str) -> Table | None:
+    """The table of that name; None where the sweep has no rows of it."""
+    caption, rows, columns = _TABLES[name]
+    return table_of(name, caption, rows(sweep), columns)
 
 
 def shifted_tables(sweep: Mapping[str, Any]) -> list[tuple[str, Table]]:
     """(prompt, table) of every prompt."""
+    columns = [_TOKEN, _BASE, _STEERED, _change("log ratio, nats", "log_ratio")]
     tables = []
     for place, entry in enumerate(rows_of(sweep, "shifted")):
-        table = table_of(
-            f"shifted-{place}",
-            "Probability of the next token",
-            rows_of(entry, "tokens"),
-            [_TOKEN, _BASE, _STEERED, _aligned("log ratio, nats", "log_ratio", signed=True)],
-        )
+        rows = _shown_tokens(rows_of(entry, "tokens"))
+        table = table_of(f"shifted-{place}", "Probability of the next token", rows, columns)
         if table is not None:
             tables.append((str(entry.get("prompt", "")), table))
     return tables
@@ -154,93 +172,54 @@ def shifted_tables(sweep: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 def generation_table(place: int, entry: Mapping[str, Any]) -> Table | None:
     """What was counted in one prompt's generations."""
-    variants = rows_of(entry, "variants")
-    words = list(dict.fromkeys(word for variant in variants for word in part_of(variant, "words")))
+    rows = [
+        {**variant, **{f"word {word}": count for word, count in part_of(variant, "words").items()}}
+        for variant in rows_of(entry, "variants")
+    ]
+    words = dict.fromkeys(word for variant in rows_of(entry, "variants") for word in part_of(variant, "words"))
     return table_of(
         f"generations-{place}",
         "Share of distinct words and pairs of words, share of repetition, and words counted",
-        variants,
-        [
-            (TableColumn("variant", numeric=False), lambda row: Value(str(row.get("name", "")))),
-            (TableColumn("distinct-1"), _number("distinct_1")),
-            (TableColumn("distinct-2"), _number("distinct_2")),
-            (TableColumn("repetition"), _number("repetition")),
-            *[(TableColumn(f"“{visible_token(word, 40)}”"), _counted(word)) for word in words],
-        ],
-    )
-
-
-def _counted(word: str) -> Read:
-    return lambda row: numeric(part_of(row, "words").get(word), digits=9)
-
-
-def layers_table(sweep: Mapping[str, Any]) -> Table | None:
-    geometry = part_of(sweep, "geometry")
-    clouds = part_of(geometry, "pca")
-    rows = []
-    layers = geometry.get("layers") or []
-    separations = geometry.get("separation") or []
-    for place, layer in enumerate(layers):
-        explained = part_of(clouds, str(layer)).get("explained") or []
-        separation = separations[place] if place < len(separations) else None
-        rows.append({"layer": layer, "separation": separation, **{f"pc{i}": part for i, part in enumerate(explained)}})
-    return table_of(
-        "layers",
-        "Separation of the two sides, and the share of variance that a principal component explains",
         rows,
         [
-            _LAYER,
-            _aligned("separation d′", "separation"),
-            _aligned("PC 1", "pc0"),
-            _aligned("PC 2", "pc1"),
+            _text("variant", "name"),
+            TableColumn("distinct-1", "distinct_1"),
+            TableColumn("distinct-2", "distinct_2"),
+            TableColumn("repetition", "repetition"),
+            *[_count(f"“{visible_token(word, 40)}”", f"word {word}") for word in words],
         ],
     )
 
 
 def cosine_table(sweep: Mapping[str, Any]) -> Table | None:
     geometry = part_of(sweep, "geometry")
-    layers, cosines = geometry.get("layers") or [], geometry.get("cosine") or []
-    if len(layers) < 2 or len(cosines) != len(layers):
+    layers, cosines = geometry.get("layers", []), geometry.get("cosine", [])
+    if len(layers) < 2:
         return None
+    beside = [str(layer) for layer in layers]
     rows = [
-        TableRow([numeric(layer, digits=9), *[Value(fixed(value, 2, signed=False), number(value)) for value in line]])
-        for layer, line in zip(layers, cosines, strict=True)
+        {"layer": layer, **dict(zip(beside, line, strict=True))} for layer, line in zip(layers, cosines, strict=True)
     ]
-    return Table(
-        "cosine", "Cosine similarity", [TableColumn("layer"), *[TableColumn(str(layer)) for layer in layers]], rows
+    return table_of(
+        "cosine", "Cosine similarity", rows, [_LAYER, *[TableColumn(name, name, places=2) for name in beside]]
     )
 
 
-def changes_table(place: int, tokens: Sequence[tuple[str, float | None]]) -> Table:
+def changes_table(place: int, tokens: Sequence[tuple[str, float | None]]) -> Table | None:
     """One text's tokens by place; the ratio is that of the probabilities."""
     rows = [
-        TableRow(
-            [
-                numeric(index + 1, digits=9),
-                Value(visible_token(token, 80)),
-                numeric(change, signed=True),
-                numeric(None if change is None else math.exp(min(change, 700.0))),
-            ]
-        )
-        for index, (token, change) in enumerate(tokens)
+        {
+            "place": index,
+            "token": token,
+            "change": change,
+            "ratio": None if change is None else math.exp(min(change, 700.0)),
+        }
+        for index, (token, change) in enumerate(tokens, 1)
     ]
     columns = [
-        TableColumn("place"),
-        TableColumn("token", numeric=False),
-        TableColumn("change, nats"),
-        TableColumn("ratio"),
+        _count("place", "place"),
+        _TOKEN,
+        TableColumn("change, nats", "change", signed=True),
+        TableColumn("ratio", "ratio"),
     ]
-    return Table(f"changes-{place}", "Change of each token's log-probability", columns, rows)
-
-
-def timings_table(sweep: Mapping[str, Any]) -> Table | None:
-    timings = part_of(sweep, "timings")
-    return table_of(
-        "timings",
-        "Seconds",
-        [{"name": name, "seconds": seconds} for name, seconds in timings.items()],
-        [
-            (TableColumn("part", numeric=False), lambda row: Value(str(row["name"]))),
-            (TableColumn("seconds"), _number("seconds")),
-        ],
-    )
+    return table_of(f"changes-{place}", "Change of each token's log-probability", _shown_tokens(rows), columns)
