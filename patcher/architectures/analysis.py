@@ -35,13 +35,13 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class BiasSlot:
-    """A parameter of block ``layer`` whose content reaches the residual stream as a constant.
+class Slot:
+    """A parameter whose content reaches the residual stream after block ``layer`` as a constant.
 
     Attributes:
-        layer: 0-based block index.
+        layer: 0-based block index; -1 for the residual stream that enters block 0.
         parameter: its full name in the causal LM class.
-        shape: [hidden], or [experts, hidden] where every expert must carry the vector.
+        shape: [hidden], or [rows, hidden] where every row (of an embedding, of experts) must carry the vector.
         factor: residual gain per unit of the slot.
         flags: config keys that must be set for the class to create it; empty where it is always there.
         created: every parameter that those flags create in the whole model, with its shape; of tied ones the first.
@@ -120,7 +120,7 @@ class Architecture:
         """How many of the stock stacks load this architecture at all."""
         return sum(support != "no" for support in self.loads.values())
 
-    def stacks_of(self, slots: Iterable[BiasSlot]) -> Mapping[str, str]:
+    def stacks_of(self, slots: Iterable[Slot]) -> Mapping[str, str]:
         """Which stacks read these slots, that the class has in any case.
 
         The registry says it of the MLP's bias; any other (a norm's) is read by whoever loads the architecture at all.
@@ -129,11 +129,11 @@ class Architecture:
         of_mlp = all(slot.parameter.removeprefix(f"{self.blocks}.{slot.layer}.") in stated for slot in slots)
         return self.stacks if of_mlp else self.loads
 
-    def native_slot(self, layer: int) -> tuple[BiasSlot | None, str]:
+    def native_slot(self, layer: int) -> tuple[Slot | None, str]:
         """The slot that the class has under its own config, or None and why not."""
         return self._first_slot(layer, {})
 
-    def flagged_slot(self, layer: int) -> tuple[BiasSlot | None, str]:
+    def flagged_slot(self, layer: int) -> tuple[Slot | None, str]:
         """The slot that config flags can create, or None and why not. The fewest flags win."""
         why = "the class has no config flag that creates an MLP output bias"
         for flags in self._flag_choices():
@@ -146,7 +146,7 @@ class Architecture:
                 why = f"`{names}`: {reason}"
         return None, why
 
-    def attention_slot(self, layer: int) -> tuple[BiasSlot | None, str]:
+    def attention_slot(self, layer: int) -> tuple[Slot | None, str]:
         """An attention output bias that shifts the residual stream by a constant, or None and why not."""
         flags: list[dict[str, Any]] = [{}]
         flags += [{name: True} for name, value in vars(self.config).items() if value is False and "bias" in name]
@@ -174,7 +174,7 @@ class Architecture:
     def _differs(self, name: str, value: Any) -> bool:
         return bool(getattr(self.config, name, None) != value)
 
-    def _first_slot(self, layer: int, flags: dict[str, Any], *, attention: bool = False) -> tuple[BiasSlot | None, str]:
+    def _first_slot(self, layer: int, flags: dict[str, Any], *, attention: bool = False) -> tuple[Slot | None, str]:
         also = dict(self.row.also) if self.row is not None and flags else {}
         if flags and (refused := self._why_refused({**flags, **also})) is not None:
             return None, f"transformers does not load a config with {', '.join(flags)}: {refused}"
@@ -188,7 +188,7 @@ class Architecture:
                 reasons.append(f"`{slot_name}` is one tensor that several blocks share")
                 continue
             result = self.probe(layer, slot_name, flags)
-            stated = self._stated_factor(self.config)
+            stated = self.stated_factor(self.config)
             if not (result.constant and stated is not None and self._agrees(result, layer, flags)):
                 why = result.reason or f"its factor is {result.factor:.4g}, and the registry has no rule for it"
                 reasons.append(f"`{slot_name}` is no constant shift of the residual stream: {why}")
@@ -204,11 +204,12 @@ class Architecture:
             created = {
                 name: shape for name, shape in shapes.items() if name not in self.parameters and name not in aliases
             }
-            return BiasSlot(layer, parameter, shapes[parameter], stated, {**flags, **also}, created), ""
+            return Slot(layer, parameter, shapes[parameter], stated, {**flags, **also}, created), ""
         none = f"the class creates no bias after this block's {'attention' if attention else 'MLP'}"
         return None, max(reasons, key=lambda reason: "not causal" in reason) if reasons else none
 
-    def _stated_factor(self, config: Any) -> float | None:
+    def stated_factor(self, config: Any) -> float | None:
+        """Residual gain per unit of a slot under ``config``, by the row's rule; None where the rule does not fit it."""
         if self.row is None:
             return 1.0
         try:
@@ -220,7 +221,7 @@ class Architecture:
     def _agrees(self, result: ProbeResult, layer: int, flags: dict[str, Any]) -> bool:
         # The rule is tested where it can be measured, on the stand-in; then it is applied to the real config.
         tiny, _ = shrink_config(with_flags(self.config, flags), layer)
-        stated = self._stated_factor(tiny)
+        stated = self.stated_factor(tiny)
         return stated is not None and math.isclose(result.factor, stated, rel_tol=1e-3)
 
     def _why_refused(self, flags: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 Change = Callable[[torch.Tensor], torch.Tensor | None]
 """Takes the residual stream, [rows, width, hidden]; what it returns goes on in its place, None leaves it as it is."""
@@ -23,6 +24,16 @@ def block_input(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> torch.Ten
     """The residual stream among what a block is called with."""
     hidden: torch.Tensor = inputs[0] if inputs else keywords["hidden_states"]
     return hidden
+
+
+@contextlib.contextmanager
+def attached(*handles: RemovableHandle) -> Iterator[None]:
+    """Hooks that are removed at the end."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager
@@ -43,7 +54,5 @@ def residual_hook(block: nn.Module, change: Change, *, entering: bool = False) -
         handle = block.register_forward_pre_hook(before, with_kwargs=True)
     else:
         handle = block.register_forward_hook(after)
-    try:
+    with attached(handle):
         yield
-    finally:
-        handle.remove()

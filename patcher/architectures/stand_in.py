@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from patcher.architectures.model_class import causal_lm_from_config, on_meta
 from patcher.architectures.residual import residual_hook
@@ -100,16 +98,6 @@ def logits_of(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor | None = N
     mask = torch.ones_like(ids) if mask is None else mask
     logits: torch.Tensor = call(input_ids=ids, attention_mask=mask, use_cache=False, **places).logits
     return logits.float()
-
-
-@contextlib.contextmanager
-def attached(*handles: RemovableHandle) -> Iterator[None]:
-    """Hooks that are removed at the end."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def run_on(

@@ -85,6 +85,11 @@ class PatchModelError(Exception):
     def __str__(self) -> str:
         return "\n".join(problem.as_text() for problem in self.problems)
 
+    def with_remedy(self, remedy: str | None) -> PatchModelError:
+        """The same with another remedy, of the first problem alone."""
+        first = self.problems[0]
+        return type(self)(first.message, where=first.where, found=first.found, remedy=remedy, code=self.code)
+
     def as_json(self) -> dict[str, Any]:
         """The ``{"error": ...}`` object of ``--json``."""
         error: dict[str, Any] = {"code": self.code, **self.problems[0].as_json()}

@@ -19,8 +19,9 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import on_meta, quiet_transformers, submodule
+from patcher.architectures.residual import attached
 from patcher.architectures.shrink import shrink_config
-from patcher.architectures.stand_in import RandomStandIn, attached, logits_of, run_on
+from patcher.architectures.stand_in import RandomStandIn, logits_of, run_on
 from patcher.errors import CheckFailed, InputError
 from patcher.export.edits import Edits
 from patcher.routes.plan import NotApplicable

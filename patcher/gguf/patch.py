@@ -242,6 +242,4 @@ def _disk(output: Path) -> Iterator[None]:
         problem = error.problems[0]
         # There is no such option here.
         remedy = None if problem.remedy is None else problem.remedy.replace(" with --output", "")
-        raise OutsideError(
-            problem.message, where=problem.where, found=problem.found, remedy=remedy, code=error.code
-        ) from None
+        raise error.with_remedy(remedy) from None

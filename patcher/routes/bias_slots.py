@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from patcher.architectures.analysis import Architecture, BiasSlot
+from patcher.architectures.analysis import Architecture, Slot
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo, read_tensor
 from patcher.routes.disk_names import new_names, place_to_add, stored_tensors
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite, refuse_embedding
 
 
-def slots_of(find: Callable[[int], tuple[BiasSlot | None, str]], layers: Sequence[int]) -> dict[int, BiasSlot]:
+def slots_of(find: Callable[[int], tuple[Slot | None, str]], layers: Sequence[int]) -> dict[int, Slot]:
     """The slot of every layer.
 
     Raises:
@@ -31,7 +31,7 @@ def slots_of(find: Callable[[int], tuple[BiasSlot | None, str]], layers: Sequenc
 def plan_slots(
     route: str,
     architecture: Architecture,
-    slots: Mapping[int, BiasSlot],
+    slots: Mapping[int, Slot],
     checkpoint: CheckpointFolder | None,
     *,
     stacks: Mapping[str, str],
@@ -70,7 +70,7 @@ def plan_slots(
     )
 
 
-def _added(architecture: Architecture, slot: BiasSlot, stored: Mapping[str, TensorInfo] | None) -> TensorWrite:
+def _added(architecture: Architecture, slot: Slot, stored: Mapping[str, TensorInfo] | None) -> TensorWrite:
     """An addition to the existing bias: added in fp32, rounded once."""
     try:
         name, dtype = place_to_add(slot.parameter, slot.shape, architecture, stored)
@@ -85,7 +85,7 @@ def _added(architecture: Architecture, slot: BiasSlot, stored: Mapping[str, Tens
 def _created(
     architecture: Architecture,
     created: Mapping[str, tuple[int, ...]],
-    slots: Iterable[BiasSlot],
+    slots: Iterable[Slot],
     stored: Mapping[str, TensorInfo] | None,
 ) -> list[TensorWrite]:
     """The biases that carry the vectors, and zeros for all others that the flags create.

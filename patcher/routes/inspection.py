@@ -153,8 +153,7 @@ def _find(model: str, *, trust_remote_code: bool) -> tuple[Any, CheckpointFolder
     try:
         found = locate(model, recipe_folder=Path.cwd(), where="MODEL")
     except InputError as error:
-        problem = error.problems[0]
-        raise InputError(problem.message, where=problem.where, found=problem.found, remedy=WHAT_MODEL) from None
+        raise error.with_remedy(WHAT_MODEL) from None
     if not isinstance(found, Path):
         folder = _fetched(*found, code=trust_remote_code)
         return read_config(folder, trust_remote_code=trust_remote_code), None
@@ -179,9 +178,7 @@ def _fetched(name: str, revision: str | None, *, code: bool) -> Path:
         )  # fmt: skip
         problem = error.problems[0]
         remedy = f"{problem.remedy}; {meant}" if problem.remedy else meant
-        raise type(error)(
-            problem.message, where=problem.where, found=problem.found, remedy=remedy, code=error.code
-        ) from None
+        raise error.with_remedy(remedy) from None
 
 
 def _plain(name: str) -> str:

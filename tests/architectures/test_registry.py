@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import patcher.architectures.analysis as analysis
-from patcher.architectures.analysis import Architecture, BiasSlot
+from patcher.architectures.analysis import Architecture, Slot
 from patcher.architectures.config_keys import block_count
 from patcher.architectures.model_class import (
     causal_lm_from_config,
@@ -70,7 +70,7 @@ def block_kinds(architecture: Architecture) -> dict[tuple[str, ...], int]:
     return kinds
 
 
-def steered_and_hooked(config: Any, slot: BiasSlot, blocks: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def steered_and_hooked(config: Any, slot: Slot, blocks: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits of a small random model that carries a vector in the slot, of the same model under a hook, and of neither.
 
     This shares no code with the probe: another seed, every tensor disturbed, the vector divided by the factor.
@@ -106,7 +106,7 @@ def steered_and_hooked(config: Any, slot: BiasSlot, blocks: str) -> tuple[torch.
     return logits(), hooked, plain
 
 
-def assert_steers(config: Any, slot: BiasSlot, blocks: str, advice: str) -> None:
+def assert_steers(config: Any, slot: Slot, blocks: str, advice: str) -> None:
     steered, hooked, plain = steered_and_hooked(config, slot, blocks)
     assert torch.isfinite(steered).all()
     effect = float((hooked - plain).abs().max())
@@ -143,7 +143,7 @@ def test_the_file_is_sorted_and_has_no_unknown_keys() -> None:
 
 
 @functools.cache
-def slots_of(model_type: str) -> tuple[Architecture, Any, list[BiasSlot]]:
+def slots_of(model_type: str) -> tuple[Architecture, Any, list[Slot]]:
     """What the registry's row finds, one slot for each kind of block of the default config."""
     skip_if_too_old(model_type)
     config = default_config(model_type)
@@ -194,7 +194,7 @@ def test_every_slot_of_the_row_is_used_by_some_block(model_type: str) -> None:
     assert used == set(row.slots), f"no kind of block of `{model_type}` uses {sorted(set(row.slots) - used)}; remove it"
 
 
-def _own_flags(slot: BiasSlot, row: ModelTypeRow) -> dict[str, Any]:
+def _own_flags(slot: Slot, row: ModelTypeRow) -> dict[str, Any]:
     return {name: value for name, value in slot.flags.items() if name not in row.also}
 
 

@@ -1,4 +1,4 @@
-"""How the tensors of an inserted block are called and shaped on disk, and what each of them holds."""
+"""What blocks are called on disk, and the inserted ones' tensors there: their names, shapes and contents."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import as_saved, submodule
+from patcher.checkpoint.folder import CheckpointFolder
+from patcher.checkpoint.safetensors_file import TensorInfo
+from patcher.routes.carrier.choice import Choice
 from patcher.routes.carrier.fills import Fill, matches
 from patcher.routes.carrier.insertion import CannotInsert
 from patcher.routes.carrier.probe import Form
 from patcher.routes.carrier.trial import InsertionTrial
+from patcher.routes.disk_names import stored_tensors
+from patcher.routes.plan import NotApplicable
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MOST_EXPERTS = 4096
@@ -124,3 +130,53 @@ def _contents(trial: InsertionTrial, form: Form) -> dict[str, tuple[str, bool, F
         if found.setdefault(key, (parameter, per_expert, fill)) != (parameter, per_expert, fill):
             raise CannotInsert(f"experts hold different contents (`{name}`)")
     return found
+
+
+class CarrierNames:
+    """Names on disk: the base's blocks as this checkpoint calls them, or as the class would save them."""
+
+    def __init__(self, architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> None:
+        self.architecture, self.choice = architecture, choice
+        self.stored = stored_tensors(checkpoint)
+        self.saved = saved_block(choice.base, architecture.blocks, 0)[0]
+        self.prefix = self._prefix()
+        self.blocks = self._blocks()
+
+    def _prefix(self) -> str:
+        bare = self.architecture.base_prefix + "."
+        found = []
+        for prefix in dict.fromkeys((self.saved, self.architecture.blocks + ".")):
+            found += [prefix, prefix.removeprefix(bare), bare + prefix]
+        if self.stored is None:
+            return self.saved
+        for prefix in found:
+            if any(name.startswith(f"{prefix}0.") for name in self.stored):
+                return prefix
+        raise NotApplicable("the checkpoint stores its blocks under names that the class does not know")
+
+    def _blocks(self) -> dict[int, dict[str, TensorInfo | None]]:
+        """Index -> name after it -> what is stored there."""
+        found: dict[int, dict[str, TensorInfo | None]] = {}
+        if self.stored is None:
+            for block in range(self.choice.insertion.count):
+                found[block] = dict.fromkeys(saved_block(self.choice.base, self.architecture.blocks, block)[1])
+            return found
+        for name, info in self.stored.items():
+            index, _, rest = name.removeprefix(self.prefix).partition(".")
+            if name.startswith(self.prefix) and index.isdigit():
+                found.setdefault(int(index), {})[rest] = info
+        return found
+
+    def moved(self) -> tuple[dict[str, str], frozenset[str]]:
+        """Names that change, and names of draft blocks, which are left out."""
+        insertion = self.choice.insertion
+        stored = [(block, f"{self.prefix}{block}.{rest}") for block, rests in self.blocks.items() for rest in rests]
+        drafts = frozenset(name for block, name in stored if block >= insertion.count)
+        copied = {name: insertion.moved_name(name, self.prefix) for _, name in stored if name not in drafts}
+        return {name: new for name, new in copied.items() if name != new}, drafts
+
+    def in_copy(self, saved_name: str) -> str:
+        """A name under which the class saves a tensor, in this checkpoint's spelling."""
+        if saved_name.startswith(self.saved):
+            return self.prefix + saved_name.removeprefix(self.saved)
+        return saved_name

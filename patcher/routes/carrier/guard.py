@@ -7,7 +7,6 @@ Such are a sliding window in every sixth block, keys and values that are shared,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -66,7 +65,7 @@ def block_kinds(model: nn.Module, blocks: str) -> list[Any]:
         found.append(tuple(
             (path, type(module).__qualname__, name, repr(value))
             for path, module in block.named_modules()
-            for name, value in (*_tensors(module), *_attributes(module))
+            for name, value in _facts(module).items()
             if not _INDEX.search(name)
         ))  # fmt: skip
     return found
@@ -91,9 +90,7 @@ def _difference(
         other = after[path]
         if type(module) is not type(other):
             return f"{path or 'its class'} is a {type(other).__name__}"
-        one, two = dict(_tensors(module)), dict(_tensors(other))
-        one.update(_attributes(module))
-        two.update(_attributes(other))
+        one, two = _facts(module), _facts(other)
         for name in sorted(one.keys() | two.keys()):
             full = f"{path}.{name}".strip(".")
             if name in one and name in two and full in fixed and one[name] == two[name]:
@@ -108,7 +105,7 @@ def _fixed(blocks: nn.ModuleList) -> frozenset[str]:
     seen: dict[str, list[int]] = {}
     for block in blocks:
         for path, module in block.named_modules():
-            for name, value in _attributes(module):
+            for name, value in _facts(module).items():
                 if isinstance(value, int) and _INDEX.search(name):
                     seen.setdefault(f"{path}.{name}".strip("."), []).append(value)
     return frozenset(name for name, values in seen.items() if len(set(values)) == 1 and len(values) == len(blocks) > 1)
@@ -138,21 +135,22 @@ def _same(name: str, old: Any, new: Any, insertion: Insertion, block: int | None
     return False
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-        yield name, tuple(parameter.shape)
+def _facts(module: nn.Module) -> dict[str, Any]:
+    """What a module itself holds: shapes of tensors, functions by their names, and plain values."""
+    facts: dict[str, Any] = {
+        name: tuple(parameter.shape)
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    }
     for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-        yield name, ("buffer", *buffer.shape)
-
-
-def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+        facts[name] = ("buffer", *buffer.shape)
     for name, value in vars(module).items():
         if name.startswith("_") or name == "training":
             continue
         if callable(value) and hasattr(value, "__qualname__"):
-            yield name, value.__qualname__
+            facts[name] = value.__qualname__
         elif _is_simple(value):
-            yield name, value
+            facts[name] = value
+    return facts
 
 
 def _is_simple(value: Any) -> bool:

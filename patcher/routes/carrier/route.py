@@ -14,10 +14,9 @@ from patcher.architectures.model_class import quiet_transformers, saved_names
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.carrier.choice import Choice, choose_insertion
-from patcher.routes.carrier.disk import DiskTensor, class_tensors, disk_tensors, saved_block
+from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
 from patcher.routes.carrier.fills import content, right_of
 from patcher.routes.carrier.insertion import DRAFT_COUNT
-from patcher.routes.carrier.names import CarrierNames
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM

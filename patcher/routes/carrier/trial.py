@@ -15,8 +15,9 @@ from torch import nn
 
 from patcher.architectures.config_keys import EXPERTS, EXPERTS_PER_TOKEN, block_count, whole_number
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
+from patcher.architectures.residual import attached
 from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, kept_layers, shrink_config
-from patcher.architectures.stand_in import RandomStandIn, attached, build_stand_in, logits_of, run_on
+from patcher.architectures.stand_in import RandomStandIn, build_stand_in, logits_of, run_on
 from patcher.routes.carrier.fills import Fill, content
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 

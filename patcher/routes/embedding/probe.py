@@ -7,18 +7,19 @@ where it is tied). The same vector is added to every row of one, on a tiny rando
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from patcher.architectures.analysis import Architecture
+from patcher.architectures.analysis import Architecture, Slot
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers, submodule, with_flags
 from patcher.architectures.probe import TOLERANCE
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import FAILURES, RandomStandIn, apart, run_on
+from patcher.capture.forward import EMBEDDING
 from patcher.errors import first_line
+from patcher.routes.plan import NotApplicable
 
 UNTIED = {"tie_word_embeddings": False}
 
@@ -26,42 +27,19 @@ ELSEWHERE = 3e-5
 """Of the largest logit. Zamba's blocks read the embedding a second time, which moves a random model by 1e-4."""
 
 
-@dataclass(frozen=True)
-class EmbeddingSlot:
-    """A parameter that holds an edit before block 0.
+def find_embedding_slot(architecture: Architecture) -> tuple[Slot | None, str]:
+    """The first slot in front of block 0, or None and why there is none.
 
-    Attributes:
-        parameter: its name in the class.
-        shape: [hidden], or [rows, hidden] where every row holds the vector.
-        factor: residual gain per unit.
-        untied_from: the output head's weight that must be stored on its own; None where nothing is tied.
+    Where it is tied to the output head, the slot's flags untie them, and they create the head.
     """
-
-    parameter: str
-    shape: tuple[int, ...]
-    factor: float
-    untied_from: str | None = None
-
-
-def find_embedding_slot(architecture: Architecture) -> tuple[EmbeddingSlot | None, str]:
-    """The first slot in front of block 0, or None and why there is none."""
-    tiny, _ = shrink_config(architecture.config, 0)
     reason = "no parameter in front of block 0 is as wide as the residual stream"
     for parameter, shape in _candidates(architecture):
-        heads = [alias for alias, owner in architecture.aliases.items() if owner == parameter]
-        if len(heads) > 1:
-            reason = f"`{parameter}` is tied to {len(heads)} others"
-            continue
-        changes = UNTIED if heads else {}
-        if heads and not hasattr(architecture.config, "tie_word_embeddings"):
-            reason = f"`{parameter}` is tied to `{heads[0]}`, and no config key unties them"
-            continue
-        measured, why = _measure(tiny, architecture, parameter, changes)
-        factor = None if measured is None else _stated(measured, tiny, architecture.config)
-        if factor is None:
-            reason = f"`{parameter}`: " + (why or f"its factor is {measured:.4g}, and no rule gives it")
-            continue
-        return EmbeddingSlot(parameter, shape, factor, heads[0] if heads else None), ""
+        try:
+            heads = [alias for alias, owner in architecture.aliases.items() if owner == parameter]
+            factor = _factor(architecture, parameter, heads)
+            return Slot(EMBEDDING, parameter, shape, factor, UNTIED if heads else {}, dict.fromkeys(heads, shape)), ""
+        except NotApplicable as finding:
+            reason = f"`{parameter}`{finding}"
     return None, reason
 
 
@@ -78,14 +56,19 @@ def _candidates(architecture: Architecture) -> Iterator[tuple[str, tuple[int, ..
     yield from sorted(tables, key=lambda item: (item[1][0] == architecture.config.vocab_size, item[1][0]))
 
 
-def _measure(
-    tiny: Any, architecture: Architecture, parameter: str, changes: Mapping[str, Any]
-) -> tuple[float | None, str]:
+def _factor(architecture: Architecture, parameter: str, heads: Sequence[str]) -> float:
+    """What the residual stream that enters block 0 gains per unit of the parameter, under the real config."""
+    if len(heads) > 1:
+        raise NotApplicable(f" is tied to {len(heads)} others")
+    if heads and not hasattr(architecture.config, "tie_word_embeddings"):
+        raise NotApplicable(f" is tied to `{heads[0]}`, and no config key unties them")
+    tiny, _ = shrink_config(architecture.config, 0)
     try:
-        stand_in = RandomStandIn.of(with_flags(tiny, changes), trust_remote_code=architecture.trust_remote_code)
+        changed = with_flags(tiny, UNTIED if heads else {})
+        stand_in = RandomStandIn.of(changed, trust_remote_code=architecture.trust_remote_code)
         model, ids = stand_in.model, stand_in.ids
-        if changes and parameter in parameter_aliases(model).values():
-            return None, "the class ties it whatever the config says"
+        if heads and parameter in parameter_aliases(model).values():
+            raise NotApplicable(": the class ties it whatever the config says")
         block = submodule(model, f"{architecture.blocks}.0")
         slot = dict(model.named_parameters())[parameter]
         vector = stand_in.random(slot.shape[-1])
@@ -96,19 +79,22 @@ def _measure(
             slot.sub_(vector)
             gain = after - before
             if gain.shape[-1] != len(vector):
-                return None, "it is not as wide as the residual stream"
+                raise NotApplicable(": it is not as wide as the residual stream")
             factor = float((gain * vector).sum() / (vector @ vector) / gain[..., 0].numel())
             _, hooked = run_on(model, block, ids, add=factor * vector, entering=True)
     except FAILURES as error:
-        return None, f"the probe could not run on a stand-in ({first_line(error)})"
+        raise NotApplicable(f": the probe could not run on a stand-in ({first_line(error)})") from None
     if abs(factor) < 1e-6:
-        return None, "it does not reach the residual stream that enters block 0"
+        raise NotApplicable(": it does not reach the residual stream that enters block 0")
     off = float((gain - factor * vector).abs().max()) / (abs(factor) * float(vector.abs().max()))
     if not off <= TOLERANCE:
-        return None, f"what enters block 0 does not gain a constant (off by {off:.0%} of the vector)"
+        raise NotApplicable(f": what enters block 0 does not gain a constant (off by {off:.0%} of the vector)")
     if not apart(logits, hooked) <= ELSEWHERE:
-        return None, "it is used elsewhere as well"
-    return factor, ""
+        raise NotApplicable(": it is used elsewhere as well")
+    stated = _stated(factor, tiny, architecture.config)
+    if stated is None:
+        raise NotApplicable(f": its factor is {factor:.4g}, and no rule gives it")
+    return stated
 
 
 def _stated(measured: float, tiny: Any, real: Any) -> float | None:

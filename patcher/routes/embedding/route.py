@@ -9,7 +9,7 @@ from patcher.capture.forward import EMBEDDING
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS
 from patcher.routes.disk_names import place_to_add, stored_tensors
-from patcher.routes.embedding.probe import UNTIED, find_embedding_slot
+from patcher.routes.embedding.probe import find_embedding_slot
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite
 from patcher.routes.route import Route
 from patcher.stacks.names import TRANSFORMERS_ALONE
@@ -34,20 +34,19 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
     # Rows differ, so in half precision each would round the vector another way: they are written in fp32.
     wide = "F32" if dtype in FLOATS else dtype
     tensors = [TensorWrite(name, slot.parameter, "added", EMBEDDING, slot.factor, slot.shape, wide)]
-    if slot.untied_from is not None:
-        head = architecture.saved_names([slot.untied_from])[slot.untied_from]
-        holds = f"a copy of `{name}`, which the base ties to it"
-        tensors.append(TensorWrite.beside(head, slot.untied_from, slot.shape, dtype, lambda read: read(name), holds))
+    holds = f"a copy of `{name}`, which the base ties to it"
+    for head, saved in architecture.saved_names(slot.created).items():
+        tensors.append(TensorWrite.beside(saved, head, slot.shape, dtype, lambda read: read(name), holds))
     return Plan(
         route=NAME,
         architecture=architecture.class_name,
         blocks=architecture.blocks,
-        sites={EMBEDDING: slot.parameter.rpartition(".")[0]},
+        sites={EMBEDDING: slot.site},
         tensors=tuple(tensors),
         # Whether another stack takes a head of its own for this class has not been measured.
-        stacks=architecture.loads if slot.untied_from is None else TRANSFORMERS_ALONE,
+        stacks=TRANSFORMERS_ALONE if slot.created else architecture.loads,
         reason=f"`{slot.parameter}` is part of what enters block 0, and a probe found it a constant shift",
-        config_changes=UNTIED if slot.untied_from is not None else {},
+        config_changes=slot.flags,
     )
 
 

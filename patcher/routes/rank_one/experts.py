@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from patcher.architectures.stand_in import attached
+from patcher.architectures.residual import attached
 
 
 def outer(left: torch.Tensor, right: torch.Tensor, transposed: bool) -> torch.Tensor:

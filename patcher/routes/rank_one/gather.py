@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from patcher.architectures.residual import block_output
-from patcher.architectures.stand_in import attached
+from patcher.architectures.residual import attached, block_output
 from patcher.errors import InputError
 from patcher.routes.rank_one.experts import RoutedCall, expert_inputs, watch_routing
 from patcher.routes.rank_one.norm import NormResponse

@@ -18,8 +18,9 @@ from torch import nn
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers, submodule
 from patcher.architectures.probe import TOLERANCE
+from patcher.architectures.residual import attached
 from patcher.architectures.shrink import shrink_config
-from patcher.architectures.stand_in import FAILURES, RandomStandIn, apart, attached, run_on
+from patcher.architectures.stand_in import FAILURES, RandomStandIn, apart, run_on
 from patcher.errors import first_line
 from patcher.routes.plan import NotApplicable
 from patcher.routes.rank_one.experts import RoutedCall, expert_inputs, outer, watch_routing
@@ -89,13 +90,8 @@ def _real_factor(architecture: Architecture, tiny: Any, measured: float) -> floa
     """The factor under the real config, by the rule that the stand-in was seen to follow."""
     if abs(measured - 1) <= TOLERANCE:
         return 1.0
-    if architecture.row is None:
-        return None
-    try:
-        stated, real = architecture.row.factor(tiny), architecture.row.factor(architecture.config)
-    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError):
-        return None
-    return real if abs(measured / stated - 1) <= TOLERANCE else None
+    stated, real = (architecture.stated_factor(config) for config in (tiny, architecture.config))
+    return real if stated is not None and abs(measured / stated - 1) <= TOLERANCE else None
 
 
 class _Probed:

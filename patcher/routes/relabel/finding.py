@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patcher.architectures.analysis import Architecture, BiasSlot
+from patcher.architectures.analysis import Architecture, Slot
 from patcher.errors import InputError
 from patcher.routes.bias_slots import slots_of
 from patcher.routes.plan import NotApplicable
@@ -41,7 +41,7 @@ class Relabel:
     target: Architecture
     derivations: tuple[Derivation, ...]
     zeros: tuple[str, ...]
-    slots: Mapping[int, BiasSlot]
+    slots: Mapping[int, Slot]
     stacks: Mapping[str, str]
     proof: RelabelProof
 
@@ -95,7 +95,7 @@ def _relabel(
     return Relabel(row, values, target, tuple(found), tuple(missing), slots, _stacks(row, target), worst)
 
 
-def _proof(architecture: Architecture, row: Candidate, slot: BiasSlot) -> RelabelProof:
+def _proof(architecture: Architecture, row: Candidate, slot: Slot) -> RelabelProof:
     """The proof for the kind of block that ``slot`` is in; once per architecture."""
 
     def measure() -> RelabelProof | NoRelabel:

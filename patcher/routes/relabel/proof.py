@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.architectures.analysis import BiasSlot
+from patcher.architectures.analysis import Slot
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers
 from patcher.architectures.shrink import VOCABULARY, shrink_config
 from patcher.architectures.stand_in import FAILURES, build_stand_in, randomise, run_on
@@ -46,7 +46,7 @@ class RelabelProof:
     effect: float
 
 
-def prove(config: Any, row: Candidate, slot: BiasSlot) -> RelabelProof:
+def prove(config: Any, row: Candidate, slot: Slot) -> RelabelProof:
     """Compare stand-ins of the source under ``config`` and of the target, unsteered and steered at ``slot``.
 
     The prompts are longer than the stand-in's sliding window and original position range, and one is padded left.
@@ -60,7 +60,7 @@ def prove(config: Any, row: Candidate, slot: BiasSlot) -> RelabelProof:
         raise NoRelabel(f"no proof: the stand-in failed ({first_line(error)})") from error
 
 
-def _prove(config: Any, row: Candidate, slot: BiasSlot) -> RelabelProof:
+def _prove(config: Any, row: Candidate, slot: Slot) -> RelabelProof:
     tiny, layer = shrink_config(config, slot.layer)
     _shorten(tiny, config)
     generator = torch.Generator().manual_seed(0)
