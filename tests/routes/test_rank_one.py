@@ -349,7 +349,7 @@ def test_a_quantised_weight_is_refused(loaded, monkeypatch: pytest.MonkeyPatch) 
     name = f"model.layers.{base.layer}.mlp.down_proj.weight"
     stored = {**base.checkpoint.tensors, name: replace(base.checkpoint.tensors[name], dtype="I8")}
     checkpoint = CheckpointFolder(base.folder)
-    monkeypatch.setattr(checkpoint, "_tensors", stored)
+    monkeypatch.setattr(checkpoint, "tensors", stored)
     with pytest.raises(NotApplicable, match="stored as I8"):
         rank_one.plan(base.architecture, [base.layer], checkpoint)
 
