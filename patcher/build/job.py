@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 
 if TYPE_CHECKING:

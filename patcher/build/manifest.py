@@ -15,7 +15,7 @@ from patcher.checkpoint.writer import Written
 from patcher.errors.hub import without_tokens
 from patcher.patched.schema import FORMAT, Manifest, Patch
 from patcher.patched.stored import read_stored
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.routes.plan import Plan
 from patcher.stacks.oldest import oldest_versions

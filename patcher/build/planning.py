@@ -15,7 +15,7 @@ from patcher.checkpoint.prepare import check_adapter, find_model, read_config
 from patcher.checkpoint.source import Source, fetch
 from patcher.checkpoint.staging import check_output
 from patcher.evaluate.of_build import check_evaluation_inputs
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.routes.plan import Plan
 from patcher.routes.planner import choose_route

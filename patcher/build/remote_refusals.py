@@ -9,7 +9,7 @@ from patcher.architectures.quantised import quantisation_of
 from patcher.checkpoint.source import Source, locate
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.routes.planner import ROUTES
 from patcher.stacks.names import TRANSFORMERS

@@ -20,7 +20,7 @@ from patcher.errors import InputError, first_line
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
 from patcher.patched.reading import read_manifest
 from patcher.patched.schema import Manifest, Patch
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS
 

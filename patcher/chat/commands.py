@@ -56,7 +56,11 @@ def obey(line: str, session: Session, show: Show) -> str:
     return command.obey(session, argument, show)
 
 
-def _number(key: str, kind: Callable[[str], float], what: str) -> Callable[[Session, str, Show], str]:
+def _number(
+    key: str, kind: Callable[[str], float], what: str, said: Callable[[Session], str] | None = None
+) -> Callable[[Session, str, Show], str]:
+    """A command that sets a number, and says what it is now (``said``, by default its name and value)."""
+
     def set_it(session: Session, argument: str, _show: Show) -> str:
         if argument:
             try:
@@ -64,25 +68,17 @@ def _number(key: str, kind: Callable[[str], float], what: str) -> Callable[[Sess
             except ValueError:
                 raise InputError(f"/{key} takes {what}", found=argument) from None
             session.change(**{key: value})
-        return f"{key} {getattr(session.settings, key)}"
+        return said(session) if said else f"{key} {getattr(session.settings, key)}"
 
     return set_it
 
 
-def _coefficient(session: Session, argument: str, show: Show) -> str:
-    _number("coefficient", float, "a number")(session, argument, show)
-    return session.described
-
-
-def _layer(session: Session, argument: str, _show: Show) -> str:
-    if argument:
-        try:
-            layer = int(argument)
-        except ValueError:
-            raise InputError("/layer takes a 0-based block index, or -1 for the embedding", found=argument) from None
-        session.change(layer=layer)
+def _placed(session: Session) -> str:
     moved = f"; {session.opened.steering.moved}" if session.settings.layer is not None else ""
     return session.described + moved
+
+
+_LAYER = "a 0-based block index, or -1 for the embedding"
 
 
 def _system(session: Session, argument: str, _show: Show) -> str:
@@ -112,8 +108,12 @@ def _help(_session: Session, _argument: str, _show: Show) -> str:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "coefficient": Command("X", "how much is added, 0 for nothing, negative for the opposite (/c X)", _coefficient),
-    "layer": Command("N", "add it after another decoder block, counted from 0", _layer),
+    "coefficient": Command(
+        "X",
+        "how much is added, 0 for nothing, negative for the opposite (/c X)",
+        _number("coefficient", float, "a number", lambda session: session.described),
+    ),
+    "layer": Command("N", "add it after another decoder block, counted from 0", _number("layer", int, _LAYER, _placed)),
     "again": Command("", "answer the last prompt once more, after a change (/a)", _again),
     "temperature": Command("T", "0 takes the likeliest token", _number("temperature", float, "a number")),
     "seed": Command("N", "of both sides' sampling", _number("seed", int, "a whole number")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,6 @@ from patcher.patched.stored import read_stored
 from patcher.recipe.file import load_recipe
 from patcher.sweep.files import RECIPE, RESULT
 from patcher.vectors.finding import PreparedVector
-from patcher.vectors.layers import resolve_read_layer
 from patcher.vectors.steering_vector import sum_by_layer
 
 Result = TypeVar("Result")
@@ -109,7 +108,7 @@ def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result]
     if options.overrides:
         raise InputError("a patched folder has no keys to set", where="--set", remedy="give its recipe instead")
     manifest = read_manifest(folder)
-    stored = read_stored(folder, manifest)
+    vectors = {layer: held.stored for layer, held in read_stored(folder, manifest).items()}
     source = recorded_base(manifest, options.base)
     say("checking that the base is the one the folder was made from")
     require_recorded(source.folder, manifest)
@@ -131,11 +130,11 @@ def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result]
         if not route.exact and not options.baked:
             notes = (f"route {route.name} is fitted: the folder comes close to this hook; --baked shows the folder",)
         steering = Steering(
-            vectors={layer: held.stored for layer, held in stored.items()},
+            vectors=vectors,
             coefficients={edit.name: edit.coefficient or 1.0 for edit in manifest.edits},
             origin="baked",
             block_count=architecture.block_count,
-            move=lambda layer: _carried({place: held.stored for place, held in stored.items()}, layer),
+            move=lambda layer: _carried(vectors, layer),
             moved="the same vector is added there; a recipe's would be computed for that layer",
             fixed=_fixed() if options.baked else None,
         )
@@ -195,12 +194,8 @@ def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], 
         if given:
             raise InputError(f"{name} goes with a patched folder, and this is a recipe", where=str(path), remedy=remedy)
     loaded = load_recipe(path, options.overrides)
-    chosen: dict[str, object] = {
-        key: value for key in ("device", "dtype") if (value := getattr(options, key)) is not None
-    }
-    if options.trust_remote_code:
-        chosen["trust_remote_code"] = True
-    loaded = loaded.changed(**chosen)
+    asked = {key: getattr(options, key) for key in ("device", "dtype", "trust_remote_code")}
+    loaded = loaded.changed(**{key: value for key, value in asked.items() if value})
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="patch-model-chat-"))) / "chat"
         job = Job(loaded, place, say, cache=options.cache)
@@ -210,13 +205,17 @@ def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], 
 
         def work(opened: OpenedBase, reader: ResidualReader) -> Result:
             prepared = run.answered(opened)
-            finder = _Finder(run, prepared, reader, opened.tokenizer)
+            count = planned.architecture.block_count
+
+            def find(vectors: list[PreparedVector]) -> Vectors:
+                return sum_by_layer(run.find_vectors(vectors, reader, opened.tokenizer))
+
             steering = Steering(
-                vectors=finder.find(prepared),
+                vectors=find(prepared),
                 coefficients={spec.name: spec.factor for spec in loaded.recipe.vectors},
                 origin="recipe",
-                block_count=planned.architecture.block_count,
-                move=finder.at_layer,
+                block_count=count,
+                move=lambda layer: find([entry.at_layers([layer], count) for entry in prepared]),
                 moved="the vector is the one that the recipe's pairs (or file) give there",
             )
             swept = [spec.name for spec in loaded.recipe.vectors if spec.swept]
@@ -227,32 +226,6 @@ def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], 
             return use(Opened(planned.source.name, writer, None, steering, tuple(notes)))
 
         return run.run(work, whole="chat")
-
-
-@dataclass(frozen=True)
-class _Finder:
-    """Finds a recipe's vectors, at its layers or at another one."""
-
-    run: BaseRun
-    prepared: list[PreparedVector]
-    reader: ResidualReader
-    tokenizer: Any
-
-    def find(self, prepared: list[PreparedVector]) -> Vectors:
-        return sum_by_layer(self.run.find_vectors(prepared, self.reader, self.tokenizer))
-
-    def at_layer(self, layer: int) -> Vectors:
-        """All of the recipe's vectors at one layer, each read where its ``read_layer`` says, else there."""
-        count = self.reader.architecture.block_count
-        moved = [
-            replace(
-                entry,
-                layers=(layer,),
-                read_layers={layer: resolve_read_layer(entry.spec, layer, count, f"vector `{entry.spec.name}`")},
-            )
-            for entry in self.prepared
-        ]
-        return self.find(moved)
 
 
 def _require_tokenizer(tokenizer: Any, folder: Path) -> Any:

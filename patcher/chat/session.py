@@ -103,7 +103,9 @@ class Session:
     @property
     def labels(self) -> list[str]:
         """The same with what is added."""
-        return [self._label(side) for side in self._sides]
+        added = self.opened.steering.label(self.settings.coefficient, self.settings.layer)
+        steered = "the patched folder itself" if self.opened.patched else f"{STEERED}, {added}"
+        return [BASE if name == BASE else steered for name in self.names]
 
     @property
     def described(self) -> str:
@@ -169,7 +171,9 @@ class Session:
             def told(ids: list[tuple[int, ...]], places: Sequence[int] = places, writer: Writer = writer) -> bool:
                 nonlocal stopped
                 for place, row in zip(places, ids, strict=True):
-                    written[place] = text_of(row, writer.tokenizer)
+                    written[place] = writer.tokenizer.decode(
+                        list(row), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    )
                 stopped = show is not None and not show(list(written), places[0])
                 return not stopped
 
@@ -206,13 +210,6 @@ class Session:
     def _vectors(self, settings: Settings) -> dict[int, Any]:
         return self.opened.steering.at(settings.coefficient, settings.layer)
 
-    def _label(self, side: _Side) -> str:
-        if side.name == BASE:
-            return BASE
-        if not side.steered:
-            return "the patched folder itself"
-        return f"{STEERED}, {self.opened.steering.label(self.settings.coefficient, self.settings.layer)}"
-
     def _as_json(self) -> dict[str, Any]:
         steering, settings = self.opened.steering, self.settings
         return {
@@ -235,9 +232,3 @@ class Session:
             f"{drawn}, seed {settings.seed}, at most {settings.tokens} tokens; {how}",
             *(f"note: {note}" for note in opened.notes),
         ]
-
-
-def text_of(ids: Sequence[int], tokenizer: Any) -> str:
-    """The text of ids, special tokens left out."""
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text

@@ -76,26 +76,21 @@ def _turn(session: Session, console: Console, interrupts: Interrupts) -> None:
     if not line.strip():
         return
     screen = _Screen(session, display(console, len(session.names)), interrupts)
+    said, style = "", "dim"
     try:
         with interrupts.one_turn():
             if line.startswith(MARK) and not line.startswith(MARK * 2):
                 said = obey(line, session, screen)
-                if said:
-                    _say(console, said)
             else:
-                session.answer(line.removeprefix(MARK) if line.startswith(MARK) else line, screen)
+                session.answer(line.removeprefix(MARK), screen)
     except PatchModelError as error:
-        screen.close()
-        _say(console, str(error), style="red")
+        said, style = str(error), "red"
     except Stopped:
-        screen.close()
-        _say(console, "stopped")
-    else:
-        screen.close()
-        if interrupts.asked:
-            _say(console, "stopped")
+        said = "stopped"
     finally:
         screen.close()
+    if said or interrupts.asked:
+        _say(console, said or "stopped", style)
 
 
 class _Screen:

@@ -26,7 +26,7 @@ from patcher.disk.failures import disk_errors
 from patcher.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from patcher.recipe.loaded import LoadedRecipe
+    from patcher.recipe.file import LoadedRecipe
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from patcher.pairs.formats import load_pairs
 from patcher.pairs.pair import ContrastPair
 from patcher.pairs.sampling import sample_pairs
 from patcher.patched.evaluation import Guard
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.vectors.finding import PreparedVector
 
 IN_SAMPLE = "measured on the pairs that the vector was made of: none were held out"

@@ -15,7 +15,7 @@ from patcher.evaluate.held_out import Question, random_like
 from patcher.evaluate.neutral import neutral_texts
 from patcher.evaluate.statistics import bootstrap_interval
 from patcher.evaluate.texts import encode_texts, read_passages
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 
 FACTORS = (-1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
 """Multiples of what is baked in, for the curve."""

@@ -1,4 +1,4 @@
-"""Reading a recipe: the YAML file, ``--set``, and errors that point at the line.
+"""A recipe and the file that it was read from: the YAML, ``--set``, and errors that point at the line.
 
 Unknown keys are refused with a suggestion, and all that is wrong is reported at once.
 """
@@ -6,13 +6,13 @@ Unknown keys are refused with a suggestion, and all that is wrong is reported at
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from patcher.errors import InputError, Problem
-from patcher.recipe.loaded import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.recipe.yaml_lines import YamlDocument, parse_yaml
 
@@ -24,6 +24,38 @@ class RecipeError(InputError):
     """The recipe cannot be used as it is; every problem names file, line, key and remedy."""
 
     default_code = "recipe"
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """What a build is made from.
+
+    Attributes:
+        recipe: the keys: those of the file, with what the command line changed.
+        text: of the file, verbatim.
+        path: of the file.
+    """
+
+    recipe: Recipe
+    text: str
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """What paths in the recipe are relative to."""
+        return self.path.parent
+
+    def file(self, given: str) -> Path:
+        """Where a path that the recipe gives is; ``~`` is the user's home."""
+        return self.folder / Path(given).expanduser()
+
+    def place(self, key: str) -> str:
+        """How an error names a key: ``recipe.yaml: vectors.0``."""
+        return f"{self.path.name}: {key}"
+
+    def changed(self, **keys: Any) -> LoadedRecipe:
+        """The same file with other values of some keys; they are not validated."""
+        return replace(self, recipe=self.recipe.model_copy(update=keys))
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
@@ -126,8 +158,9 @@ def _problems(error: ValidationError, document: YamlDocument) -> list[Problem]:
             message = f"`{key}`: must be a mapping of keys to values"
         else:
             message = f"`{key}`: {message.removeprefix('Value error, ')}"
-        if kind == "literal_error" and isinstance(item.get("input"), str):
-            remedy = _closest(item["input"], item.get("ctx", {}).get("expected", ""))
+        if kind == "literal_error" and isinstance(item["input"], str):
+            expected = item["ctx"]["expected"].replace(" or ", ",").split(",")
+            remedy = _closest(item["input"], [option.strip(" '") for option in expected])
         where = document.where(path)
         # A union reports once per branch; one line per key, with all that would be allowed, is enough.
         merged = problems.get((where, key))
@@ -156,18 +189,14 @@ def _shown(value: Any) -> str | None:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _closest(word: str, expected: str) -> str | None:
-    options = [option.strip(" '") for option in expected.replace(" or ", ",").split(",")]
+def _closest(word: str, options: list[str]) -> str | None:
     match = difflib.get_close_matches(word, options, n=1)
     return f"did you mean `{match[0]}`?" if match else None
 
 
 def _did_you_mean(unknown: str, location: tuple[int | str, ...]) -> str:
     fields = _fields_at(location)
-    match = difflib.get_close_matches(unknown, fields, n=1, cutoff=0.6)
-    if match:
-        return f"did you mean `{match[0]}`?"
-    return "known keys here: " + ", ".join(fields)
+    return _closest(unknown, fields) or "known keys here: " + ", ".join(fields)
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

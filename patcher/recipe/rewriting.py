@@ -11,22 +11,17 @@ from typing import Any
 import yaml
 
 from patcher.errors import InputError
-from patcher.recipe.file import validate_recipe
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe, validate_recipe
 from patcher.recipe.schema import Recipe
 from patcher.recipe.yaml_lines import parse_yaml
 
 Key = tuple[int | str, ...]
 _PATHS = (
-    "adapter",
-    "calibration.texts",
-    "evaluate.lm_eval_folder",
-    "evaluate.off_topic",
-    "evaluate.on_topic",
-    "evaluate.neutral",
-    "model",
+    ("adapter",),
+    ("calibration", "texts"),
+    *(("evaluate", name) for name in ("lm_eval_folder", "off_topic", "on_topic", "neutral", "pairs")),
+    ("model",),
 )
-
 _CHOSEN = ("layer", "before_layer", "coefficient")
 
 
@@ -61,24 +56,16 @@ def moved_text(before: LoadedRecipe, after: Recipe, to: Path) -> str:
 def _with_paths(recipe: Recipe, folder: Path, to: Path) -> Recipe:
     data = recipe.model_dump(mode="json")
     for key in _path_keys(data):
-        *parents, last = key
-        node: Any = data
-        for part in parents:
-            node = node[part]
-        node[last] = _moved(node[last], folder, to)
+        node = _value(data, key[:-1])
+        node[key[-1]] = _moved(node[key[-1]], folder, to)
     return Recipe.model_validate(data)
 
 
 def _path_keys(data: Mapping[str, Any]) -> Iterator[Key]:
-    keys: list[Key] = [tuple(name.split(".")) for name in (*_PATHS, "evaluate.pairs")]
+    keys: list[Key] = [*_PATHS]
     for index in range(len(data["vectors"])):
         keys += [("vectors", index, name) for name in ("file", "pairs", "questions")]
-    for key in keys:
-        node: Any = data
-        for part in key:
-            node = node[int(part)] if isinstance(node, list) else node.get(part)
-        if isinstance(node, str):
-            yield key
+    yield from (key for key in keys if isinstance(_value(data, key), str))
 
 
 def _moved(value: str, folder: Path, to: Path) -> str:
@@ -133,15 +120,12 @@ def _written(value: Any) -> str:
 
 
 def _node(root: Any, key: Key) -> Any:
-    node = root
     for part in key:
         if isinstance(part, int):
-            node = node.value[part]
-        else:
-            node = next((value for name, value in node.value if name.value == part), None)
-        if node is None:
-            return None
-    return node
+            root = root.value[part]
+        elif root is not None:
+            root = next((value for name, value in root.value if name.value == part), None)
+    return root
 
 
 def _value(data: Any, key: Key) -> Any:

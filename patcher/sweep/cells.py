@@ -123,14 +123,12 @@ class CellBench:
     expected_sign: float
     others: Vectors
     batch_size: int
-    _base: torch.Tensor | None = None
-    _perplexities: dict[int, float] = field(default_factory=dict)
+    _perplexities: dict[int, float] = field(default_factory=dict, init=False)
 
+    @cached_property
     def base_values(self) -> torch.Tensor:
         """The measure of every choosing item without the swept vector: [items], fp64."""
-        if self._base is None:
-            self._base = self.effect.values(self.source, [self.others], self.effect.count)[0]
-        return self._base
+        return self.effect.values(self.source, [self.others], self.effect.count)[0]
 
     def texts_for(self, items: int) -> int:
         """On how many of the neutral texts a cell is measured beside ``items`` items: the same fraction of them."""
@@ -154,7 +152,7 @@ class CellBench:
         places = [(column, coefficient) for column in columns for coefficient in column.vectors]
         variants = [self.with_others({column.layer: column.vectors[coefficient]}) for column, coefficient in places]
         values = self.effect.values(self.source, variants, count)
-        shifts = (values - self.base_values()[:count]) * self.expected_sign
+        shifts = (values - self.base_values[:count]) * self.expected_sign
         damages = self.neutral.damage(self.source, variants, self.texts_for(count))
         on_topic = self.sentence_perplexities(self.on_topic, variants)
         off_topic = self.sentence_perplexities(self.off_topic, variants)
@@ -166,8 +164,8 @@ class CellBench:
                 steered=float(values[index].mean()),
                 damage=damages[index].mean_kl,
                 perplexity=damages[index].perplexity,
-                on_topic=None if on_topic is None else on_topic[index],
-                off_topic=None if off_topic is None else off_topic[index],
+                on_topic=on_topic[index],
+                off_topic=off_topic[index],
                 norm=float(column.vectors[coefficient].double().norm()),
                 residual_norm=column.residual_norm,
             )
@@ -183,10 +181,10 @@ class CellBench:
 
     def sentence_perplexities(
         self, sentences: Sequence[Sequence[int]] | None, variants: Sequence[Vectors]
-    ) -> list[float] | None:
-        """Perplexity over all tokens of the sentences, each run on its own: [variants]."""
+    ) -> list[float] | list[None]:
+        """Perplexity over all tokens of the sentences, each run on its own: [variants]; None without sentences."""
         if not sentences:
-            return None
+            return [None] * len(variants)
         return sentence_perplexities(self.source, sentences, variants, self.batch_size).overall().tolist()
 
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 import patcher
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.sweep.materials import Parts
 

@@ -21,7 +21,7 @@ from patcher.evaluate.texts import encode_texts, read_passages, split_sentences
 from patcher.pairs.pair import ContrastPair
 from patcher.pairs.sampling import sample_pairs, split_held_out
 from patcher.pairs.tokens import tokenise_pairs
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import VectorSpec
 from patcher.sweep.cells import CellBench
 from patcher.vectors.finding import Direction, PreparedVector, steering_vector
@@ -146,37 +146,21 @@ class Materials:
 
     def reporting_bench(self, choosing: CellBench, memory: int) -> CellBench:
         """The same model on the items that were kept back."""
-        return CellBench(
-            choosing.source,
-            self.report,
-            NeutralText(self.neutral[1], memory),
-            self.on_topic,
-            self.off_topic,
-            choosing.expected_sign,
-            choosing.others,
-            choosing.batch_size,
-        )
+        return replace(choosing, effect=self.report, neutral=NeutralText(self.neutral[1], memory))
 
     def baseline(self, bench: CellBench) -> dict[str, Any]:
         """`baseline` of sweep.json: the choosing items and texts without the swept vector."""
-        on_topic = bench.sentence_perplexities(self.on_topic, [bench.others])
-        off_topic = bench.sentence_perplexities(self.off_topic, [bench.others])
         return {
-            "steered": float(bench.base_values().mean()),
+            "steered": float(bench.base_values.mean()),
             "perplexity": bench.base_perplexity(),
-            "on_topic": None if on_topic is None else on_topic[0],
-            "off_topic": None if off_topic is None else off_topic[0],
+            "on_topic": bench.sentence_perplexities(self.on_topic, [bench.others])[0],
+            "off_topic": bench.sentence_perplexities(self.off_topic, [bench.others])[0],
         }
 
     def shown_texts(self) -> dict[str, Sequence[Sequence[int]]]:
         """Texts to show in green and red, by title."""
-        texts: dict[str, Sequence[Sequence[int]]] = {}
-        if self.on_topic:
-            texts["on-topic text"] = self.on_topic
-        if self.off_topic:
-            texts["off-topic text"] = self.off_topic
-        texts["neutral text"] = self.neutral[1]
-        return texts
+        texts = {"on-topic text": self.on_topic, "off-topic text": self.off_topic, "neutral text": self.neutral[1]}
+        return {title: passages for title, passages in texts.items() if passages}
 
 
 def gather(loaded: LoadedRecipe, parts: Parts, opened: OpenedBase, index: int, rows: int) -> Materials:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +26,9 @@ from patcher.sweep.axes import grid_coefficients, shares_of
 from patcher.sweep.cells import Cell, CellBench, Column
 from patcher.sweep.geometry import geometry
 from patcher.sweep.record import CellRecord
-from patcher.sweep.refining import refined
-from patcher.sweep.reporting import measure_rows, random_control, rows_for
-from patcher.sweep.results import behaviours, cell_json, random_grid
-from patcher.sweep.search import is_halving, measure_grid
-from patcher.vectors.finding import Direction, find_directions, steering_vector
+from patcher.sweep.reporting import behaviours, cell_json, measure_rows, random_control, random_grid, rows_for
+from patcher.sweep.search import is_halving, measure_grid, refined
+from patcher.vectors.finding import find_directions, steering_vector
 
 VectorAt = Callable[[int, float], torch.Tensor]
 """Layer and coefficient -> what is added, [hidden]."""
@@ -45,12 +44,16 @@ class Swept:
     Attributes:
         data: the content of ``sweep.json``.
         vector: the index of the vector that was swept.
-        chosen: the recommended layer and coefficient, or None.
     """
 
     data: dict[str, Any]
     vector: int
-    chosen: tuple[int, float] | None
+
+    @property
+    def chosen(self) -> tuple[int, float] | None:
+        """The recommended layer and coefficient, or None."""
+        best = self.data["recommended"]
+        return None if best is None else (best["layer"], best["coefficient"])
 
 
 @dataclass
@@ -78,6 +81,7 @@ class SweepRun:
     def on(self, opened: OpenedBase, reader: ResidualReader) -> dict[str, Any]:
         """Everything of ``sweep.json`` but the timings."""
         job, recipe, spec = self.job, self.job.recipe, self.job.recipe.vectors[self.index]
+        guard = recipe.evaluate.guard
         with job.clock.time("capture"):
             neutral = neutral_tokens(opened.tokenizer)
             found = find_directions(self.parts.prepared, reader, neutral=neutral, progress=job.say)
@@ -97,7 +101,9 @@ class SweepRun:
         choose = measured.choosing_bench(opened.logits, others, math.copysign(1.0, spec.factor), rows_each, memory)
         halving = is_halving(recipe.sweep.search, len(self.layers) * len(coefficients))
         with job.clock.time("sweep"):
-            accepted = self._accepted(choose)
+
+            def accepted(cell: Cell) -> bool:
+                return within_guard(guard, choose.base_perplexity(cell.pairs), cell.damage, cell.perplexity)
 
             def measure(values: Sequence[float]) -> list[Cell]:
                 columns = [
@@ -127,7 +133,8 @@ class SweepRun:
             rows = rows_for(
                 chosen, vector_at, self.defaults, random_vectors=recipe.sweep.random_vectors, seed=recipe.seed
             )
-            report = measure_rows(bench, rows, measured.prompting, self._within(bench), seed=recipe.seed)
+            within = partial(within_guard, guard, bench.base_perplexity())
+            report = measure_rows(bench, rows, measured.prompting, within, seed=recipe.seed)
             details = self._details(opened, bench, chosen, vector_at, measured)
         data = {
             "format": FORMAT,
@@ -147,11 +154,11 @@ class SweepRun:
             "guard": {
                 "measure": "kl",
                 "unit": "nats a token",
-                "limit": recipe.evaluate.guard.kl,
-                "perplexity": recipe.evaluate.guard.perplexity,
+                "limit": guard.kl,
+                "perplexity": guard.perplexity,
                 "text": measured.neutral_name,
             },
-            "rule": choosing.rule(recipe.evaluate.guard),
+            "rule": choosing.rule(guard),
             "search": "halving" if halving else "grid",
             "grid": [cell_json(cell, accepted(cell)) for cell in cells],
             "baseline": measured.baseline(choose),
@@ -160,21 +167,16 @@ class SweepRun:
             "recommended": None if best is None else {"layer": best.layer, "coefficient": best.coefficient},
             "report": report,
             "random_control": random_control(report),
-            "behaviours": behaviours(bench, rows, spec.name),
+            "behaviours": behaviours(report, bench.effect.count, spec.name),
             **details,
-            "geometry": geometry(*_activations({layer: directions[layer] for layer in self.layers})),
+            "geometry": geometry(
+                {layer: sides for layer in self.layers if (sides := directions[layer].sides) is not None},
+                {layer: directions[layer].values for layer in self.layers},
+            ),
             "notes": [*(self.parts.notes if measured.on_pairs else ()), *measured.notes],
         }
         cleaned: dict[str, Any] = finite_or_null(data)
         return cleaned
-
-    def _within(self, bench: CellBench) -> Callable[[float, float], bool]:
-        guard, base = self.job.recipe.evaluate.guard, bench.base_perplexity()
-        return lambda kl, perplexity: within_guard(guard, base, kl, perplexity)
-
-    def _accepted(self, bench: CellBench) -> Callable[[Cell], bool]:
-        guard = self.job.recipe.evaluate.guard
-        return lambda cell: within_guard(guard, bench.base_perplexity(cell.pairs), cell.damage, cell.perplexity)
 
     def _details(
         self,
@@ -196,14 +198,3 @@ class SweepRun:
         steered = bench.with_others({chosen[0]: vector_at(*chosen)})
         recipe, texts, neutral = self.job.recipe, measured.shown_texts(), bench.neutral.texts
         return look(opened, recipe, recipe.vectors[self.index], steered, self.job.say, texts=texts, neutral=neutral)
-
-
-def _activations(
-    directions: Mapping[int, Direction],
-) -> tuple[dict[int, tuple[torch.Tensor, torch.Tensor]], dict[int, torch.Tensor]]:
-    sides = {}
-    for layer, direction in directions.items():
-        if direction.read is not None:
-            half = len(direction.read) // 2
-            sides[layer] = (direction.read[:half], direction.read[half:])
-    return sides, {layer: direction.values for layer, direction in directions.items()}

@@ -23,7 +23,6 @@ from patcher.sweep.fingerprint import fingerprint, settings
 from patcher.sweep.on_base import SweepRun, Swept
 from patcher.sweep.record import CellRecord
 from patcher.vectors.finding import PreparedVector
-from patcher.vectors.layers import resolve_read_layer
 
 STAGES = ("load", "capture", "sweep", "report")
 """Of a sweep, whose seconds are told."""
@@ -77,8 +76,7 @@ def sweep(job: Job) -> Swept:
                 f"interrupted; {len(record)} finished cells are kept in {folder}: the same command goes on from there"
             ) from None
     data["timings"] = job.clock.read(STAGES)
-    best = data["recommended"]
-    return Swept(data, index, None if best is None else (best["layer"], best["coefficient"]))
+    return Swept(data, index)
 
 
 def _of_one_layer(recipe: Recipe, index: int) -> Recipe:
@@ -100,7 +98,5 @@ def _at_layers(
             where=f"{where}.method",
             remedy="build once with a fixed layer, then sweep a recipe whose `pairs` are the written responses",
         )
-    blocks = planned.architecture.block_count
-    reads = {layer: resolve_read_layer(spec, layer, blocks, where) for layer in layers}
-    swept = replace(entry, spec=spec, layers=tuple(layers), read_layers=reads)
+    swept = replace(entry, spec=spec).at_layers(layers, planned.architecture.block_count)
     return [*planned.prepared[:index], swept, *planned.prepared[index + 1 :]]

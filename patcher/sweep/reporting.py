@@ -1,4 +1,4 @@
-"""The chosen cell beside its controls, on items that neither the vector nor the choice has seen."""
+"""Cells as `sweep.json` has them, and the chosen one beside its controls, on items that nothing has seen before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from patcher.evaluate.effect import Effect
 from patcher.evaluate.held_out import random_like
 from patcher.evaluate.scoring import Vectors
 from patcher.evaluate.statistics import bootstrap_interval
-from patcher.sweep.cells import CellBench
+from patcher.sweep.cells import Cell, CellBench, Column
+
+RANDOM_SEEDS = 1
+"""For each coefficient; beside the chosen cell there are more (`sweep.random_vectors`)."""
 
 
 @dataclass(frozen=True)
@@ -76,32 +79,34 @@ def measure_rows(
     values = bench.effect.values(bench.source, variants, bench.effect.count)
     damages = bench.neutral.damage(bench.source, variants)
     base = values[0]
-    found = []
-    for row, variant, value, damage in zip(rows, variants, values, damages, strict=True):
-        found.append(
-            {
-                **_measured(row.name, row.kind, value, base, bench.expected_sign, seed),
-                "layer": row.layer,
-                "coefficient": row.coefficient,
-                # Of the base itself the sums in fp32 leave a trace.
-                "damage": damage.mean_kl if variant else 0.0,
-                "perplexity": damage.perplexity,
-                "within_guard": accepted(damage.mean_kl, damage.perplexity),
-            }
-        )
-    chosen = next((index for index, row in enumerate(rows) if row.kind == "recommended"), None)
+
+    def measured(name: str, kind: str, values: torch.Tensor) -> dict[str, Any]:
+        shifts = (values - base) * bench.expected_sign
+        low, high = bootstrap_interval(shifts, seed)
+        effect = float(shifts.mean())
+        return {"name": name, "kind": kind, "value": float(values.mean()), "effect": effect, "low": low, "high": high}
+
+    found = [
+        {
+            **measured(row.name, row.kind, value),
+            "layer": row.layer,
+            "coefficient": row.coefficient,
+            # Of the base itself the sums in fp32 leave a trace.
+            "damage": damage.mean_kl if variant else 0.0,
+            "perplexity": damage.perplexity,
+            "within_guard": accepted(damage.mean_kl, damage.perplexity),
+        }
+        for row, variant, value, damage in zip(rows, variants, values, damages, strict=True)
+    ]
     if prompted is not None:
-        beside = [variants[0]] + ([] if chosen is None else [variants[chosen]])
-        names = (("system prompt", "prompting"), ("system prompt and steering", "prompting_and_steering"))
-        for (name, kind), value in zip(names, prompted.values(bench.source, beside, prompted.count), strict=False):
-            same = found[chosen] if kind != "prompting" and chosen is not None else {}
-            keys = ("layer", "coefficient", "damage", "perplexity", "within_guard")
-            found.append(
-                {
-                    **_measured(name, kind, value, base, bench.expected_sign, seed),
-                    **{key: same.get(key) for key in keys},
-                }
-            )
+        chosen = [index for index, row in enumerate(rows) if row.kind == "recommended"]
+        beside = [variants[index] for index in (0, *chosen)]
+        prompting, *steered = prompted.values(bench.source, beside, prompted.count)
+        alone = dict.fromkeys(("layer", "coefficient", "damage", "perplexity", "within_guard"))
+        found.append({**measured("system prompt", "prompting", prompting), **alone})
+        for index, value in zip(chosen, steered, strict=True):
+            both = measured("system prompt and steering", "prompting_and_steering", value)
+            found.append({**found[index], **both})
     return found
 
 
@@ -120,8 +125,51 @@ def random_control(report: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     }
 
 
-def _measured(name: str, kind: str, values: torch.Tensor, base: torch.Tensor, sign: float, seed: int) -> dict[str, Any]:
-    shifts = (values - base) * sign
-    low, high = bootstrap_interval(shifts, seed)
-    mean = float(shifts.mean())
-    return {"name": name, "kind": kind, "value": float(values.mean()), "effect": mean, "low": low, "high": high}
+def cell_json(cell: Cell, within_guard: bool) -> dict[str, Any]:
+    """One entry of `grid`."""
+    low, high = cell.interval
+    data = cell.as_json()
+    del data["effects"]
+    return {
+        **data,
+        "effect": cell.effect,
+        "effect_low": low,
+        "effect_high": high,
+        "within_guard": within_guard,
+        "pairs": cell.pairs,
+    }
+
+
+def random_grid(
+    bench: CellBench,
+    unit: Mapping[int, torch.Tensor],
+    layer: int,
+    coefficients: Sequence[float],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """`random_grid`: a random vector of equal norm at one layer, for each coefficient.
+
+    Args:
+        unit: layer -> the vector at coefficient 1.
+    """
+    runs = []
+    for run in range(RANDOM_SEEDS):
+        noise = {value: random_like({layer: value * unit[layer]}, seed + run)[layer] for value in coefficients}
+        runs.append(bench.measure([Column(layer, noise, None)]))
+    return [
+        {
+            "layer": layer,
+            "coefficient": coefficient,
+            "effect": sum(cell.effect for cell in cells) / len(cells),
+            "damage": sum(cell.damage for cell in cells) / len(cells),
+        }
+        for coefficient, cells in zip(coefficients, zip(*runs, strict=True), strict=True)
+    ]
+
+
+def behaviours(report: Sequence[Mapping[str, Any]], pairs: int, name: str) -> list[dict[str, Any]]:
+    """`behaviours`: the measure without and with the chosen vector, by behaviour."""
+    value = {row["kind"]: row["value"] for row in report}
+    if "recommended" not in value:
+        return []
+    return [{"name": name, "pairs": pairs, "base": value["base"], "steered": value["recommended"]}]

@@ -16,14 +16,13 @@ from patcher.pairs.formats import load_pairs
 from patcher.pairs.pair import ContrastPair, TokenisedPair, TokenisedSide
 from patcher.pairs.sampling import letter_imbalance, sample_pairs, split_held_out
 from patcher.pairs.tokens import tokenise_pairs
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import VectorSpec
 from patcher.vectors.files import load_vector_file
 from patcher.vectors.layers import resolve_layers, resolve_read_layer
 from patcher.vectors.methods import METHODS, require_usable
 from patcher.vectors.persona import AskedQuestions, answer, prepare_questions
-from patcher.vectors.scaling import scale_direction
-from patcher.vectors.steering_vector import SteeringVector
+from patcher.vectors.steering_vector import SteeringVector, scale_direction
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ class PreparedVector:
     asked: AskedQuestions | None = None
     records: tuple[dict[str, Any], ...] = ()
 
+    def at_layers(self, layers: Sequence[int], block_count: int) -> PreparedVector:
+        """The same at other layers, each read where the recipe's ``read_layer`` says, else there."""
+        reads = {layer: resolve_read_layer(self.spec, layer, block_count, self.where) for layer in layers}
+        return replace(self, layers=tuple(layers), read_layers=reads)
+
     @property
     def pair_count(self) -> int:
         """How many pairs the vector is made of, those that the model has yet to write included."""
@@ -84,10 +88,10 @@ def prepare_vectors(loaded: LoadedRecipe, tokenizer: Any, block_count: int) -> l
 def _prepared(
     loaded: LoadedRecipe, spec: VectorSpec, where: str, tokenizer: Any, block_count: int, fraction: float
 ) -> PreparedVector:
-    layers, seed = resolve_layers(spec, block_count, where), loaded.recipe.seed
-    reads = {layer: resolve_read_layer(spec, layer, block_count, where) for layer in layers}
+    seed = loaded.recipe.seed
+    entry = PreparedVector(spec, where, (), {}).at_layers(resolve_layers(spec, block_count, where), block_count)
     if spec.method == "file":
-        return PreparedVector(spec, where, tuple(layers), reads, loaded.file(str(spec.file)))
+        return replace(entry, file=loaded.file(str(spec.file)))
     if tokenizer is None:
         raise InputError(
             "the model folder has no tokenizer, and contrast pairs need one",
@@ -99,16 +103,13 @@ def _prepared(
             spec, tokenizer, recipe_folder=loaded.folder, held_out=fraction, seed=seed, where=where
         )
         notes = tuple(f"vector `{spec.name}`: {note}" for note in said)
-        return PreparedVector(spec, where, tuple(layers), reads, notes=notes, asked=asked)
+        return replace(entry, notes=notes, asked=asked)
     rows = load_pairs(spec.pairs, base_folder=loaded.folder, format=spec.format, where=f"{where}.pairs")
     used, held_out = split_held_out(sample_pairs(rows, spec.limit, seed), fraction, seed)
     imbalance = letter_imbalance(used)
     pairs, said = tokenise_pairs(used, tokenizer, spec)
-    return PreparedVector(
-        spec,
-        where,
-        tuple(layers),
-        reads,
+    return replace(
+        entry,
         pairs=tuple(pairs),
         used=tuple(used),
         held_out=tuple(held_out),
@@ -145,15 +146,7 @@ def answer_questions(
             progress=progress
             and (lambda done, total: progress(f"writing `{entry.spec.name}`: {done} of {total} responses")),
         )
-        return replace(
-            entry,
-            pairs=found.pairs,
-            used=found.used,
-            held_out=found.held_out,
-            notes=(*entry.notes, *found.notes),
-            asked=None,
-            records=found.records,
-        )
+        return replace(entry, **{**vars(found), "notes": (*entry.notes, *found.notes), "asked": None})
 
     return [entry if entry.asked is None else with_answers(entry, entry.asked) for entry in prepared]
 
@@ -175,6 +168,14 @@ class Direction:
     values: torch.Tensor
     residual_norm: float | None
     read: torch.Tensor | None
+
+    @property
+    def sides(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The activations of the positive and of the negative sides, [pairs, hidden] each."""
+        if self.read is None:
+            return None
+        half = len(self.read) // 2
+        return self.read[:half], self.read[half:]
 
 
 def find_directions(

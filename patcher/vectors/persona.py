@@ -27,8 +27,6 @@ from patcher.pairs.sampling import sample_pairs, split_held_out
 from patcher.recipe.schema import VectorSpec
 from patcher.vectors.responses import generate_responses
 
-"""The file beside the vector that holds the responses."""
-
 Side = Literal["positive", "negative"]
 SIDES: tuple[Side, Side] = ("positive", "negative")
 
@@ -130,8 +128,7 @@ def ask(
     Raises:
         InputError: if the chat template is missing though demanded, fails, or does not take a system prompt.
     """
-    if spec.personas is None:
-        raise ValueError("a vector of method persona has personas")
+    assert spec.personas is not None
     encoder = TextEncoder(tokenizer, spec)
     templated = uses_chat_template(questions[0].prompt, tokenizer, spec) if questions else False
     asked = []

@@ -1,12 +1,14 @@
-"""The result of everything before the route: a layer and what its residual stream gains."""
+"""The result of everything before the route: what a layer's residual stream gains, scale and coefficient included."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from patcher.errors import InputError
 from patcher.vectors.methods import require_usable
 
 
@@ -33,6 +35,52 @@ class SteeringVector:
     def __post_init__(self) -> None:
         if self.values.dtype != torch.float32 or self.values.ndim != 1:
             raise ValueError(f"values must be fp32 [hidden], not {self.values.dtype} {list(self.values.shape)}")
+
+
+def scale_direction(
+    direction: torch.Tensor,
+    *,
+    scale: Literal["raw", "unit", "residual"] | float,
+    coefficient: float,
+    residual_norm: float | None,
+) -> torch.Tensor:
+    """What the residual stream gains.
+
+    ``raw`` is ``c d`` (CAA, ActAdd); ``unit`` is ``c d/|d|``; ``residual`` is ``c r d/|d|`` with ``r`` the mean
+    residual norm at the read layer; a number ``n`` is ``c n d/|d|``.
+
+    Args:
+        direction: [hidden], finite and not zero (see :func:`patcher.vectors.methods.require_usable`).
+        scale: as above.
+        coefficient: c.
+        residual_norm: r, needed for ``residual`` only.
+
+    Returns:
+        fp32 [hidden], computed in fp64.
+
+    Raises:
+        InputError: if ``residual`` is asked for where no residual norm was measured.
+        ValueError: if a zero direction is to be given a norm.
+    """
+    values = direction.double()
+    if scale == "raw":
+        return (coefficient * values).float()
+    norm = float(values.norm())
+    if norm == 0:
+        raise ValueError("a zero direction cannot be given a norm")
+    if scale == "unit":
+        length = 1.0
+    elif scale == "residual":
+        if residual_norm is None:
+            raise InputError(
+                "`scale: residual` needs the mean residual norm, and none was measured",
+                where="scale",
+                remedy="give the norm as a number, or use `scale: unit` with a `coefficient`",
+            )
+        length = residual_norm
+    else:
+        length = float(scale)
+    return (coefficient * length / norm * values).float()
 
 
 def sum_by_layer(vectors: Sequence[SteeringVector]) -> dict[int, torch.Tensor]:

@@ -18,7 +18,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import Source
 from patcher.patched.schema import Manifest
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.routes.apply import write_plan
 from patcher.routes.plan import Plan

@@ -20,7 +20,7 @@ from patcher.cli import main
 from patcher.demo.write import write_demo
 from patcher.sweep.cells import CellBench
 from patcher.sweep.record import CELLS
-from patcher.sweep.results import RANDOM_SEEDS
+from patcher.sweep.reporting import RANDOM_SEEDS
 
 GRID = {"layers": [0, 1, 2], "coefficients": [-0.5, 0.5, 1.0]}
 

@@ -22,7 +22,7 @@ from patcher.cli import main
 from patcher.errors import InputError, OutsideError
 from patcher.patched.schema import Manifest
 from patcher.publish.hub import check_can_publish
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 
 LLAMA, GPT2, QWEN3, GEMMA3 = (

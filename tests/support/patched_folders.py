@@ -29,7 +29,7 @@ from patcher.checkpoint.writer import Written
 from patcher.errors import PatchModelError
 from patcher.patched.history import carry_history, history_of
 from patcher.patched.writing import write_manifest
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.routes.apply import write_plan
 from patcher.routes.planner import choose_route

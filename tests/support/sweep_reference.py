@@ -20,8 +20,7 @@ from patcher.evaluate.questions import build_question
 from patcher.evaluate.texts import encode_texts
 from patcher.pairs.pair import ContrastPair
 from patcher.pairs.tokens import tokenise_pairs
-from patcher.recipe.file import load_recipe
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe, load_recipe
 from patcher.recipe.schema import VectorSpec
 from patcher.sweep import materials
 from patcher.sweep.on_base import Swept

@@ -11,8 +11,7 @@ from support.sweep_cells import NoisyEffect, cell
 
 from patcher.evaluate.numbers import finite_or_null
 from patcher.sweep.cells import CellBench
-from patcher.sweep.reporting import measure_rows, random_control, rows_for
-from patcher.sweep.results import cell_json
+from patcher.sweep.reporting import cell_json, measure_rows, random_control, rows_for
 
 
 def vector_at(layer: int, coefficient: float) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from patcher.errors import InputError
-from patcher.vectors.scaling import scale_direction
+from patcher.vectors.steering_vector import scale_direction
 
 DIRECTION = torch.tensor([3.0, 0.0, -4.0])
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from patcher.architectures.analysis import Architecture
 from patcher.capture.opened import open_base
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.vectors.finding import find_vectors, prepare_vectors
 

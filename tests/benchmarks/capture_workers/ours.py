@@ -20,7 +20,7 @@ from patcher.capture.forward import forward
 from patcher.capture.model import load_causal_lm
 from patcher.capture.reader import ResidualReader, reader_in_memory
 from patcher.capture.residuals import Runner
-from patcher.recipe.loaded import LoadedRecipe
+from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.vectors.finding import PreparedVector, find_vectors, prepare_vectors
 
