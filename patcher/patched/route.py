@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from patcher.patched.evaluation import Number, Part
+from patcher.patched.part import Number, Part
 
 MOST_BLOCKS = 1 << 20
 Layer = Annotated[int, Field(ge=-1, lt=MOST_BLOCKS)]

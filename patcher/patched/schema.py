@@ -15,13 +15,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from patcher.errors import InputError
-from patcher.patched.evaluation import Evaluation, Number, Part
+from patcher.patched.evaluation import Evaluation
+from patcher.patched.part import Number, Part
 from patcher.patched.route import Layer, RecordedRoute
 
 FORMAT = 1
 _LONGEST = 200
 _DEEPEST = 100
-_REQUIRED = ("format", "base", "edits", "route", "verification")
 
 
 def _inside(name: str) -> str:
@@ -258,6 +258,10 @@ def checked_manifest(content: Any, path: Path) -> Manifest:
     for key in _lacking(manifest):
         raise _damaged(f"{path}: {key}", "it is not there")
     return manifest
+
+
+_REQUIRED = ("format", "base", "edits", "route", "verification")
+"""Keys of a patch without which nothing can be done with a folder; and of these, those in :func:`_lacking`."""
 
 
 def _lacking(manifest: Manifest) -> Iterator[str]:
