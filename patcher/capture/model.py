@@ -143,5 +143,18 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise _unloadable("the tokenizer cannot be loaded", folder, error, remedy) from None
 
 
+def require_tokenizer(tokenizer: Any, needed_for: str, where: str, otherwise: str = "") -> Any:
+    """The tokenizer, where there is one.
+
+    Raises:
+        InputError: there is none, and ``needed_for`` says what it is needed for.
+    """
+    if tokenizer is None:
+        message = f"the model folder has no tokenizer, and {needed_for}"
+        remedy = f"put the tokenizer's files into the model folder{otherwise}"
+        raise InputError(message, where=where, remedy=remedy)
+    return tokenizer
+
+
 def _unloadable(message: str, folder: Path, error: Exception, remedy: str, code: str | None = None) -> InputError:
     return InputError(message, where=str(folder), found=first_line(error), remedy=remedy, code=code)

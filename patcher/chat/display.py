@@ -42,17 +42,18 @@ class Lines:
 
     def show(self, texts: Sequence[str], finished: int) -> None:
         """What is written so far; ``finished`` sides are complete."""
-        while self._place < finished:
-            self._add(texts[self._place], final=True)
-            self._next()
+        self._finish(texts, finished)
         self._add(texts[self._place], final=False)
 
     def end(self, texts: Sequence[str]) -> None:
         """Everything is written."""
-        while self._place < len(texts):
+        self._finish(texts, len(texts))
+        self._write("\n")
+
+    def _finish(self, texts: Sequence[str], finished: int) -> None:
+        while self._place < finished:
             self._add(texts[self._place], final=True)
             self._next()
-        self._write("\n")
 
     def _next(self) -> None:
         if self._place >= 0:

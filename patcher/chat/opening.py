@@ -7,14 +7,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.quantised import quantisation_of
 from patcher.build.base_run import BaseRun
 from patcher.build.job import Job, Say
 from patcher.build.planning import plan_build, with_weights
-from patcher.capture.model import load_causal_lm, pick_device, pick_dtype
+from patcher.capture.model import load_causal_lm, pick_device, pick_dtype, require_tokenizer
 from patcher.capture.opened import OpenedBase, choose_mode
 from patcher.capture.reader import ResidualReader
 from patcher.chat.steering import Steering, named_layers
@@ -33,6 +33,7 @@ from patcher.vectors.finding import PreparedVector
 from patcher.vectors.steering_vector import sum_by_layer
 
 Result = TypeVar("Result")
+_CHAT = "chat needs one"
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,14 @@ def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result]
         # Of the copy, because that is safetensors in any case; the base has the same tensors.
         like = PreparedBase(CheckpointFolder(folder), reference, merged)
         base = _loaded(reference, like, options, scratch, architecture.blocks, say, "the base")
-        patched = None
+        patched = fixed = None
         if options.baked:
+            fixed = InputError(
+                "with --baked the patched folder itself is run, and its vector is fixed",
+                where="--baked",
+                remedy="leave --baked out: a hook on the base then adds the vector, at any coefficient",
+                code="baked",
+            )
             patched = _loaded(folder, like, options, scratch, "", say, "the patched folder")
         route = manifest.route
         notes: tuple[str, ...] = ()
@@ -136,18 +143,9 @@ def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result]
             block_count=architecture.block_count,
             move=lambda layer: _carried(vectors, layer),
             moved="the same vector is added there; a recipe's would be computed for that layer",
-            fixed=_fixed() if options.baked else None,
+            fixed=fixed,
         )
         return use(Opened(source.name, base, patched, steering, notes))
-
-
-def _fixed() -> InputError:
-    return InputError(
-        "with --baked the patched folder itself is run, and its vector is fixed",
-        where="--baked",
-        remedy="leave --baked out: a hook on the base then adds the vector, at any coefficient",
-        code="baked",
-    )
 
 
 def _carried(vectors: Vectors, layer: int) -> Vectors:
@@ -182,7 +180,7 @@ def _loaded(
         offload=scratch / what.replace(" ", "-") if mode == "spread" else None,
         trust_remote_code=options.trust_remote_code,
     )
-    return Writer(model, blocks, _require_tokenizer(tokenizer, folder))
+    return Writer(model, blocks, require_tokenizer(tokenizer, _CHAT, str(folder)))
 
 
 def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], say: Say) -> Result:
@@ -221,18 +219,8 @@ def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], 
             swept = [spec.name for spec in loaded.recipe.vectors if spec.swept]
             notes = [f"vector `{name}`: no sweep has chosen yet; this is a stand-in for `auto`" for name in swept]
             notes += [note for entry in prepared for note in entry.notes]
-            tokenizer = _require_tokenizer(opened.tokenizer, planned.source.folder)
+            tokenizer = require_tokenizer(opened.tokenizer, _CHAT, str(planned.source.folder))
             writer = Writer(opened.model, planned.architecture.blocks, tokenizer)
             return use(Opened(planned.source.name, writer, None, steering, tuple(notes)))
 
         return run.run(work, whole="chat")
-
-
-def _require_tokenizer(tokenizer: Any, folder: Path) -> Any:
-    if tokenizer is None:
-        raise InputError(
-            "the model folder has no tokenizer, and chat needs one",
-            where=str(folder),
-            remedy="put the tokenizer's files into the model folder",
-        )
-    return tokenizer

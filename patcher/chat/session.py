@@ -125,7 +125,7 @@ class Session:
             values["layer"] = None
         changed = Settings(**{**vars(self.settings), **values})
         changed.check()
-        self._vectors(changed)
+        self.opened.steering.at(changed.coefficient, changed.layer)
         self.settings = changed
 
     def reset(self) -> None:
@@ -166,7 +166,7 @@ class Session:
             if stopped:
                 break
             writer = self._sides[places[0]].writer
-            vectors = self._vectors(self.settings)
+            vectors = self.opened.steering.at(self.settings.coefficient, self.settings.layer)
 
             def told(ids: list[tuple[int, ...]], places: Sequence[int] = places, writer: Writer = writer) -> bool:
                 nonlocal stopped
@@ -206,9 +206,6 @@ class Session:
         if len({id(side.writer) for side in self._sides}) == 1:
             return [list(range(len(self._sides)))]
         return [[place] for place in range(len(self._sides))]
-
-    def _vectors(self, settings: Settings) -> dict[int, Any]:
-        return self.opened.steering.at(settings.coefficient, settings.layer)
 
     def _as_json(self) -> dict[str, Any]:
         steering, settings = self.opened.steering, self.settings

@@ -51,6 +51,19 @@ def disk_errors(place: Path, what: str = "the output") -> Iterator[None]:
         raise _in_words(what, int(match.group(1)), str(place)) from None
 
 
+@contextlib.contextmanager
+def told_as(message: str, where: Path) -> Iterator[None]:
+    """Say any failure of the disk with a message.
+
+    Raises:
+        OutsideError: for every ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutsideError(message, where=str(where), found=error, code="disk") from None
+
+
 def require_writable(folder: Path) -> None:
     """Refuse, before any work, a place in which no output can be made.
 

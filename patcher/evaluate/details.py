@@ -18,6 +18,15 @@ from patcher.recipe.schema import Recipe, VectorSpec
 PROMPTS = ("I think that", "Yesterday my neighbour told me that", "The most important thing is")
 """Continued where a recipe gives no prompts of its own."""
 TEMPERATURE = 0.7
+NOTHING_SEEN: Mapping[str, Any] = {
+    "kl_tokens": [],
+    "shifted": [],
+    "text_changes": [],
+    "generations": [],
+    "generation_temperature": None,
+    "scores": None,
+}
+"""What :func:`look` would return if nothing was looked at."""
 _TEXT_TOKENS = 160
 _TOKENS = 10
 

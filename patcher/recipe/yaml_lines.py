@@ -136,23 +136,18 @@ def _note_lines(node: yaml.Node, path: Path, lines: dict[Path, int], source: str
     _refuse_long_number(node, source)
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            where = f"{source}:{line}"
             if not isinstance(key_node, yaml.ScalarNode):
-                raise InputError(
-                    "not valid YAML for a recipe: a key is a list or a mapping",
-                    where=f"{source}:{key_node.start_mark.line + 1}",
-                    remedy="check brackets and question marks",
-                )
+                message = "not valid YAML for a recipe: a key is a list or a mapping"
+                raise InputError(message, where=where, remedy="check brackets and question marks")
             _refuse_long_number(key_node, source)
             key = str(key_node.value)
             here = (*path, key)
             if here in lines:
-                raise InputError(
-                    f"`{key}` is given twice",
-                    where=f"{source}:{key_node.start_mark.line + 1}",
-                    remedy="keep one of them",
-                )
+                raise InputError(f"`{key}` is given twice", where=where, remedy="keep one of them")
             _note_lines(value_node, here, lines, source)
-            lines[here] = key_node.start_mark.line + 1
+            lines[here] = line
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             _note_lines(item, (*path, index), lines, source)

@@ -130,6 +130,20 @@ class CellBench:
         """The measure of every choosing item without the swept vector: [items], fp64."""
         return self.effect.values(self.source, [self.others], self.effect.count)[0]
 
+    def baseline(self) -> dict[str, Any]:
+        """`baseline` of sweep.json: the items and texts without the swept vector."""
+        return {
+            "steered": float(self.base_values.mean()),
+            "perplexity": self.base_perplexity(),
+            "on_topic": self.sentence_perplexities(self.on_topic, [self.others])[0],
+            "off_topic": self.sentence_perplexities(self.off_topic, [self.others])[0],
+        }
+
+    def shown_texts(self) -> dict[str, Sequence[Sequence[int]]]:
+        """Texts to show in green and red, by title."""
+        texts = {"on-topic text": self.on_topic, "off-topic text": self.off_topic, "neutral text": self.neutral.texts}
+        return {title: passages for title, passages in texts.items() if passages}
+
     def texts_for(self, items: int) -> int:
         """On how many of the neutral texts a cell is measured beside ``items`` items: the same fraction of them."""
         texts = len(self.neutral.texts)

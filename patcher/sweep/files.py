@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from patcher.build.job import Job
+from patcher.disk.failures import told_as
 from patcher.disk.whole_files import whole_file
-from patcher.errors import OutsideError
 from patcher.recipe.rewriting import chosen_recipe, moved_text
 from patcher.report.pictures.drawing import PICTURES as DRAWINGS
 from patcher.report.pictures.drawing import dark_of, draw_all
@@ -26,15 +26,13 @@ def remove_results(folder: Path) -> None:
     Raises:
         OutsideError: something cannot be removed.
     """
-    try:
+    with told_as("older results cannot be removed", folder):
         for name in (RESULT, TABLE, RECIPE, REPORT):
             (folder / name).unlink(missing_ok=True)
         for name in DRAWINGS:
             picture = folder / PICTURES / f"{name}.png"
             picture.unlink(missing_ok=True)
             dark_of(picture).unlink(missing_ok=True)
-    except OSError as error:
-        raise OutsideError("older results cannot be removed", where=str(folder), found=error, code="disk") from None
 
 
 def write_results(swept: Swept, job: Job, *, pictures: bool) -> dict[str, Path]:
@@ -52,7 +50,7 @@ def write_results(swept: Swept, job: Job, *, pictures: bool) -> dict[str, Path]:
         OutsideError: something cannot be written.
     """
     folder = job.output
-    try:
+    with told_as("the results cannot be written", folder):
         _replace(folder / TABLE, table(swept.data))
         if swept.chosen is not None:
             chosen = chosen_recipe(job.recipe, swept.vector, *swept.chosen)
@@ -68,8 +66,6 @@ def write_results(swept: Swept, job: Job, *, pictures: bool) -> dict[str, Path]:
             write_report(swept.data, drawn, folder / REPORT)
         # Last: where it is, everything is.
         _replace(folder / RESULT, json.dumps(swept.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    except OSError as error:
-        raise OutsideError("the results cannot be written", where=str(folder), found=error, code="disk") from None
     return drawn
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 
-from patcher.capture.logits import LogitsSource
 from patcher.capture.opened import OpenedBase
 from patcher.errors import InputError
 from patcher.evaluate.damage import NeutralText
+from patcher.evaluate.details import batch_rows
 from patcher.evaluate.effect import Effect, PairsEffect, TextEffect
 from patcher.evaluate.of_build import IN_SAMPLE, own_pairs
 from patcher.evaluate.questions import build_question, questions_with_prompt
@@ -111,23 +112,17 @@ class Materials:
     """Everything that cells and the report are measured on, as token ids.
 
     Attributes:
-        choose: the choosing items.
-        report: the report's items.
-        neutral: neutral passages to choose on, and to report on.
-        neutral_name: what they are, for people.
-        on_topic: sentences, or None.
-        off_topic: sentences, or None.
+        choosing: what cells are measured on.
+        reporting: the same on the items and the neutral passages that are kept back.
+        neutral_name: what the neutral passages are, for people.
         prompting: the report's items under the system prompt that asks for the behaviour, or None.
         splits: how many items are in each part.
         notes: what the user should know.
     """
 
-    choose: Effect
-    report: Effect
-    neutral: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
+    choosing: CellBench
+    reporting: CellBench
     neutral_name: str
-    on_topic: Sequence[Sequence[int]] | None
-    off_topic: Sequence[Sequence[int]] | None
     prompting: Effect | None
     splits: dict[str, int]
     notes: tuple[str, ...]
@@ -135,44 +130,24 @@ class Materials:
     @property
     def on_pairs(self) -> bool:
         """Whether the effect is that on pairs, and not on a text."""
-        return isinstance(self.choose, PairsEffect)
-
-    def choosing_bench(
-        self, source: LogitsSource, others: Mapping[int, torch.Tensor], sign: float, batch_size: int, memory: int
-    ) -> CellBench:
-        """What cells are measured on."""
-        neutral = NeutralText(self.neutral[0], memory)
-        return CellBench(source, self.choose, neutral, self.on_topic, self.off_topic, sign, others, batch_size)
-
-    def reporting_bench(self, choosing: CellBench, memory: int) -> CellBench:
-        """The same model on the items that were kept back."""
-        return replace(choosing, effect=self.report, neutral=NeutralText(self.neutral[1], memory))
-
-    def baseline(self, bench: CellBench) -> dict[str, Any]:
-        """`baseline` of sweep.json: the choosing items and texts without the swept vector."""
-        return {
-            "steered": float(bench.base_values.mean()),
-            "perplexity": bench.base_perplexity(),
-            "on_topic": bench.sentence_perplexities(self.on_topic, [bench.others])[0],
-            "off_topic": bench.sentence_perplexities(self.off_topic, [bench.others])[0],
-        }
-
-    def shown_texts(self) -> dict[str, Sequence[Sequence[int]]]:
-        """Texts to show in green and red, by title."""
-        texts = {"on-topic text": self.on_topic, "off-topic text": self.off_topic, "neutral text": self.neutral[1]}
-        return {title: passages for title, passages in texts.items() if passages}
+        return isinstance(self.choosing.effect, PairsEffect)
 
 
-def gather(loaded: LoadedRecipe, parts: Parts, opened: OpenedBase, index: int, rows: int) -> Materials:
+def gather(
+    loaded: LoadedRecipe, parts: Parts, opened: OpenedBase, index: int, added: Mapping[int, torch.Tensor], memory: int
+) -> Materials:
     """Encode everything that is measured on.
 
     Args:
-        rows: in a batch.
+        index: of the vector that is swept.
+        added: what the recipe's other vectors add; see :func:`others`.
+        memory: bytes that may be kept of the base's distributions.
 
     Raises:
         InputError: there is nothing to measure the effect on, or a text cannot be read.
     """
     evaluate, tokenizer, spec = loaded.recipe.evaluate, opened.tokenizer, parts.prepared[index].spec
+    rows = batch_rows(loaded.recipe)
     on_topic = _sentences(loaded, "on_topic", opened)
     off_topic = _sentences(loaded, "off_topic", opened)
     neutral, name = neutral_ids(loaded, tokenizer, opened.positions)
@@ -189,14 +164,13 @@ def gather(loaded: LoadedRecipe, parts: Parts, opened: OpenedBase, index: int, r
         notes.append("a system prompt is compared on pairs, and the effect is measured on a text: it is left out")
     elif evaluate.system_prompt is not None:
         prompting = PairsEffect(questions_with_prompt(parts.report, tokenizer, spec, evaluate.system_prompt), rows)
+    sign, neutral_text = math.copysign(1.0, spec.factor), NeutralText(halves[0], memory)
+    choosing = CellBench(opened.logits, choose, neutral_text, on_topic, off_topic, sign, added, rows)
     return Materials(
-        choose,
-        report,
-        halves,
+        choosing,
+        replace(choosing, effect=report, neutral=NeutralText(halves[1], memory)),
         f"{len(halves[0])} {name} to choose on and {len(halves[1])} to report on, "
         f"{sum(map(len, halves[0])) + sum(map(len, halves[1]))} tokens",
-        on_topic,
-        off_topic,
         prompting,
         {"make": len(parts.prepared[index].pairs), "choose": choose.count, "report": report.count},
         tuple(notes),

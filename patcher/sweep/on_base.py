@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,20 +17,18 @@ from patcher.capture.logits import ResumingModel
 from patcher.capture.memory import available_memory
 from patcher.capture.opened import OpenedBase
 from patcher.capture.reader import ResidualReader
-from patcher.evaluate.details import batch_rows, look
+from patcher.evaluate.details import NOTHING_SEEN, look
 from patcher.evaluate.guard import within_guard
 from patcher.evaluate.numbers import finite_or_null
 from patcher.sweep import choosing, materials
 from patcher.sweep.axes import grid_coefficients, shares_of
-from patcher.sweep.cells import Cell, CellBench, Column
+from patcher.sweep.cells import Cell, Column
 from patcher.sweep.geometry import geometry
 from patcher.sweep.record import CellRecord
 from patcher.sweep.reporting import behaviours, cell_json, measure_rows, random_control, random_grid, rows_for
 from patcher.sweep.search import is_halving, measure_grid, refined
 from patcher.vectors.finding import find_directions, steering_vector
 
-VectorAt = Callable[[int, float], torch.Tensor]
-"""Layer and coefficient -> what is added, [hidden]."""
 FORMAT = 1
 _MEMORY = 0.2
 """Of the free memory, for the base's distributions."""
@@ -95,10 +92,9 @@ class SweepRun:
         unit = {layer: vector_at(layer, 1.0) for layer in self.layers}
         coefficients = grid_coefficients(recipe, spec, shares_of(unit, norms))
         others = materials.others(self.parts.prepared, self.index, found)
-        rows_each = batch_rows(recipe)
-        measured = materials.gather(job.loaded, self.parts, opened, self.index, rows_each)
         memory = int(_MEMORY * available_memory())
-        choose = measured.choosing_bench(opened.logits, others, math.copysign(1.0, spec.factor), rows_each, memory)
+        measured = materials.gather(job.loaded, self.parts, opened, self.index, others, memory)
+        choose, bench = measured.choosing, measured.reporting
         halving = is_halving(recipe.sweep.search, len(self.layers) * len(coefficients))
         with job.clock.time("sweep"):
 
@@ -129,13 +125,15 @@ class SweepRun:
             control = random_grid(choose, unit, shown.layer, coefficients, recipe.seed)
         with job.clock.time("report"):
             job.say("measuring the chosen cell on the pairs that were kept back")
-            bench = measured.reporting_bench(choose, memory)
             rows = rows_for(
                 chosen, vector_at, self.defaults, random_vectors=recipe.sweep.random_vectors, seed=recipe.seed
             )
             within = partial(within_guard, guard, bench.base_perplexity())
             report = measure_rows(bench, rows, measured.prompting, within, seed=recipe.seed)
-            details = self._details(opened, bench, chosen, vector_at, measured)
+            details = NOTHING_SEEN
+            if chosen is not None:
+                steered, texts = bench.with_others({chosen[0]: vector_at(*chosen)}), bench.shown_texts()
+                details = look(opened, recipe, spec, steered, job.say, texts=texts, neutral=bench.neutral.texts)
         data = {
             "format": FORMAT,
             "tool_version": patcher.__version__,
@@ -161,7 +159,7 @@ class SweepRun:
             "rule": choosing.rule(guard),
             "search": "halving" if halving else "grid",
             "grid": [cell_json(cell, accepted(cell)) for cell in cells],
-            "baseline": measured.baseline(choose),
+            "baseline": choose.baseline(),
             "random_grid": control,
             "pareto": [{"layer": c.layer, "coefficient": c.coefficient} for c in choosing.pareto(cells)],
             "recommended": None if best is None else {"layer": best.layer, "coefficient": best.coefficient},
@@ -177,24 +175,3 @@ class SweepRun:
         }
         cleaned: dict[str, Any] = finite_or_null(data)
         return cleaned
-
-    def _details(
-        self,
-        opened: OpenedBase,
-        bench: CellBench,
-        chosen: tuple[int, float] | None,
-        vector_at: VectorAt,
-        measured: materials.Materials,
-    ) -> dict[str, Any]:
-        if chosen is None:
-            return {
-                "kl_tokens": [],
-                "shifted": [],
-                "text_changes": [],
-                "generations": [],
-                "generation_temperature": None,
-                "scores": None,
-            }
-        steered = bench.with_others({chosen[0]: vector_at(*chosen)})
-        recipe, texts, neutral = self.job.recipe, measured.shown_texts(), bench.neutral.texts
-        return look(opened, recipe, recipe.vectors[self.index], steered, self.job.say, texts=texts, neutral=neutral)

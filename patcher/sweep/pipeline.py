@@ -12,16 +12,15 @@ from dataclasses import replace
 from patcher.build.base_run import BaseRun
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan, plan_build, with_weights
-from patcher.capture.model import load_tokenizer
+from patcher.capture.model import load_tokenizer, require_tokenizer
 from patcher.checkpoint.prepare import prepared_base
 from patcher.errors import InputError
 from patcher.recipe.schema import Recipe, VectorSpec
 from patcher.sweep import materials
 from patcher.sweep.axes import default_cells, grid_layers, swept_vector
 from patcher.sweep.files import remove_results
-from patcher.sweep.fingerprint import fingerprint, settings
 from patcher.sweep.on_base import SweepRun, Swept
-from patcher.sweep.record import CellRecord
+from patcher.sweep.record import CellRecord, fingerprint, settings
 from patcher.vectors.finding import PreparedVector
 
 STAGES = ("load", "capture", "sweep", "report")
@@ -52,12 +51,7 @@ def sweep(job: Job) -> Swept:
     layers, defaults = grid_layers(recipe, spec, blocks, where), default_cells(blocks)
     source = planned.source
     tokenizer = load_tokenizer(source.folder, trust_remote_code=recipe.trust_remote_code)
-    if tokenizer is None:
-        raise InputError(
-            "the model folder has no tokenizer, and effect and damage are measured on text",
-            where=f"model: {source.name}",
-            remedy="put the tokenizer's files into the model folder",
-        )
+    require_tokenizer(tokenizer, "effect and damage are measured on text", f"model: {source.name}")
     prepared = _at_layers(planned, spec, index, sorted({*layers, *(layer for layer, _coefficient in defaults)}), where)
     parts = materials.split(prepared, index, loaded, tokenizer)
     planned = replace(with_weights(job, planned), prepared=parts.prepared)

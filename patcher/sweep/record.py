@@ -1,19 +1,41 @@
-"""Finished cells on the disk: an interrupted sweep goes on where it stopped."""
+"""Finished cells on the disk: an interrupted sweep goes on where it stopped.
+
+Those of another sweep are not taken for this one's. A cell does not depend on the other cells, on the guard, or on what
+is shown of the chosen one, so that a wider grid or another guard takes what was measured before.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+
+import patcher
+from patcher.disk.failures import told_as
 from patcher.disk.whole_files import is_partial, whole_file
-from patcher.errors import InputError, OutsideError
+from patcher.errors import InputError
+from patcher.recipe.file import LoadedRecipe
+from patcher.recipe.schema import Recipe
 from patcher.sweep.cells import Cell
+from patcher.sweep.materials import Parts
 
 CELLS = "cells.jsonl"
 FORMAT = 2
+_LEFT_OUT = ("output", "push", "verify", "targets", "exact", "prefer", "route", "calibration")
+"""Keys of a recipe on which no number of a sweep depends."""
+_OF_CELLS = {
+    "evaluate": ("pairs", "on_topic", "off_topic", "neutral", "neutral_limit"),
+    "sweep": ("vector", "choose", "limit"),
+}
+"""Of these two, the keys on which the numbers of a cell depend."""
 
 
 class CellRecord:
@@ -40,9 +62,13 @@ class CellRecord:
         self._cells: dict[tuple[int, float, int], Cell] = {}
         self.same = False
         head = json.loads(json.dumps({"format": FORMAT, "fingerprint": fingerprint, "settings": settings}))
-        if _there(folder):
+        with told_as("the folder cannot be looked at", folder):
+            there = folder.exists()
+        if there:
             lines = self._lines(force)
-            before = _parsed(lines[0]) if lines else None
+            before: Any = None
+            with suppress(ValueError):
+                before = json.loads(lines[0]) if lines else None
             if isinstance(before, dict) and all(before.get(key) == head[key] for key in ("format", "fingerprint")):
                 self._take(lines[1:])
                 self.same = before == head
@@ -53,7 +79,7 @@ class CellRecord:
                     remedy="give --output another folder, or --force to start anew",
                     code="output",
                 )
-        try:
+        with told_as("the results cannot be written", folder):
             folder.mkdir(parents=True, exist_ok=True)
             # Written anew: a line that a killed process left half is gone, and another sweep's cells with it.
             for item in filter(_is_left_over, self._items()):
@@ -61,8 +87,6 @@ class CellRecord:
             kept = "".join(_line(cell) for cell in self._cells.values())
             with whole_file(self._path) as partial:
                 partial.write_text(json.dumps(head) + "\n" + kept, encoding="utf-8")
-        except OSError as error:
-            raise OutsideError("the results cannot be written", where=str(folder), found=error, code="disk") from None
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -78,13 +102,10 @@ class CellRecord:
             OutsideError: it cannot be written.
         """
         self._cells[cell.layer, cell.coefficient, cell.pairs] = cell
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(_line(cell))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutsideError("a result cannot be written", where=str(self._path), found=error, code="disk") from None
+        with told_as("a result cannot be written", self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(cell))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _lines(self, force: bool) -> list[str]:
         if not self.folder.is_dir():
@@ -108,12 +129,8 @@ class CellRecord:
             ) from None
 
     def _items(self) -> list[Path]:
-        try:
+        with told_as("the folder cannot be looked into", self.folder):
             return list(self.folder.iterdir())
-        except OSError as error:
-            raise OutsideError(
-                "the folder cannot be looked into", where=str(self.folder), found=error, code="disk"
-            ) from None
 
     def _take(self, lines: list[str]) -> None:
         for line in lines:
@@ -129,19 +146,50 @@ def _is_left_over(item: Path) -> bool:
     return is_partial(item) and item.name.lstrip(".").startswith(CELLS)
 
 
-def _there(folder: Path) -> bool:
-    try:
-        return folder.exists()
-    except OSError as error:
-        raise OutsideError("the folder cannot be looked at", where=str(folder), found=error, code="disk") from None
-
-
 def _line(cell: Cell) -> str:
     return json.dumps(cell.as_json()) + "\n"
 
 
-def _parsed(line: str) -> Any:
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe on which something in ``sweep.json`` depends."""
+    data = recipe.model_dump(mode="json")
+    return {key: value for key, value in data.items() if key not in _LEFT_OUT}
+
+
+def fingerprint(
+    loaded: LoadedRecipe, identity: Mapping[str, Any] | str | None, parts: Parts, index: int
+) -> dict[str, Any]:
+    """All that a cell's numbers depend on: the recipe, the files that it names, the model, the versions.
+
+    Args:
+        index: of the vector that is swept; its own layer and the size of its coefficient are not those of the cells.
+    """
+    recipe = loaded.recipe
+    data = settings(recipe)
+    for part, keys in _OF_CELLS.items():
+        data[part] = {key: data[part][key] for key in keys}
+    swept = data["vectors"][index]
+    swept["layer"], swept["coefficient"] = None, math.copysign(1.0, recipe.vectors[index].factor)
+    evaluate = recipe.evaluate
+    named = [evaluate.on_topic, evaluate.off_topic, evaluate.neutral, *(spec.file for spec in recipe.vectors)]
+    files = [None if name is None else _digest(loaded.file(name)) for name in named]
+    pairs = [[pair.prompt, pair.positive, pair.negative] for pair in (*parts.choose, *parts.report)]
+    tokens = [[pair.positive.ids, pair.negative.ids] for entry in parts.prepared for pair in entry.pairs]
+    content = json.dumps([identity, pairs, tokens, files], sort_keys=True, default=str)
+    return {
+        "recipe": data,
+        "content": hashlib.sha256(content.encode()).hexdigest(),
+        "versions": [patcher.__version__, torch.__version__, transformers.__version__],
+    }
+
+
+def _digest(path: Path) -> str:
     try:
-        return json.loads(line)
-    except ValueError:
-        return None
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError as error:
+        # Whoever needs it will say so in its own words.
+        return f"not read: {error.errno}"
+    return digest.hexdigest()

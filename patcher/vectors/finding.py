@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.capture.model import require_tokenizer
 from patcher.capture.reader import Request, ResidualReader
-from patcher.errors import InputError
 from patcher.pairs.formats import load_pairs
 from patcher.pairs.pair import ContrastPair, TokenisedPair, TokenisedSide
 from patcher.pairs.sampling import letter_imbalance, sample_pairs, split_held_out
@@ -92,12 +92,8 @@ def _prepared(
     entry = PreparedVector(spec, where, (), {}).at_layers(resolve_layers(spec, block_count, where), block_count)
     if spec.method == "file":
         return replace(entry, file=loaded.file(str(spec.file)))
-    if tokenizer is None:
-        raise InputError(
-            "the model folder has no tokenizer, and contrast pairs need one",
-            where=f"{where}.{'questions' if spec.pairs is None else 'pairs'}",
-            remedy="put the tokenizer's files into the model folder, or use a vector from a file",
-        )
+    key = f"{where}.{'questions' if spec.pairs is None else 'pairs'}"
+    require_tokenizer(tokenizer, "contrast pairs need one", key, ", or use a vector from a file")
     if spec.pairs is None:
         asked, said = prepare_questions(
             spec, tokenizer, recipe_folder=loaded.folder, held_out=fraction, seed=seed, where=where

@@ -15,8 +15,8 @@ from support.tiny_models import tiny_tokenizer
 
 from patcher.evaluate.of_build import IN_SAMPLE
 from patcher.pairs.pair import ContrastPair
-from patcher.sweep.fingerprint import fingerprint
 from patcher.sweep.materials import Parts, _halves
+from patcher.sweep.record import fingerprint
 from patcher.vectors.finding import prepare_vectors
 
 BLOCKS = 4
