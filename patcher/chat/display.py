@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import IO
 
@@ -29,8 +28,8 @@ class Lines:
         file: where to.
     """
 
-    def __init__(self, file: IO[str] | None = None) -> None:
-        self._file = file or sys.stdout
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
         self._labels: list[str] = []
         self._place = -1
         self._written = ""

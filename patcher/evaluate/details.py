@@ -12,8 +12,7 @@ from patcher.evaluate.questions import encode_prompts
 from patcher.evaluate.scorers import load_scorer
 from patcher.evaluate.scoring import Vectors
 from patcher.evaluate.texts import token_texts
-from patcher.recipe.persona import GenerateSpec
-from patcher.recipe.schema import Recipe, VectorSpec
+from patcher.recipe.schema import GenerateSpec, Recipe, VectorSpec
 
 PROMPTS = ("I think that", "Yesterday my neighbour told me that", "The most important thing is")
 """Continued where a recipe gives no prompts of its own."""

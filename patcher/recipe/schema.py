@@ -7,9 +7,59 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from patcher.recipe.evaluate import EvaluateSpec, InlinePair, SweepSpec
-from patcher.recipe.persona import GenerateSpec, Personas
-from patcher.recipe.types import Auto, Index, Indices, Layer, Layers, Number, PositiveNumber, Seed, Strict
+from patcher.recipe.types import Amount, Auto, Count, Index, Layer, Layers, Number, PositiveNumber, Seed, Strict
 from patcher.stacks.names import TRANSFORMERS, Stack
+
+Prompts = str | Annotated[list[str], Field(min_length=1)]
+
+
+class Personas(Strict):
+    """System prompts for `method: persona`; the first of each side belong together, and so do the second."""
+
+    positive: Prompts
+    """What makes the model show the trait: a system prompt, or a list of them."""
+    negative: Prompts
+    """What makes it show the opposite; as many as on the positive side."""
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Personas:
+        sides = len(self.sides("positive")), len(self.sides("negative"))
+        if sides[0] != sides[1]:
+            raise ValueError(
+                f"{sides[0]} positive and {sides[1]} negative personas: each positive one needs a negative one"
+            )
+        for positive, negative in self.pairs():
+            if positive.strip() == negative.strip():
+                raise ValueError("a positive and a negative persona are the same text, so there is no contrast")
+        return self
+
+    def sides(self, side: Literal["positive", "negative"]) -> list[str]:
+        """The system prompts of one side, as a list."""
+        prompts = self.positive if side == "positive" else self.negative
+        return [prompts] if isinstance(prompts, str) else prompts
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(positive, negative) system prompts."""
+        return list(zip(self.sides("positive"), self.sides("negative"), strict=True))
+
+
+class GenerateSpec(Strict):
+    """How the model writes its responses for `method: persona`; drawn from the model's own distribution."""
+
+    max_new_tokens: Count = 128
+    """The longest response, in tokens."""
+    temperature: Amount = 1.0
+    """0 is greedy. Sampling is seeded (`seed`); a checkpoint's own top-p, top-k and penalties are not used."""
+    samples: Count = 1
+    """Responses to each question under each persona."""
+    batch_size: Count = 16
+    """Responses that are written at a time."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> GenerateSpec:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError("at `temperature: 0` every sample is the same: set `samples: 1`, or a temperature")
+        return self
 
 
 class VectorSpec(Strict):
@@ -50,7 +100,7 @@ class VectorSpec(Strict):
     layer: Layer | Layers | Auto | None = None
     """The decoder block whose output is steered: a 0-based index, "40%", a list (a vector of its own for each), or
     `auto`: chosen by the sweep."""
-    before_layer: Index | Indices | None = None
+    before_layer: Index | Annotated[list[Index], Field(min_length=1)] | None = None
     """The same counted as ActAdd does: the residual that enters this block, so block `before_layer - 1`."""
     read_layer: Layer | None = None
     """Where the vector is read, if not where it is added."""
@@ -73,45 +123,38 @@ class VectorSpec(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> VectorSpec:
-        self._check_persona()
-        if self.method == "file":
-            if self.file is None:
-                raise ValueError("`method: file` needs `file`")
-            if self.pairs is not None:
-                raise ValueError("`method: file` takes no `pairs`")
-            if self.read_layer is not None:
-                raise ValueError("`method: file` takes no `read_layer`")
-        else:
-            if self.file is not None:
-                raise ValueError(f"`file` goes with `method: file`, not with `method: {self.method}`")
-            if self.method != "persona" and (self.pairs is None or self.pairs == []):
-                raise ValueError("no contrast pairs: give `pairs` a path or a list")
+        for key in ("questions", "personas", "generate"):
+            if self.method != "persona" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` goes with `method: persona`, not with `method: {self.method}`")
+        wrong_for_method = {
+            "persona": (
+                (self.pairs is not None, "takes no `pairs`: the model writes them; give `questions`"),
+                (not self.questions, "needs `questions`: a path or a list"),
+                (self.personas is None, "needs `personas`: {positive: a system prompt, negative: its opposite}"),
+                (self.system_prompt is not None, "takes no `system_prompt`: the `personas` are the system prompts"),
+                (
+                    self.position not in ("auto", "mean", "last"),
+                    f"reads the `mean` over a response or its `last` token, not {self.position!r}",
+                ),
+            ),
+            "file": (
+                (self.file is None, "needs `file`"),
+                (self.pairs is not None, "takes no `pairs`"),
+                (self.read_layer is not None, "takes no `read_layer`"),
+            ),
+        }
+        for wrong, message in wrong_for_method.get(self.method, ()):
+            if wrong:
+                raise ValueError(f"`method: {self.method}` {message}")
+        if self.method != "file" and self.file is not None:
+            raise ValueError(f"`file` goes with `method: file`, not with `method: {self.method}`")
+        if self.method not in wrong_for_method and self.pairs in (None, []):
+            raise ValueError("no contrast pairs: give `pairs` a path or a list")
         if (self.layer is None) == (self.before_layer is None):
             raise ValueError('give exactly one of `layer` (such as 13 or "40%") and `before_layer`')
         if self.coefficient == 0:
             raise ValueError("a coefficient of 0 adds nothing")
         return self
-
-    def _check_persona(self) -> None:
-        if self.method != "persona":
-            own = {"questions": self.questions, "personas": self.personas}
-            given = [key for key, value in own.items() if value is not None]
-            given += ["generate"] * (self.generate != GenerateSpec())
-            if given:
-                raise ValueError(f"`{given[0]}` goes with `method: persona`, not with `method: {self.method}`")
-            return
-        if self.pairs is not None:
-            raise ValueError("`method: persona` takes no `pairs`: the model writes them; give `questions`")
-        if not self.questions:
-            raise ValueError("`method: persona` needs `questions`: a path or a list")
-        if self.personas is None:
-            raise ValueError("`method: persona` needs `personas`: {positive: a system prompt, negative: its opposite}")
-        if self.system_prompt is not None:
-            raise ValueError("`method: persona` takes no `system_prompt`: the `personas` are the system prompts")
-        if self.position not in ("auto", "mean", "last"):
-            raise ValueError(
-                f"`method: persona` reads the `mean` over a response or its `last` token, not {self.position!r}"
-            )
 
 
 class VerifySpec(Strict):

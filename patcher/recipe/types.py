@@ -26,12 +26,13 @@ def not_a_boolean(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(not_a_boolean), AfterValidator(finite)]
 PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(not_a_boolean), AfterValidator(finite)]
+Amount = Annotated[float, Field(ge=0), BeforeValidator(not_a_boolean), AfterValidator(finite)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(not_a_boolean)]
 Index = Annotated[int, BeforeValidator(not_a_boolean)]
 Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(not_a_boolean)]
 Percentage = Annotated[str, Field(pattern=r"^(100(\.0+)?|[0-9]{1,2}(\.[0-9]+)?)%$", description='depth, e.g. "40%"')]
 Layer = Index | Percentage
 Layers = Annotated[list[Layer], Field(min_length=1)]
-Indices = Annotated[list[Index], Field(min_length=1)]
 
 
 class Strict(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from patcher.build.job import Clock, Job
@@ -18,13 +17,8 @@ _KEPT = ("layers", "coefficients", "splits", "guard", "rule", "search", "recomme
 """What the manifest keeps of a sweep; the whole of it stays in the sweep's own folder."""
 
 
-def sweep_folder(output: Path) -> Path:
-    """Where the sweep of a build keeps its results: beside the output."""
-    return output.with_name(output.name + "-sweep")
-
-
 def fill_in(job: Job) -> tuple[Job, dict[str, Any]]:
-    """Sweep, and fill in what was chosen.
+    """Sweep into a folder beside the output, and fill in what was chosen.
 
     Args:
         job: of the build.
@@ -37,7 +31,8 @@ def fill_in(job: Job) -> tuple[Job, dict[str, Any]]:
         InputError, OutsideError: see :func:`patcher.sweep.pipeline.sweep`; or the output is in the way.
     """
     check_output(job.output, force=job.force)
-    sweeping = replace(job, output=sweep_folder(job.output), clock=Clock())
+    beside = job.output.with_name(job.output.name + "-sweep")
+    sweeping = replace(job, output=beside, clock=Clock())
     found = sweep(sweeping)
     write_results(found, sweeping, pictures=can_draw())
     if found.chosen is None:
