@@ -8,9 +8,8 @@ from typing import Any
 
 from patcher.report.pictures.reading import (
     GridPlace,
-    coefficients_of,
+    along,
     has_numbers,
-    layers_of,
     number,
     part_of,
     recommended_cell,
@@ -95,13 +94,9 @@ def _on_the_report_pairs(sweep: Mapping[str, Any]) -> Iterator[tuple[bool, str]]
 def _beside(sweep: Mapping[str, Any], cell: GridPlace) -> Iterator[tuple[bool, str]]:
     """At the grid's edge the best cell may lie outside."""
     rows = rows_of(sweep, "grid")
-    layers, coefficients = layers_of(rows), coefficients_of(rows)
+    layers, coefficients = along(rows, "layer"), along(rows, "coefficient")
     if len(coefficients) > 1 and cell.coefficient == max(coefficients, key=abs):
-        name = _first_upper(cell_name(None, cell.coefficient))
+        name = cell_name(None, cell.coefficient).capitalize()
         yield False, f"{name} is the strongest of the grid: a stronger one may do more."
     if len(layers) > 2 and cell.layer in (layers[0], layers[-1]) and has_numbers(rows, "effect"):
-        yield False, f"{_first_upper(cell_name(cell.layer, None))} is at the edge of the layers that were tried."
-
-
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+        yield False, f"{cell_name(cell.layer, None).capitalize()} is at the edge of the layers that were tried."

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, SymmetricalLogLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, SymmetricalLogLocator
 
 from patcher.report.pictures.reading import evenly, measure_name, or_nan
 from patcher.report.pictures.style import DASHES, SMALL, Theme, ink_on
 from patcher.report.pictures.text import printable
-from patcher.report.pictures.wording import ABSENT, shown
+from patcher.report.pictures.wording import shown
 
 MOST_TILES = 13
 """Columns of a heat map that have a tick and may have numbers."""
@@ -25,11 +28,15 @@ _GAP = 0.09
 """Of the axis, between the ticks of two coefficients."""
 
 
+def tick(axis: Axis, text: Callable[[float], str], *, most: int = 6) -> None:
+    """Ticks at round numbers, at most ``most`` steps, with ``text`` of each."""
+    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(lambda value, _: text(value))
+
+
 def label_layers(axes: Axes, layers: Sequence[int]) -> None:
     """Ticks at measured layers, all of them where they fit."""
-    ticks = evenly(layers, _MOST_TICKS)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(evenly(layers, _MOST_TICKS))
     axes.set_xlabel("layer")
     _room(axes, layers)
 
@@ -39,11 +46,11 @@ def label_coefficients(axes: Axes, coefficients: Sequence[float]) -> None:
     if len(coefficients) > 2 and coefficients[0] > 0 and coefficients[-1] / coefficients[0] >= 16:
         axes.set_xscale("log", base=2)
     log = axes.get_xscale() == "log"
-    axes.xaxis.set_major_locator(FixedLocator(evenly(coefficients, 9) if log else _apart(coefficients)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, digits=4)))
+    ticks = evenly(coefficients, 9) if log else _apart(coefficients)
+    axes.set_xticks(ticks, [shown(tick, digits=4) for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("coefficient")
-    if axes.get_xscale() == "linear":
+    if not log:
         _room(axes, coefficients)
 
 
@@ -70,20 +77,18 @@ def scale_damage(axes: Axes, which: str, values: Sequence[float], guard: float |
     The line of the guard goes across it.
     """
     axis = axes.xaxis if which == "x" else axes.yaxis
-    set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if which == "x" else (axes.set_yscale, axes.set_ylim)
     positive = [value for value in (*values, *([] if guard is None else [guard])) if value > 0]
     most = max(positive, default=1.0)
-    if positive and most / min(positive) > _WIDE:
-        floor = 10.0 ** _floor_exponent(min(positive))
-        set_scale("symlog", linthresh=floor, linscale=0.4)
+    wide = bool(positive) and most / min(positive) > _WIDE
+    if wide:
+        floor = 10.0 ** math.floor(math.log10(min(positive)))
+        (axes.set_xscale if which == "x" else axes.set_yscale)("symlog", linthresh=floor, linscale=0.4)
         axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=floor))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
-        set_limits(0, most * 1.6)
+        axis.set_major_formatter(lambda value, _: shown(value))
     else:
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, digits=4)))
-        set_limits(0, most * 1.08)
+        tick(axis, partial(shown, digits=4), most=5)
+    axes.set(**{f"{which}lim": (0, most * (1.6 if wide else 1.08))})
     if guard is None:
         return
     line = {"color": theme.ink, "linewidth": 1.2, "linestyle": DASHES[3], "gid": "guard"}
@@ -105,7 +110,7 @@ def tiles(
     up: Sequence[float],
     colours: Colormap,
     scale: Normalize,
-    text: Callable[[float], str],
+    text: Callable[[float | None], str],
     theme: Theme,
     *,
     most_rows: int = MOST_TILES,
@@ -125,8 +130,7 @@ def tiles(
     drawn = np.ma.masked_invalid(np.array([[or_nan(value) for value in row] for row in values], dtype=float))
     image = axes.imshow(drawn, cmap=colours, norm=scale, aspect="auto", origin="lower", interpolation="nearest")
     axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     for axis, places, most in ((axes.xaxis, across, MOST_TILES), (axes.yaxis, up, most_rows)):
         ticks = evenly(places, most)
         axis.set_ticks([places.index(tick) for tick in ticks], [shown(tick, digits=4) for tick in ticks])
@@ -135,8 +139,7 @@ def tiles(
     for y, row in enumerate(values if numbered else []):
         for x, value in enumerate(row):
             ink = theme.quiet if value is None else ink_on(colours(scale(value)), theme)
-            told = ABSENT if value is None else text(value)
-            axes.text(x, y, told, ha="center", va="center", fontsize=SMALL, color=ink)
+            axes.text(x, y, text(value), ha="center", va="center", fontsize=SMALL, color=ink)
     return image, numbered
 
 
@@ -146,12 +149,9 @@ def colour_bar(image: Any, axes: Axes, **options: Any) -> None:
     figure.colorbar(image, ax=axes, pad=0.015, fraction=0.05, **options).outline.set_visible(False)
 
 
-def _floor_exponent(value: float) -> int:
-    return int(f"{value:e}".split("e")[1])
-
-
-def effect_axis(axes: Axes, sweep: Mapping[str, Any]) -> None:
-    """The upright axis of the sweep's measure."""
+def effect_axis(axes: Axes, sweep: Mapping[str, Any], theme: Theme) -> None:
+    """The upright axis of the sweep's measure, and its line of no effect."""
+    axes.axhline(0, color=theme.quiet, linewidth=1)
     signed_axis(axes)
     axes.set_ylabel(printable(f"change of\n{measure_name(sweep)}", longest=60))
 
@@ -159,5 +159,4 @@ def effect_axis(axes: Axes, sweep: Mapping[str, Any]) -> None:
 def signed_axis(axes: Axes, which: str = "y") -> None:
     """Tick labels with their sign: these are changes."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, signed=True) if abs(value) > 1e-12 else "0"))
+    tick(axis, lambda value: shown(value, signed=True) if abs(value) > 1e-12 else "0")

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 
 from patcher.report.pictures.axes import effect_axis, label_coefficients, scale_damage
 from patcher.report.pictures.reading import (
-    GridPlace,
+    along,
     cells_along,
-    coefficients_of,
     column,
     guard_limit,
     has_numbers,
@@ -20,7 +19,7 @@ from patcher.report.pictures.reading import (
     rows_of,
     shown_cell,
 )
-from patcher.report.pictures.style import DASHES, LIGHT, SMALL, Theme, new_figure, styled
+from patcher.report.pictures.style import DASHES, LIGHT, SMALL, Theme, new_figure, styled, upright
 
 
 def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
@@ -28,88 +27,59 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
     cell = shown_cell(sweep)
     if cell is None:
         return None
-    rows = cells_along(rows_of(sweep, "grid"), layer=cell.layer)
+    rows, randoms = (cells_along(rows_of(sweep, key), "coefficient", cell) for key in ("grid", "random_grid"))
     if not has_numbers(rows, "effect"):
         return None
-    random_rows = cells_along(rows_of(sweep, "random_grid"), layer=cell.layer)
     with styled(theme):
         damaged = has_numbers(rows, "damage")
         picture = new_figure(5.0 if damaged else 3.2)
-        panels = picture.subplots(
-            2 if damaged else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + damaged]
-        )
-        top = panels[0][0]
-        _effects(top, sweep, rows, random_rows, theme)
+        heights = [3, 2] if damaged else [3]
+        panels = picture.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        _effects(panels[0], sweep, rows, theme)
+        _randoms(panels[0], randoms, "effect", theme)
         if damaged:
-            _damages(panels[1][0], sweep, rows, random_rows, theme)
-        label_coefficients(panels[-1][0], coefficients_of(rows))
-        if damaged:
-            top.set_xlabel("")
-        _mark(panels[:, 0], sweep, cell, theme)
+            coefficients, damages = column(rows, "coefficient"), column(rows, "damage")
+            panels[1].plot(coefficients, damages, color=theme.less, marker="s", gid="damage")
+            _randoms(panels[1], randoms, "damage", theme)
+            scale_damage(panels[1], "y", damages + column(randoms, "damage"), guard_limit(sweep), theme)
+            panels[1].set_ylabel("KL divergence\n(nats a token)")
+        label_coefficients(panels[-1], along(rows, "coefficient"))
+        if recommended_cell(sweep) == cell:
+            upright(panels, cell.coefficient, theme)
+            _name(panels[0], cell.coefficient)
         place = "" if cell.layer is None else f" at layer {cell.layer}"
-        top.set_title(f"Effect and damage by coefficient{place}" if damaged else f"Effect by coefficient{place}")
-        top.legend(loc="best", handlelength=2.8)
+        panels[0].set_title(f"Effect{' and damage' if damaged else ''} by coefficient{place}")
+        panels[0].legend(loc="best", handlelength=2.8)
         return picture
 
 
-def _effects(
-    axes: Axes, sweep: Mapping[str, Any], rows: list[Mapping[str, Any]], randoms: list[Mapping[str, Any]], theme: Theme
-) -> None:
-    coefficients = column(rows, "coefficient")
-    axes.axhline(0, color=theme.quiet, linewidth=1)
-    axes.fill_between(
-        coefficients,
-        column(rows, "effect_low"),
-        column(rows, "effect_high"),
-        color=theme.more,
-        alpha=0.2,
-        linewidth=0,
-        gid="interval",
-        label="95 % interval" if has_numbers(rows, "effect_low") else "_",
-    )
+def _effects(axes: Axes, sweep: Mapping[str, Any], rows: list[Mapping[str, Any]], theme: Theme) -> None:
+    effect_axis(axes, sweep, theme)
+    coefficients, low, high = (column(rows, key) for key in ("coefficient", "effect_low", "effect_high"))
+    label = "95 % interval" if has_numbers(rows, "effect_low") else "_"
+    axes.fill_between(coefficients, low, high, color=theme.more, alpha=0.2, linewidth=0, gid="interval", label=label)
     if len(rows) == 1:
-        axes.vlines(coefficients, column(rows, "effect_low"), column(rows, "effect_high"), color=theme.more)
+        axes.vlines(coefficients, low, high, color=theme.more)
     axes.plot(coefficients, column(rows, "effect"), color=theme.more, marker="o", label="steering vector", gid="effect")
-    if has_numbers(randoms, "effect"):
+
+
+def _randoms(axes: Axes, rows: list[Mapping[str, Any]], key: str, theme: Theme) -> None:
+    if has_numbers(rows, key):
         axes.plot(
-            column(randoms, "coefficient"),
-            column(randoms, "effect"),
+            column(rows, "coefficient"),
+            column(rows, key),
             color=theme.random,
             marker="x",
             linestyle=DASHES[1],
             label="random, equal norm",
-            gid="random_effect",
+            gid=f"random_{key}",
         )
-    effect_axis(axes, sweep)
 
 
-def _damages(
-    axes: Axes, sweep: Mapping[str, Any], rows: list[Mapping[str, Any]], randoms: list[Mapping[str, Any]], theme: Theme
-) -> None:
-    damages = column(rows, "damage")
-    axes.plot(column(rows, "coefficient"), damages, color=theme.less, marker="s", gid="damage")
-    beside = column(randoms, "damage") if has_numbers(randoms, "damage") else []
-    if beside:
-        axes.plot(
-            column(randoms, "coefficient"),
-            beside,
-            color=theme.random,
-            marker="x",
-            linestyle=DASHES[1],
-            gid="random_damage",
-        )
-    scale_damage(axes, "y", [value for value in damages + beside if value == value], guard_limit(sweep), theme)
-    axes.set_ylabel("KL divergence\n(nats a token)")
-
-
-def _mark(panels: Any, sweep: Mapping[str, Any], cell: GridPlace, theme: Theme) -> None:
-    if recommended_cell(sweep) != cell:
-        return
-    for axes in panels:
-        axes.axvline(cell.coefficient, color=theme.mark, linewidth=1.2, linestyle=DASHES[2], gid="recommended")
-    panels[0].annotate(
+def _name(axes: Axes, coefficient: float) -> None:
+    axes.annotate(
         "recommended",
-        (cell.coefficient, 1),
+        (coefficient, 1),
         xycoords=("data", "axes fraction"),
         xytext=(-4, -2),
         textcoords="offset points",

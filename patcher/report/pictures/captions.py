@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 from patcher.report.pictures.changes import limit_of, texts_of
@@ -73,6 +74,10 @@ def _controls(sweep: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
+def _known(rows: list[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if number(row.get(key)) is not None]
+
+
 def _effect(row: Mapping[str, Any]) -> str:
     return shown(row.get("effect"), signed=True)
 
@@ -92,11 +97,10 @@ def _heat_map(sweep: Mapping[str, Any]) -> str:
 
 def _by_layer(sweep: Mapping[str, Any]) -> str:
     cell = shown_cell(sweep)
-    rows = [] if cell is None else cells_along(rows_of(sweep, "grid"), coefficient=cell.coefficient)
-    known = [row for row in rows if number(row.get("effect")) is not None]
+    known = [] if cell is None else _known(cells_along(rows_of(sweep, "grid"), "layer", cell), "effect")
     if cell is None or not known:
         return ""
-    best = max(known, key=lambda row: row["effect"])
+    best = max(known, key=itemgetter("effect"))
     return (
         f"At {cell_name(None, cell.coefficient)} the largest is {_effect(best)}, at {cell_name(best['layer'], None)}."
     )
@@ -108,9 +112,7 @@ def _by_coefficient(sweep: Mapping[str, Any]) -> str:
         return ""
     parts = []
     for key, name in (("grid", "the steering vector"), ("random_grid", "random vectors")):
-        rows = [
-            row for row in cells_along(rows_of(sweep, key), layer=cell.layer) if number(row.get("effect")) is not None
-        ]
+        rows = _known(cells_along(rows_of(sweep, key), "coefficient", cell), "effect")
         if rows:
             told = ", ".join(f"{_effect(row)} at {shown(row['coefficient'], digits=6)}" for row in rows)
             parts.append(f"Effects of {name} by coefficient: {told}.")
@@ -137,8 +139,8 @@ def _perplexities(sweep: Mapping[str, Any]) -> str:
 
 def _separation(sweep: Mapping[str, Any]) -> str:
     geometry = part_of(sweep, "geometry")
-    pairs = zip(geometry.get("layers") or [], geometry.get("separation") or [], strict=False)
-    known = [(value, layer) for layer, value in pairs if number(value) is not None]
+    pairs = zip(geometry.get("separation", []), geometry.get("layers", []), strict=True)
+    known = [(value, layer) for value, layer in pairs if value is not None]
     if not known:
         return ""
     value, layer = max(known)
@@ -146,21 +148,17 @@ def _separation(sweep: Mapping[str, Any]) -> str:
 
 
 def _cosines(sweep: Mapping[str, Any]) -> str:
-    rows = part_of(sweep, "geometry").get("cosine") or []
-    beside = [number(rows[place][place + 1]) for place in range(len(rows) - 1) if len(rows[place]) > place + 1]
-    known = [value for value in beside if value is not None]
+    rows = part_of(sweep, "geometry").get("cosine", [])
+    known = [value for place, row in enumerate(rows, 1) for value in row[place : place + 1] if value is not None]
     return f"Between neighbouring layers of the grid at least {shown(min(known))}." if known else ""
 
 
 def _shifted(sweep: Mapping[str, Any]) -> str:
     for entry in rows_of(sweep, "shifted"):
-        tokens = [token for token in rows_of(entry, "tokens") if number(token.get("log_ratio")) is not None]
+        tokens = sorted(_known(rows_of(entry, "tokens"), "log_ratio"), key=itemgetter("log_ratio"))
         if tokens:
-            raised = max(tokens, key=lambda token: token["log_ratio"])
-            lowered = min(tokens, key=lambda token: token["log_ratio"])
-            return (
-                f"Most raised {visible_token(raised.get('token'))}, most lowered {visible_token(lowered.get('token'))}."
-            )
+            raised, lowered = visible_token(tokens[-1]["token"]), visible_token(tokens[0]["token"])
+            return f"Most raised {raised}, most lowered {lowered}."
     return ""
 
 

@@ -6,14 +6,15 @@ behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from patcher.report.pictures.axes import label_layers
-from patcher.report.pictures.reading import evenly, number, part_of, recommended_cell
+from patcher.report.pictures.reading import evenly, part_of, recommended_cell
 from patcher.report.pictures.style import LIGHT, SMALL, Theme, new_figure, ring, styled, title_over
 from patcher.report.pictures.wording import fixed
 
@@ -26,12 +27,13 @@ _KEY = "d′ separation; below each panel the variance that PC 1 + PC 2 explain"
 def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
     """Up to 12 panels, the recommended layer's among them, and a line of the separation; None without activations."""
     geometry = part_of(sweep, "geometry")
-    clouds = {int(layer): cloud for layer, cloud in part_of(geometry, "pca").items() if _usable(cloud)}
+    clouds = {int(layer): cloud for layer, cloud in part_of(geometry, "pca").items()}
     if not clouds:
         return None
     recommended = recommended_cell(sweep)
     layers = evenly(sorted(clouds), _MOST_PANELS, keep=None if recommended is None else recommended.layer)
-    separation = _separation(geometry)
+    pairs = zip(geometry["layers"], geometry["separation"], strict=True)
+    separation = {layer: value for layer, value in sorted(pairs) if value is not None}
     with styled(theme):
         columns = min(_COLUMNS, len(layers))
         rows = -(-len(layers) // columns)
@@ -45,32 +47,22 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
             axes = picture.add_subplot(grid[place // columns, place % columns])
             _panel(axes, layer, clouds[layer], separation.get(layer), theme)
             if recommended is not None and recommended.layer == layer:
-                _frame(axes, theme)
+                axes.spines[:].set(color=theme.mark, linewidth=2.2)
             drawn.append(axes)
         if lined:
             _line(picture.add_subplot(grid[rows, :]), separation, recommended, theme)
-        handles, labels = drawn[0].get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=2, title=_KEY)
+        key = drawn[0].get_legend_handles_labels()
+        picture.legend(*key, loc="outside lower center", ncols=2, markerscale=2, title=_KEY)
         title_over(picture, "Contrast activations on two principal components")
         return picture
 
 
-def _usable(cloud: Any) -> bool:
-    return isinstance(cloud, Mapping) and bool(cloud.get("positive")) and bool(cloud.get("negative"))
-
-
-def _separation(geometry: Mapping[str, Any]) -> dict[int, float]:
-    pairs = zip(geometry.get("layers") or [], geometry.get("separation") or [], strict=False)
-    found = {int(layer): number(value) for layer, value in pairs}
-    return {layer: value for layer, value in sorted(found.items()) if value is not None}
-
-
 def _panel(axes: Axes, layer: int, cloud: Mapping[str, Any], separation: float | None, theme: Theme) -> None:
     for side, marker, colour in (("negative", "^", theme.less), ("positive", "o", theme.more)):
-        points: Sequence[Sequence[float]] = evenly(cloud[side], _MOST_POINTS)
+        points = np.array(evenly(cloud[side], _MOST_POINTS))
         axes.scatter(
-            [point[0] for point in points],
-            [point[1] for point in points],
+            points[:, 0],
+            points[:, 1],
             s=9,
             marker=marker,
             color=colour,
@@ -81,22 +73,10 @@ def _panel(axes: Axes, layer: int, cloud: Mapping[str, Any], separation: float |
         )
     apart = "" if separation is None else f"  d′ {fixed(separation, 1, signed=False)}"
     axes.set_title(f"layer {layer}{apart}", fontsize=SMALL + 0.5, fontweight="normal", pad=4)
-    explained = [number(part) for part in cloud.get("explained") or []]
-    known = [f"{100 * part:.0f} %" for part in explained[:2] if part is not None]
-    if known:
-        axes.set_xlabel(" + ".join(known), fontsize=SMALL, labelpad=2)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color(theme.line)
-
-
-def _frame(axes: Axes, theme: Theme) -> None:
-    for spine in axes.spines.values():
-        spine.set_color(theme.mark)
-        spine.set_linewidth(2.2)
+    known = [f"{100 * part:.0f} %" for part in cloud["explained"] if part is not None]
+    axes.set_xlabel(" + ".join(known), fontsize=SMALL, labelpad=2)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color=theme.line)
 
 
 def _line(axes: Axes, separation: Mapping[int, float], recommended: Any, theme: Theme) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from patcher.report.pictures.axes import signed_axis
-from patcher.report.pictures.reading import measure_name, number, rows_of
+from patcher.report.pictures.reading import measure_name, or_nan, rows_of
 from patcher.report.pictures.style import LIGHT, Theme, new_figure, styled
 from patcher.report.pictures.text import printable
 
@@ -24,8 +24,7 @@ _LOOKS = {
 
 def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
     """A row each, effects across; None where there is nothing beside the base."""
-    rows = [row for row in rows_of(sweep, "report") if row.get("kind") != "base"]
-    rows = [row for row in rows if number(row.get("effect")) is not None][:_MOST]
+    rows = [row for row in rows_of(sweep, "report") if row["kind"] != "base" and row["effect"] is not None][:_MOST]
     if not rows:
         return None
     with styled(theme):
@@ -33,15 +32,14 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
         axes = picture.subplots()
         axes.axvline(0, color=theme.quiet, linewidth=1)
         for place, row in enumerate(rows):
-            kind = str(row.get("kind"))
+            kind = row["kind"]
             marker, colour, size = _LOOKS.get(kind, ("D", "ink", 7))
-            effect, low, high = (number(row.get(key)) for key in ("effect", "low", "high"))
             ink = getattr(theme, colour)
-            if low is not None and high is not None:
-                thick = 3.0 if kind == "recommended" else 1.6
-                axes.plot([low, high], [place, place], color=ink, linewidth=thick, gid=f"interval_{place}")
+            ends = [or_nan(row.get("low")), or_nan(row.get("high"))]
+            thick = 3.0 if kind == "recommended" else 1.6
+            axes.plot(ends, [place, place], color=ink, linewidth=thick, gid=f"interval_{place}")
             axes.plot(
-                [0.0 if effect is None else effect],
+                [row["effect"]],
                 [place],
                 marker=marker,
                 markersize=size,
@@ -58,7 +56,6 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         signed_axis(axes, "x")
-        label_below = printable(f"change of {measure_name(sweep)}, 95 % interval", longest=60)
-        picture.supxlabel(label_below, fontsize=10.5)
+        picture.supxlabel(printable(f"change of {measure_name(sweep)}, 95 % interval", longest=60), fontsize=10.5)
         axes.set_title("On the pairs kept for the report", x=0, loc="left")
         return picture

@@ -12,23 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from patcher.errors import MissingExtraError
+from patcher.report.pictures.captions import TITLES
 
-PICTURES = (
-    "controls",
-    "heat_map",
-    "effect_by_layer",
-    "by_coefficient",
-    "pareto_front",
-    "perplexity_curves",
-    "contrast_pca",
-    "cosine_by_layer",
-    "shifted_tokens",
-    "token_changes",
-)
+PICTURES = tuple(TITLES)
 """Names of all pictures, in the order of the report."""
-
-CARD_PICTURES = ("by_coefficient", "shifted_tokens", "token_changes")
-"""Those that a build without a sweep may have."""
 
 
 def can_draw() -> bool:
@@ -85,24 +72,6 @@ def draw_all(sweep: Mapping[str, Any], folder: Path, *, names: Sequence[str] = P
                 save(picture, target, theme)
                 drawn[name] = path
     return drawn
-
-
-def draw_card_pictures(measured: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-    """The pictures of a build without a sweep: effect and damage by coefficient, and the most shifted tokens.
-
-    Args:
-        measured: the keys of sweep.json that there are: ``grid`` (``layer`` is null where vectors sit at several
-            layers), ``random_grid``, ``recommended`` (what was built), ``guard``, ``measure``, ``shifted``,
-            ``text_changes``.
-        folder: as of :func:`draw_all`.
-
-    Returns:
-        As :func:`draw_all`.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
-    return draw_all(measured, folder, names=CARD_PICTURES)
 
 
 @contextmanager

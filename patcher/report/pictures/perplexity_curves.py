@@ -11,22 +11,21 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from patcher.report.pictures.axes import label_coefficients, label_layers
+from patcher.report.pictures.axes import label_coefficients, label_layers, tick
 from patcher.report.pictures.reading import (
+    Axis,
+    along,
     cells_along,
-    coefficients_of,
     column,
     has_numbers,
-    layers_of,
     number,
     part_of,
     recommended_cell,
     rows_of,
     shown_cell,
 )
-from patcher.report.pictures.style import DASHES, LIGHT, Theme, legend_below, new_figure, styled, title_over
+from patcher.report.pictures.style import DASHES, LIGHT, Theme, legend_below, new_figure, styled, title_over, upright
 from patcher.report.pictures.wording import shown
 
 _TEXTS = (("on_topic", "on-topic"), ("off_topic", "off-topic"), ("perplexity", "neutral"))
@@ -38,9 +37,8 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
     grid = rows_of(sweep, "grid")
     if cell is None or not (has_numbers(grid, "on_topic") or has_numbers(grid, "off_topic")):
         return None
-    layers = cells_along(grid, coefficient=cell.coefficient)
-    coefficients = cells_along(grid, layer=cell.layer)
-    axes_shown = [(rows, which) for rows, which in ((layers, "layer"), (coefficients, "coefficient")) if len(rows) > 1]
+    axes_of: tuple[Axis, ...] = ("layer", "coefficient")
+    axes_shown = [(rows, which) for which in axes_of if len(rows := cells_along(grid, which, cell)) > 1]
     if not axes_shown:
         return None
     baseline = part_of(sweep, "baseline")
@@ -52,17 +50,14 @@ def figure(sweep: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
         for axes, (rows, which) in zip(panels, axes_shown, strict=True):
             _lines(axes, rows, which, bases if relative else {}, theme)
             if which == "layer":
-                label_layers(axes, layers_of(rows))
-                axes.set_title(
-                    f"at coefficient {shown(cell.coefficient, digits=4)}", fontsize=10.5, fontweight="normal"
-                )
+                label_layers(axes, along(rows, which))
+                place = f"at coefficient {shown(cell.coefficient, digits=4)}"
             else:
-                label_coefficients(axes, coefficients_of(rows))
+                label_coefficients(axes, along(rows, which))
                 place = "" if cell.layer is None else f"at layer {cell.layer}"
-                axes.set_title(place, fontsize=10.5, fontweight="normal")
-            at = cell.layer if which == "layer" else cell.coefficient
-            if recommended_cell(sweep) is not None and at is not None:
-                axes.axvline(at, color=theme.mark, linewidth=1.2, linestyle=DASHES[2], gid="recommended")
+            axes.set_title(place, fontsize=10.5, fontweight="normal")
+            if recommended_cell(sweep) is not None:
+                upright([axes], getattr(cell, which), theme)
         panels[0].set_ylabel("perplexity, steered / base" if relative else "perplexity")
         title_over(picture, "Perplexity on and off the topic")
         legend_below(picture, panels[0], 3)
@@ -80,7 +75,7 @@ def _lines(
             continue
         base = bases.get(key) or 1.0
         axes.plot(
-            [float(row[which]) for row in rows],
+            column(rows, which),
             [value / base for value in column(rows, key)],
             color=colour,
             marker=marker,
@@ -88,5 +83,4 @@ def _lines(
             label=name,
             gid=key,
         )
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
+    tick(axes.yaxis, shown)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple
+
+Axis = Literal["layer", "coefficient"]
 
 _MEASURES = {
     "on_topic_log_probability": "log-probability of on-topic text",
@@ -39,36 +42,28 @@ class GridPlace(NamedTuple):
     coefficient: float
 
 
-def place_of(row: Mapping[str, Any]) -> GridPlace | None:
-    """Where in the grid a row was measured; None where it does not say."""
-    coefficient, layer = number(row.get("coefficient")), number(row.get("layer"))
-    return None if coefficient is None else GridPlace(None if layer is None else int(layer), coefficient)
+def place_of(row: Mapping[str, Any]) -> GridPlace:
+    """Where in the grid a row was measured."""
+    return GridPlace(row["layer"], row["coefficient"])
 
 
 def rows_of(sweep: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     """The objects of the list ``sweep[key]``; none where it is absent or null."""
-    found = sweep.get(key)
-    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, Sequence) else []
+    return sweep.get(key) or []
 
 
 def part_of(sweep: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The object ``sweep[key]``; an empty one where it is absent or null."""
-    found = sweep.get(key)
-    return found if isinstance(found, Mapping) else {}
+    return sweep.get(key) or {}
 
 
 def has_numbers(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
     return any(number(row.get(key)) is not None for row in rows)
 
 
-def layers_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Block indices in rising order. A row without one (a build whose vectors sit at several layers) adds none."""
-    return sorted({int(row["layer"]) for row in rows if number(row.get("layer")) is not None})
-
-
-def coefficients_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Coefficients in rising order."""
-    return sorted({float(row["coefficient"]) for row in rows if number(row.get("coefficient")) is not None})
+def along(rows: Sequence[Mapping[str, Any]], axis: Axis) -> list[Any]:
+    """The layers or coefficients of rows, rising; a row of a build whose vectors sit at several layers adds none."""
+    return sorted({row[axis] for row in rows if row.get(axis) is not None})
 
 
 @dataclass(frozen=True)
@@ -92,20 +87,15 @@ class Grid:
 def grid_of(sweep: Mapping[str, Any], key: str) -> Grid:
     """``key`` ("effect", "damage", ...) over the cells of ``sweep["grid"]``."""
     rows = rows_of(sweep, "grid")
-    layers, coefficients = layers_of(rows), coefficients_of(rows)
+    layers, coefficients = along(rows, "layer"), along(rows, "coefficient")
     found = {place_of(row): number(row.get(key)) for row in rows}
     values = [[found.get(GridPlace(layer, coefficient)) for layer in layers] for coefficient in coefficients]
     return Grid(layers, coefficients, values)
 
 
-def outside_guard(sweep: Mapping[str, Any]) -> list[GridPlace]:
-    """The cells that exceed the guard."""
-    places = [place_of(row) for row in rows_of(sweep, "grid") if row.get("within_guard") is False]
-    return [place for place in places if place is not None and place.layer is not None]
-
-
 def recommended_cell(sweep: Mapping[str, Any]) -> GridPlace | None:
-    return place_of(part_of(sweep, "recommended"))
+    found = sweep.get("recommended")
+    return place_of(found) if found else None
 
 
 def row_at(sweep: Mapping[str, Any], cell: GridPlace | None) -> Mapping[str, Any] | None:
@@ -121,25 +111,17 @@ def shown_cell(sweep: Mapping[str, Any]) -> GridPlace | None:
     recommended = recommended_cell(sweep)
     if recommended is not None:
         return recommended
-    controlled = set(layers_of(rows_of(sweep, "random_grid")))
-    effects = {
-        place: effect
-        for row in rows_of(sweep, "grid")
-        if (effect := number(row.get("effect"))) is not None and (place := place_of(row)) is not None
-    }
+    controlled = along(rows_of(sweep, "random_grid"), "layer")
+    effects = {place_of(row): row["effect"] for row in rows_of(sweep, "grid") if number(row.get("effect")) is not None}
     inside = [place for place in effects if place.layer in controlled]
     return max(inside or effects, key=effects.__getitem__, default=None)
 
 
-def cells_along(
-    rows: Sequence[Mapping[str, Any]], *, layer: int | None = None, coefficient: float | None = None
-) -> list[Mapping[str, Any]]:
-    """Rows of one layer by coefficient, or of one coefficient by layer."""
-    if coefficient is not None:
-        kept = [row for row in rows if row.get("coefficient") == coefficient and number(row.get("layer")) is not None]
-        return sorted(kept, key=lambda row: float(row["layer"]))
-    kept = [row for row in rows if row.get("layer") == layer and number(row.get("coefficient")) is not None]
-    return sorted(kept, key=lambda row: float(row["coefficient"]))
+def cells_along(rows: Sequence[Mapping[str, Any]], axis: Axis, cell: GridPlace) -> list[Mapping[str, Any]]:
+    """Rows of the cell's coefficient by layer, or of its layer by coefficient."""
+    other: Axis = "coefficient" if axis == "layer" else "layer"
+    kept = [row for row in rows if row.get(other) == getattr(cell, other) and row.get(axis) is not None]
+    return sorted(kept, key=itemgetter(axis))
 
 
 def report_row(sweep: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:

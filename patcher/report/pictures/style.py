@@ -7,7 +7,7 @@ cells outside the guard are hatched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 
 import matplotlib
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from patcher.disk.whole_files import whole_file
 
@@ -137,28 +139,16 @@ def save(figure: Figure, path: Path, theme: Theme) -> None:
 
 def diverging(theme: Theme) -> Colormap:
     """From less over paper to more. Text in ink stays legible on all of it."""
-    paper = to_rgb(theme.paper)
-
-    def mixed(colour: str, part: float) -> tuple[float, float, float]:
-        return tuple(part * c + (1 - part) * p for c, p in zip(to_rgb(colour), paper, strict=True))  # type: ignore[return-value]
-
+    less, paper, more = (np.array(to_rgb(colour)) for colour in (theme.less, theme.paper, theme.more))
     strong = 0.82 if theme is LIGHT else 0.72
-    ends = [mixed(theme.less, strong), mixed(theme.less, strong / 2), paper]
-    ends += [mixed(theme.more, strong / 2), mixed(theme.more, strong)]
+    parts = ((less, strong), (less, strong / 2), (paper, 1.0), (more, strong / 2), (more, strong))
+    ends = [tuple(part * colour + (1 - part) * paper) for colour, part in parts]
     return LinearSegmentedColormap.from_list(f"less_more_{theme.name}", ends)
 
 
-def sequence(theme: Theme, count: int) -> list[Any]:
-    """``count`` colours of viridis, from the first to the last in lightness."""
-    low, high = theme.sequence
-    places = [low + (high - low) * place / max(1, count - 1) for place in range(count)]
-    return [matplotlib.colormaps["viridis"](place) for place in places]
-
-
-def around_nought(values: Sequence[float]) -> Normalize:
-    """A scale with 0 in the middle that holds all values."""
-    most = max((abs(value) for value in values), default=0.0) or 1.0
-    return Normalize(-most, most)
+def sequence(theme: Theme, count: int) -> NDArray[np.float64]:
+    """``count`` colours of viridis (count, 4), from the first to the last in lightness."""
+    return matplotlib.colormaps["viridis"](np.linspace(*theme.sequence, count))
 
 
 def ink_on(colour: tuple[float, ...], theme: Theme) -> str:
@@ -190,9 +180,13 @@ def ring(axes: Axes, x: float, y: float, theme: Theme, *, size: float = 15) -> N
     )
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int, *, title: str | None = None) -> None:
+def upright(panels: Iterable[Axes], place: float, theme: Theme) -> None:
+    """The recommended layer or coefficient across panels."""
+    for axes in panels:
+        axes.axvline(place, color=theme.mark, linewidth=1.2, linestyle=DASHES[2], gid="recommended")
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int, **options: Any) -> None:
     """The legend of ``axes`` under the figure."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, title=title, handlelength=2.6, columnspacing=1.4
-    )
+    wide = {"handlelength": 2.6, "columnspacing": 1.4} | options
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **wide)

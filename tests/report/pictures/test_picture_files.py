@@ -10,10 +10,11 @@ from PIL import Image
 from support.degenerate_sweeps import DEGENERATE, build
 from support.sweep_example import sweep
 
+from patcher.build.texts import PICTURES as CARD_PICTURES
 from patcher.errors import InputError
 from patcher.report.pictures import drawing, style
 from patcher.report.pictures.captions import CAPTIONS, TITLES, alt_text
-from patcher.report.pictures.drawing import PICTURES, dark_of, draw_all, draw_card_pictures, require_plots
+from patcher.report.pictures.drawing import PICTURES, dark_of, draw_all, require_plots
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_picture_whose_data_is_gone_is_removed(tmp_path, coarse):
 
 
 def test_a_card_of_a_build(tmp_path, coarse):
-    assert list(draw_card_pictures(build(), tmp_path)) == ["by_coefficient", "shifted_tokens"]
+    assert list(draw_all(build(), tmp_path, names=tuple(CARD_PICTURES))) == ["by_coefficient", "shifted_tokens"]
 
 
 def test_the_users_own_settings_of_matplotlib_do_not_matter(tmp_path, coarse, monkeypatch):
