@@ -96,7 +96,7 @@ def with_opened(path: Path, options: Options, use: Callable[[Opened], Result], s
         path = path / RECIPE
     if path.is_file():
         return _with_recipe(path, options, use, say)
-    if not path.exists() or not (path / MANIFEST).is_file():
+    if not (path / MANIFEST).is_file():
         raise InputError(
             f"this is not a patched folder: it has no {MANIFEST}" if path.exists() else "there is no such folder",
             where=str(path),

@@ -134,11 +134,10 @@ class CellRecord:
 
     def _take(self, lines: list[str]) -> None:
         for line in lines:
-            try:
+            # Half a line is from a process that was killed: the cell is measured again.
+            with suppress(ValueError, TypeError, KeyError):
                 cell = Cell.from_json(json.loads(line))
-            except (ValueError, TypeError, KeyError):
-                continue  # half a line, from a process that was killed: the cell is measured again
-            self._cells[cell.layer, cell.coefficient, cell.pairs] = cell
+                self._cells[cell.layer, cell.coefficient, cell.pairs] = cell
 
 
 def _is_left_over(item: Path) -> bool:
