@@ -29,9 +29,9 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.gguf.file import read_gguf
 from patcher.checkpoint.safetensors_file import read_header
 from patcher.errors import InputError
-from patcher.pairs import load_pairs
+from patcher.pairs.formats import load_pairs
 from patcher.recipe.file import load_recipe
-from patcher.vectors import load_vector_file
+from patcher.vectors.files import load_vector_file
 import gguf, pickletools, safetensors.torch, yaml
 
 def vector(path): return load_vector_file(path, layer=1, hidden=8)
