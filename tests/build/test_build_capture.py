@@ -63,7 +63,7 @@ def same_numbers(first: BuildResult, second: BuildResult) -> None:
     )
 
 
-@pytest.mark.slow_but("openai-community--gpt2")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openai-community--gpt2", "meta-llama--Llama-3.1-8B-Instruct"])
 def test_a_streamed_build_equals_one_in_memory(tmp_path: Path, name: str) -> None:
     tiny_checkpoint(tmp_path / "base", name, sharded=True)

@@ -65,6 +65,7 @@ def test_the_card_shows_them_and_is_published_with_its_pictures(built: Path) -> 
     assert not [path for path in built.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_the_card_names_the_temperature_that_the_completions_were_sampled_at(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_beyond_the_guard_is_warned_about(tmp_path: Path) -> None:
     assert "beyond the guard" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_auto_sweeps_and_builds_what_was_chosen(demo: Path, tmp_path: Path, capsys: Any) -> None:
     text = (demo / "quickstart.yaml").read_text()
     text = text.replace("layer: 1 ", "layer: auto ").replace("coefficient: 2.0 ", "coefficient: auto ")
@@ -141,6 +143,7 @@ def test_auto_ends_well_where_nothing_is_evaluated(
     assert "How layer and coefficient were chosen" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_auto_with_nothing_to_choose_writes_nothing(demo: Path, tmp_path: Path) -> None:
     keys = ("vectors.0.layer=auto", "sweep.layers=[5]", "sweep.coefficients=[1]", "evaluate.pictures=false")
     with pytest.raises(CheckFailed, match="no layer and coefficient"):

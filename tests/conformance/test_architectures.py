@@ -101,6 +101,7 @@ def test_a_type_that_crashes_does_not_stop_the_others() -> None:
     assert records["llama"].runs[0].status == "exact"
 
 
+@pytest.mark.slow
 def test_a_type_that_hangs_is_given_up() -> None:
     (record,) = run_all(["llama"], kinds=False, timeout=0.0)
     assert record.runs[0].status == "failed" and "longer" in record.runs[0].reason

@@ -196,6 +196,7 @@ def test_a_replacement_that_fails_is_undone(folder: Path, tmp_path: Path, monkey
     assert torch.equal(load_vector_file(output, layer=1, hidden=HIDDEN), vectors_for(LAYERS, HIDDEN)[1])
 
 
+@pytest.mark.slow
 def test_a_replacement_that_is_killed_between_two_renames_is_undone_by_the_next(folder: Path, tmp_path: Path) -> None:
     program = f"""
 import ctypes, os, signal, sys

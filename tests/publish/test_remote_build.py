@@ -81,6 +81,7 @@ def steers(client: Client, hub: HubServer, base: Path, tmp_path: Path, block: st
     return bool(error < 1e-4 and effect > 1000 * error and effect > 0.1)
 
 
+@pytest.mark.slow
 def test_from_a_vector_file_no_weight_file_is_fetched(
     client: Client, hub: HubServer, publish_base: Callable[..., Path], write: Callable[..., str], tmp_path: Path
 ) -> None:

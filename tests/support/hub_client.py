@@ -55,23 +55,21 @@ class Client:
         self._process.wait(timeout=20)
 
 
-def build(folder: str) -> None:
-    """A tiny random Llama with the biases that the native route of Llama creates."""
+def tiny_llama(**sizes: Any) -> Any:
+    """A random Llama of two blocks."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        mlp_bias=True,
-    )
-    model = LlamaForCausalLM(config)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, num_hidden_layers=2, max_position_embeddings=64))
+
+
+def build(folder: str) -> None:
+    """A tiny random Llama with the biases that the native route of Llama creates."""
+    import torch
+
+    model = tiny_llama(vocab_size=64, hidden_size=16, intermediate_size=32, mlp_bias=True)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.bias.normal_()
     model.save_pretrained(folder)
@@ -83,12 +81,9 @@ def build_pair(base: str, folder: str) -> None:
 
     import torch
     from safetensors.torch import load_file, save_file
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 60_000, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True)).save_pretrained(base)
+    sizes = {"vocab_size": 60_000, "hidden_size": 128, "intermediate_size": 64}
+    tiny_llama(**sizes, tie_word_embeddings=True).save_pretrained(base)
     shutil.copytree(base, folder)
     config = json.loads((Path(folder) / "config.json").read_text())
     (Path(folder) / "config.json").write_text(json.dumps({**config, "mlp_bias": True}, indent=2))
