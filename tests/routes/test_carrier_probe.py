@@ -157,8 +157,8 @@ class TestContents:
         fill = Fill("pairs", parts=("gate", "up"))
         fused = content(fill, (14, 3), 3)
         for tensor, parts in ((fused, ("gate", "up")), (fused[:7], ("gate",)), (fused[7:], ("up",))):
-            found = matches(tensor, 3, [fill], vector)
+            found = matches(tensor, 3, fill, vector)
             assert found is not None and found.parts == parts
-        turned = matches(fused.T.contiguous(), 3, [fill], vector)
+        turned = matches(fused.T.contiguous(), 3, fill, vector)
         assert turned is not None and turned.transposed
-        assert matches(fused + 1, 3, [fill], vector) is None
+        assert matches(fused + 1, 3, fill, vector) is None

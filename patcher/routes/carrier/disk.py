@@ -123,7 +123,7 @@ def _contents(trial: InsertionTrial, form: Form) -> dict[str, tuple[str, bool, F
         per_expert = state[parameter].ndim == 3 and tensor.ndim == 2
         fill: Fill | None = form.fills.get(parameter, Fill("zeros"))
         if fill is not None and fill.kind != "copied":
-            fill = matches(tensor, trial.hidden, [fill], trial.vector) if tensor.is_floating_point() else Fill("copied")
+            fill = matches(tensor, trial.hidden, fill, trial.vector) if tensor.is_floating_point() else Fill("copied")
         if fill is None:
             raise CannotInsert(f"what `{name}` holds on disk is not what `{parameter}` holds in the class")
         key = _NUMBER.sub("#", "." + name)

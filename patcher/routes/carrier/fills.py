@@ -129,10 +129,10 @@ def _pairs(fill: Fill, rows: int, hidden: int) -> torch.Tensor:
     return torch.stack(parts, 1).reshape(rows, hidden) if fill.interleaved else torch.cat(parts)
 
 
-def matches(tensor: torch.Tensor, hidden: int, fills: list[Fill], vector: torch.Tensor) -> Fill | None:
-    """Which of ``fills``, or of their parts, or of their transposes, a tensor holds; None for something else."""
+def matches(tensor: torch.Tensor, hidden: int, whole: Fill, vector: torch.Tensor) -> Fill | None:
+    """What of ``whole``, of its parts and of their transposes a tensor holds; None for something else."""
     shape = tuple(tensor.shape)
-    for fill in _variants(fills):
+    for fill in _variants(whole):
         if len(shape) == 1 and fill.kind not in ("zeros", "constant", "carrier"):
             continue
         if (len(shape) == 1) != (fill.right is None) and fill.kind == "carrier":
@@ -146,12 +146,11 @@ def matches(tensor: torch.Tensor, hidden: int, fills: list[Fill], vector: torch.
     return None
 
 
-def _variants(fills: list[Fill]) -> list[Fill]:
+def _variants(fill: Fill) -> list[Fill]:
     found = [Fill("zeros")]
-    for fill in fills:
-        parts = {fill.parts, *((part,) for part in fill.parts), fill.parts[::-1]} if fill.kind == "pairs" else {()}
-        for part in sorted(parts, key=len, reverse=True):
-            for transposed in (fill.transposed, not fill.transposed):
-                for interleaved in (False, True) if len(part) > 1 else (False,):
-                    found.append(replace(fill, parts=part, interleaved=interleaved, transposed=transposed))
+    parts = {fill.parts, *((part,) for part in fill.parts), fill.parts[::-1]} if fill.kind == "pairs" else {()}
+    for part in sorted(parts, key=len, reverse=True):
+        for transposed in (fill.transposed, not fill.transposed):
+            for interleaved in (False, True) if len(part) > 1 else (False,):
+                found.append(replace(fill, parts=part, interleaved=interleaved, transposed=transposed))
     return found

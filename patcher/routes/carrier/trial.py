@@ -18,15 +18,12 @@ from patcher.architectures.model_class import quiet_transformers, submodule, wit
 from patcher.architectures.residual import attached
 from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, kept_layers, shrink_config
 from patcher.architectures.stand_in import RandomStandIn, build_stand_in, logits_of, run_on
+from patcher.capture.forward import Enough
 from patcher.routes.carrier.fills import Fill, content
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 
 _INNER_SIZES = ("intermediate", "ffn_hidden", "n_inner", "ffn_dim", "dim_ff")
 SCALES = (0.3, 3.0, 100.0)
-
-
-class _Reached(Exception):  # noqa: N818 - ends a forward pass that has shown enough
-    pass
 
 
 @dataclass(frozen=True)
@@ -142,13 +139,13 @@ class InsertionTrial:
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append((args, kwargs))
-            raise _Reached
+            raise Enough
 
         with (
             attached(self.block.register_forward_pre_hook(before, with_kwargs=True)),
             torch.no_grad(),
             quiet_transformers(),
-            contextlib.suppress(_Reached),
+            contextlib.suppress(Enough),
         ):
             logits_of(self.model, self.ids)
         return copy.deepcopy(seen[0])

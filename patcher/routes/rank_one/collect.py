@@ -10,15 +10,11 @@ import torch
 from torch import nn
 
 from patcher.capture.batches import padded
-from patcher.capture.forward import forward, steering_hooks
+from patcher.capture.forward import Enough, forward, steering_hooks
 from patcher.routes.rank_one.gather import ConstantGatherer, ExpertGatherer, Gatherer, LayerFit, NormGatherer
 from patcher.routes.rank_one.sites import Site
 
 BATCH = 8
-
-
-class Stop(Exception):  # noqa: N818 - it ends a forward pass early
-    """The last block that matters is done."""
 
 
 def fit_layers(
@@ -87,14 +83,14 @@ def _run_batch(
             stack.enter_context(steering_hooks(model, blocks, vectors))
             last = model.get_submodule(f"{blocks}.{max(gatherers)}")
             stack.callback(last.register_forward_hook(_stop).remove)
-            with suppress(Stop):
+            with suppress(Enough):
                 forward(model, inputs)
     for gatherer in gatherers.values():
         gatherer.take(mask, held=held)
 
 
 def _stop(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-    raise Stop
+    raise Enough
 
 
 def _gatherer(block: nn.Module, site: Site, vector: torch.Tensor, seed: int, rank: int | None) -> Gatherer:
