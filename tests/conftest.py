@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Generator, Iterator
 from fnmatch import fnmatchcase
 
@@ -37,13 +38,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """``slow_but("gpt2", "llama*")``: slow in all cases but those of these ids."""
+    named: dict[tuple[str, str], None] = {}
+    seen = set()
     for item in items:
         for mark in item.iter_markers("slow_but"):
-            case = item.name.partition("[")[2].removesuffix("]")
-            if not any(fnmatchcase(case, quick) for quick in mark.args):
+            test, _, case = item.nodeid.removesuffix("]").partition("[")
+            quick = [wanted for wanted in mark.args if fnmatchcase(case, wanted)]
+            named |= dict.fromkeys((test, wanted) for wanted in mark.args)
+            seen |= {(test, wanted) for wanted in quick}
+            if not quick:
                 item.add_marker(pytest.mark.slow)
+    if not any("::" in argument for argument in config.args):
+        for test, wanted in named.keys() - seen:
+            warnings.warn(pytest.PytestCollectionWarning(f"{test} has no case {wanted!r}"), stacklevel=1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
