@@ -17,7 +17,8 @@ from patcher.patched.schema import Patch
 from patcher.patched.stored import read_stored
 from patcher.stacks.environments import Environment, Missing, find
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
-from patcher.verify.comparison import Comparison, Run, largest_difference
+from patcher.verify.checks import Comparison
+from patcher.verify.comparison import Run, largest_difference
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 from patcher.verify.probes import PROBES
 from patcher.verify.stack_comparison import Expected, StackComparison, compare_in_stack

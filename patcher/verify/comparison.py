@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +12,12 @@ import torch
 from patcher.patched.route import Fit
 from patcher.patched.stored import StoredLayer
 from patcher.routes.plan import STORED_LIMIT
+from patcher.verify.checks import Check, Comparison
 
 HARD_LIMIT = 1e-3
 EFFECT_SHARE = 0.01
 RESIDUAL_LIMIT = 1e-3
 FP32_EPSILON = 1.2e-7
-FIT_ERROR = 0.3
-FIT_KL = 0.15
 LOAD_KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
 NOTHING_NEW = "no missing, no unexpected key beyond the base's"
 
@@ -29,25 +28,6 @@ class Run:
 
     tensors: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any]
-
-
-def finite(value: float | None) -> float | None:
-    """A number that JSON can hold; None for the others."""
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check: ``value`` against ``limit``; ``passed`` None means it could not be made, and ``note`` says why."""
-
-    name: str
-    passed: bool | None
-    value: float | None = None
-    limit: float | None = None
-    note: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "value": finite(self.value), "limit": finite(self.limit)}
 
 
 @dataclass(frozen=True)
@@ -61,56 +41,14 @@ class FitLimits:
     """
 
     held_out_error: float
-    error: float = FIT_ERROR
-    kl: float = FIT_KL
+    error: float
+    kl: float
 
     @classmethod
     def of(cls, fit: Fit | None, error: float, kl: float) -> FitLimits:
         """From the manifest's ``route.fit``; a fit that was never measured is infinitely wrong."""
         measured = None if fit is None else fit.error_mean
         return cls(math.inf if measured is None else measured, error, kl)
-
-
-@dataclass
-class Comparison:
-    """All checks of one stack, and the numbers of the manifest; not-a-number where one was not measured."""
-
-    checks: list[Check] = field(default_factory=list)
-    max_abs_logprob_diff: float = float("nan")
-    noise_floor: float = float("nan")
-    steering_effect: float = float("nan")
-    vector_rel_error: float = float("nan")
-    tolerance: float = float("nan")
-    kl_share: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The numbers and the checks of an entry of ``verification``; JSON has no infinity and no not-a-number."""
-        found = vars(self) | {"checks": None}
-        if self.kl_share is None:
-            del found["kl_share"]
-        numbers = {key: finite(value) if isinstance(value, float) else value for key, value in found.items()}
-        return {**numbers, "checks": [check.as_json() for check in self.checks]}
-
-    def entry(self, stack: str, version: str | None, status: str, reference: str | None, **more: Any) -> dict[str, Any]:
-        """An entry of ``verification``, see :class:`patcher.patched.schema.Verification`.
-
-        Args:
-            reference: what the folder was held to, in words; None if nothing was computed.
-        """
-        return {
-            "stack": stack,
-            "version": version,
-            "status": status,
-            "passed": status not in ("failed", "not_checked"),
-            "reference": reference,
-            "dtype": None if reference is None else "float32",
-            **self.as_json(),
-            **more,
-        }
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.checks) and all(check.passed is not False for check in self.checks)
 
 
 def compare(

@@ -20,7 +20,8 @@ from patcher.patched.schema import Patch
 from patcher.patched.stored import StoredLayer, read_stored
 from patcher.routes.plan import STORED_LIMIT
 from patcher.stacks.names import TRANSFORMERS
-from patcher.verify.comparison import NOTHING_NEW, Check, Comparison, load_problems
+from patcher.verify.checks import Check, Comparison
+from patcher.verify.comparison import NOTHING_NEW, load_problems
 from patcher.verify.first_blocks import CannotTruncate, blocks_here, truncated_folders
 from patcher.verify.terms import VerifyTerms
 from patcher.verify.transformers_stack import verify_in_transformers

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from patcher.routes.plan import STORED_LIMIT
-from patcher.verify.comparison import EFFECT_SHARE, HARD_LIMIT, Check, Comparison
+from patcher.verify.checks import Check, Comparison
+from patcher.verify.comparison import EFFECT_SHARE, HARD_LIMIT
 from patcher.verify.stack_jobs import StackRun
 
 OWN_ERRORS = 4.0

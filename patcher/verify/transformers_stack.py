@@ -24,7 +24,8 @@ from patcher.errors import OutsideError
 from patcher.patched.schema import Patch
 from patcher.patched.stored import StoredLayer, read_stored
 from patcher.stacks.names import TRANSFORMERS
-from patcher.verify.comparison import Check, Comparison, FitLimits, Run, compare
+from patcher.verify.checks import Check, Comparison
+from patcher.verify.comparison import FitLimits, Run, compare
 from patcher.verify.offload import SMALL_HEAP, disk_is_full, memory_is_full, plan_offload
 from patcher.verify.probes import PROBES
 from patcher.verify.terms import VerifyTerms

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from patcher.patched.stored import StoredLayer, StoredSlot
-from patcher.verify.comparison import Comparison, Run, compare, largest
+from patcher.verify.checks import Comparison
+from patcher.verify.comparison import Run, compare, largest
 
 VOCABULARY, HIDDEN = 11, 6
 

@@ -1,0 +1,68 @@
+"""Checks of a folder in one stack, and the entry of ``verification`` that they make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON can hold; None for the others."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: ``value`` against ``limit``; ``passed`` None means it could not be made, and ``note`` says why."""
+
+    name: str
+    passed: bool | None
+    value: float | None = None
+    limit: float | None = None
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "value": finite(self.value), "limit": finite(self.limit)}
+
+
+@dataclass
+class Comparison:
+    """All checks of one stack, and the numbers of the manifest; not-a-number where one was not measured."""
+
+    checks: list[Check] = field(default_factory=list)
+    max_abs_logprob_diff: float = float("nan")
+    noise_floor: float = float("nan")
+    steering_effect: float = float("nan")
+    vector_rel_error: float = float("nan")
+    tolerance: float = float("nan")
+    kl_share: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers and the checks of an entry of ``verification``; JSON has no infinity and no not-a-number."""
+        found = vars(self) | {"checks": None}
+        if self.kl_share is None:
+            del found["kl_share"]
+        numbers = {key: finite(value) if isinstance(value, float) else value for key, value in found.items()}
+        return {**numbers, "checks": [check.as_json() for check in self.checks]}
+
+    def entry(self, stack: str, version: str | None, status: str, reference: str | None, **more: Any) -> dict[str, Any]:
+        """An entry of ``verification``, see :class:`patcher.patched.schema.Verification`.
+
+        Args:
+            reference: what the folder was held to, in words; None if nothing was computed.
+        """
+        return {
+            "stack": stack,
+            "version": version,
+            "status": status,
+            "passed": status not in ("failed", "not_checked"),
+            "reference": reference,
+            "dtype": None if reference is None else "float32",
+            **self.as_json(),
+            **more,
+        }
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.passed is not False for check in self.checks)
