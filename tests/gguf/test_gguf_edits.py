@@ -49,6 +49,8 @@ def test_the_edits_of_a_patched_folder(tmp_path: Path) -> None:
     for number, changes in enumerate(({"route": {}}, {"edits": [{"name": "love"}]}, {"edits": 3})):
         with pytest.raises(InputError, match="incomplete"):
             edits_of_folder(patched_folder(tmp_path / str(number), **changes), HIDDEN, 3)
+    with pytest.raises(InputError, match="does not know"):
+        edits_of_folder(patched_folder(tmp_path / "newer", format=99), HIDDEN, 3)
 
 
 @pytest.mark.parametrize("coefficient", [0.0, float("nan"), float("inf")])

@@ -71,6 +71,11 @@ def test_what_is_no_patched_folder_is_refused(folder: Path, tmp_path: Path) -> N
     index.unlink()
     (folder / "model.safetensors").unlink()
     assert "the weights" in message(folder)
-    for text, words in {"{": "not JSON", "[]": "not written by", '{"format": 99, "edits": []}': "newer"}.items():
+    for text, words in {
+        "{": "not JSON",
+        "[]": "not written by",
+        '{"format": 99, "edits": []}': "newer",
+        '{"format": 0, "edits": []}': "does not know",
+    }.items():
         (folder / "steering.json").write_text(text)
         assert words in message(folder)
