@@ -12,6 +12,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.source import Source
 from patcher.checkpoint.steering_files import GENERATIONS, ORIGINAL_PREFIX, tensor_key
 from patcher.checkpoint.writer import Written
+from patcher.disk.json_files import finite_or_null
 from patcher.errors.hub import without_tokens
 from patcher.patched.schema import FORMAT, Manifest, Patch
 from patcher.patched.stored import read_stored
@@ -80,7 +81,7 @@ def build_manifest(copied: Copied, loaded: LoadedRecipe) -> Manifest:
             "adapter": copied.adapter,
             "files": list(copied.files),
         },
-        "edits": [{**edit, "stored_rel_error": stored[edit["layer"]].rel_error} for edit in edits],
+        "edits": [{**edit, "stored_rel_error": finite_or_null(stored[edit["layer"]].rel_error)} for edit in edits],
         "route": route,
         "verification": [],
         "evaluation": copied.evaluation,

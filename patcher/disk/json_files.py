@@ -1,8 +1,10 @@
-"""Reading JSON files that came from elsewhere."""
+"""JSON: files that came from elsewhere, and numbers that it can hold."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,4 +41,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path.name} does not hold an object", where=str(path), found=type(value).__name__)
+    return value
+
+
+def finite_or_null(value: Any) -> Any:
+    """The same content with None for every number that is not finite: JSON has neither NaN nor infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite_or_null(item) for item in value]
     return value

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from patcher.capture.logits import LogitsSource
+from patcher.disk.json_files import finite_or_null
 from patcher.evaluate.damage import NeutralText
 from patcher.evaluate.effect import Effect
-from patcher.evaluate.numbers import finite_or_null
 from patcher.evaluate.perplexity import sentence_perplexities
 from patcher.evaluate.scoring import Vectors
 from patcher.evaluate.statistics import bootstrap_interval

@@ -17,9 +17,9 @@ from patcher.capture.logits import ResumingModel
 from patcher.capture.memory import available_memory
 from patcher.capture.opened import OpenedBase
 from patcher.capture.reader import ResidualReader
+from patcher.disk.json_files import finite_or_null
 from patcher.evaluate.details import NOTHING_SEEN, look
 from patcher.evaluate.guard import within_guard
-from patcher.evaluate.numbers import finite_or_null
 from patcher.sweep import choosing, materials
 from patcher.sweep.axes import grid_coefficients, shares_of
 from patcher.sweep.cells import Cell, Column

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-
-def finite(value: float | None) -> float | None:
-    """A number that JSON can hold; None for the others."""
-    return None if value is None or not math.isfinite(value) else float(value)
+from patcher.disk.json_files import finite_or_null
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,8 @@ class Check:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "value": finite(self.value), "limit": finite(self.limit)}
+        found: dict[str, Any] = finite_or_null(vars(self))
+        return found
 
 
 @dataclass
@@ -43,8 +40,7 @@ class Comparison:
         found = vars(self) | {"checks": None}
         if self.kl_share is None:
             del found["kl_share"]
-        numbers = {key: finite(value) if isinstance(value, float) else value for key, value in found.items()}
-        return {**numbers, "checks": [check.as_json() for check in self.checks]}
+        return {**finite_or_null(found), "checks": [check.as_json() for check in self.checks]}
 
     def entry(self, stack: str, version: str | None, status: str, reference: str | None, **more: Any) -> dict[str, Any]:
         """An entry of ``verification``, see :class:`patcher.patched.schema.Verification`.

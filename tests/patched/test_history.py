@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,17 @@ def test_three_times(tmp_path: Path) -> None:
     shutil.rmtree(folders[1])
     back(folders[3], tmp_path / "all-again", every=True)
     assert hashes(tmp_path / "all-again") == hashes(folders[0])
+
+
+def test_what_a_copy_holds_is_recorded_even_where_no_number_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verification is what refuses such a copy, in words; the manifest that it is given must be there."""
+    layer = tiny_checkpoint(tmp_path / "base", LLAMA)
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        return {at: replace(held, rel_error=float("inf")) for at, held in read_stored(*arguments, **options).items()}
+
+    monkeypatch.setattr("patcher.build.manifest.read_stored", broken)
+    manifest, _ = patch(tmp_path / "base", tmp_path / "copy", {layer: vector_of(width(tmp_path / "base"))})
+    assert manifest["edits"][0]["stored_rel_error"] is None

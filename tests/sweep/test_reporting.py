@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.sweep_cells import NoisyEffect, cell
 
-from patcher.evaluate.numbers import finite_or_null
+from patcher.disk.json_files import finite_or_null
 from patcher.sweep.cells import CellBench
 from patcher.sweep.reporting import cell_json, measure_rows, random_control, rows_for
 
