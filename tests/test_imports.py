@@ -27,7 +27,7 @@ ORDER = (
     {"checkpoint"},
     {"architectures", "recipe"},
     {"stacks"},
-    {"disk"},
+    {"disk", "progress"},
     {"errors"},
 )
 """The folders from the top to the bottom: each may import those of the lines below, and of its own without a circle."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,7 +95,8 @@ class BaseRun:
         Raises:
             InputError, OutsideError: see :func:`patcher.build.local.build`.
         """
-        with self.job.clock.time("capture"), self._opened("stream") as (opened, reader):
+        clock = self.job.clock
+        with clock.opening("load", self._opened("stream")) as (opened, reader), clock.time("capture"):
             vectors = self.find_vectors(self.planned.prepared, reader, opened.tokenizer)
         sum_by_layer(vectors)
         return vectors
@@ -147,9 +148,7 @@ class BaseRun:
             return self._run_in("spread", work)
 
     def _run_in(self, mode: Mode, work: Callable[[OpenedBase, ResidualReader], Result]) -> Result:
-        with ExitStack() as stack:
-            with self.job.clock.time("load"):
-                opened, reader = stack.enter_context(self._opened(mode))
+        with self.job.clock.opening("load", self._opened(mode)) as (opened, reader):
             return work(opened, reader)
 
     def _in(self, opened: OpenedBase, reader: ResidualReader, plan: Plan, vectors: list[SteeringVector]) -> Found:
@@ -164,7 +163,8 @@ class BaseRun:
                 plan = self._fitted(plan, opened, total)
         alone = [vector.as_measured for vector in vectors]
         measured = sum_by_layer(alone)
-        evaluation, notes = evaluate_build(self.job.loaded, prepared, opened, alone, total, measured, self.job.say)
+        with clock.time("evaluate"):
+            evaluation, notes = evaluate_build(self.job.loaded, prepared, opened, alone, total, measured, self.job.say)
         return Found(vectors, prepared, plan, evaluation, notes)
 
     @cached_property

@@ -28,8 +28,9 @@ def finish(job: Job, copied: Copied, prove: Callable[[Manifest], Manifest]) -> t
         InputError: the files do not hold what the plan says.
         CheckFailed, OutsideError: those of ``prove``.
     """
-    manifest = prove(build_manifest(copied, job.loaded))
-    return manifest, write_texts(copied.stage, manifest, copied.source, copied.responses)
+    with job.clock.time("card"):
+        manifest = prove(build_manifest(copied, job.loaded))
+        return manifest, write_texts(copied.stage, manifest, copied.source, copied.responses)
 
 
 def push(job: Job, folder: Path, on_hub: Mapping[str, OnHub] | None = None) -> dict[str, Any]:
@@ -43,4 +44,5 @@ def push(job: Job, folder: Path, on_hub: Mapping[str, OnHub] | None = None) -> d
     """
     assert job.recipe.push is not None
     where = job.recipe.push.model_dump()
-    return asdict(push_folder(folder, **where, token=job.token, progress=job.say, on_hub=on_hub))
+    with job.clock.time("push"):
+        return asdict(push_folder(folder, **where, token=job.token, progress=job.say, on_hub=on_hub))

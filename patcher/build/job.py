@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patcher.progress.clock import Clock
 from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 
@@ -20,29 +19,6 @@ Say = Callable[[str], None]
 
 def silent(_text: str) -> None:
     """Says nothing."""
-
-
-@dataclass
-class Clock:
-    """Seconds by stage, from when it was made."""
-
-    timings: dict[str, float] = field(default_factory=dict)
-    began: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
-
-    def read(self, stages: Sequence[str]) -> dict[str, float]:
-        """The seconds of some stages, 0 for one that did not occur, and the ``total`` until now."""
-        seconds = {stage: self.timings.get(stage, 0.0) for stage in stages}
-        return {
-            stage: round(value, 4) for stage, value in {**seconds, "total": time.perf_counter() - self.began}.items()
-        }
 
 
 @dataclass(frozen=True)
@@ -58,7 +34,7 @@ class Job:
         cache: whether activations that were captured before, of the same model and prompts, are taken again.
         token: of the Hub account that publishes; by default the one that is logged in.
         processes: of a launch of several (this is process 0): all read activations, and this one does the rest.
-        clock: takes the time; it runs from when the job is made.
+        clock: takes the time of the stages; by default it runs from when the job is made.
     """
 
     loaded: LoadedRecipe

@@ -55,9 +55,11 @@ def build(
             left of it.
         OutsideError: the disk, the memory or the Hub failed; nothing is left.
     """
-    planned = plan_build(job)
+    clock = job.clock
+    with clock.time("plan"):
+        planned = plan_build(job)
     job = planned.settled(job)
-    recipe, loaded, output, say, clock = job.recipe, job.loaded, job.output, job.say, job.clock
+    recipe, loaded, output, say = job.recipe, job.loaded, job.output, job.say
     _require_alone(job, planned)
     early: list[SteeringVector] = []
     if planned.source.hub and recipe.capture.mode == "stream" and recipe.adapter is None and job.processes is None:
@@ -67,9 +69,11 @@ def build(
     history = history_of(source.folder)
     whole_base = CheckpointFolder(source.folder)
     opened = files_now(whole_base)
-    with prepared_base(source, loaded, output, say, planned.adapter, planned.reading.stripped) as base:
-        plan = planned_again(job, planned, base.checkpoint, route_for)
-        run = BaseRun.of(job, planned, base)
+    prepared = prepared_base(source, loaded, output, say, planned.adapter, planned.reading.stripped)
+    with clock.opening("load", prepared) as base:
+        with clock.time("plan"):
+            plan = planned_again(job, planned, base.checkpoint, route_for)
+            run = BaseRun.of(job, planned, base)
         found = run.find(plan, early)
         if strict:
             require_effect(found.evaluation, loaded.path.name)
@@ -110,10 +114,9 @@ def build(
             )
             manifest, texts = finish(job, copied, lambda manifest: _proven(job, base, stage, manifest))
     size = written.bytes_written + carried + texts
-    result = BuildResult(output, manifest, clock.read(STAGES), size, placed=written.placed)
-    if recipe.push is not None:
-        result.push = push(job, output)
-    return result
+    pushed = None if recipe.push is None else push(job, output)
+    timings = clock.timings(STAGES), clock.parts()
+    return BuildResult(output, manifest, *timings, size, placed=written.placed, push=pushed)
 
 
 def _require_alone(job: Job, planned: BuildPlan) -> None:

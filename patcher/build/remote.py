@@ -49,16 +49,19 @@ def remote_build(job: Job) -> BuildResult:
         CheckFailed: what can be checked of the copy is wrong; nothing was published.
         OutsideError: the Hub, the disk or the memory failed, or the Hub does not copy the base's files.
     """
-    found = plan_remote_build(job)
+    clock = job.clock
+    with clock.time("plan"):
+        found = plan_remote_build(job)
     job = found.settled(job)
-    recipe, place, say, clock = job.recipe, job.output, job.say, job.clock
+    recipe, place, say = job.recipe, job.output, job.say
     needed, vectors = found.needed, _vectors(job, found)
     say(f"downloading {len(needed.files)} of {len(found.checkpoint.weight_files)} weight files")
     with clock.time("load"):
         base = found.checkpoint.with_files(needed.files)
         history = history_of(base.path)
         _fetch_history(base, len(history))
-    plan = planned_again(job, found, base, plan_remotely)
+    with clock.time("plan"):
+        plan = planned_again(job, found, base, plan_remotely)
     stage = place / "copy"
     with disk_errors(stage, "the new files (a temporary folder, see TMPDIR)"):
         stage.mkdir()
@@ -87,7 +90,8 @@ def remote_build(job: Job) -> BuildResult:
     on_hub = {name: base.listed[source] for name, source in written.absent.items()}
     pushed = push(job, stage, {name: OnHub(file.size, file.sha256 or "") for name, file in on_hub.items()})
     size, downloaded = written.bytes_written + carried + texts, base.bytes_of(needed.files)
-    return BuildResult(None, manifest, clock.read(STAGES), size, bytes_downloaded=downloaded, push=pushed)
+    timings = clock.timings(STAGES), clock.parts()
+    return BuildResult(None, manifest, *timings, size, bytes_downloaded=downloaded, push=pushed)
 
 
 def _vectors(job: Job, found: RemoteBuildPlan) -> list[SteeringVector]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from patcher.patched.schema import Manifest
 
-STAGES = ("load", "capture", "write", "hash", "verify")
+STAGES = ("start", "plan", "load", "capture", "evaluate", "write", "hash", "verify", "card")
 """Of a build, whose seconds are told."""
 
 
@@ -29,7 +29,8 @@ class BuildResult:
     Attributes:
         output: the folder; None if the copy is on the Hub alone.
         patch: the content of ``steering.json``.
-        timings: seconds by stage.
+        timings: seconds by stage, and their sum, the ``total``.
+        timing_parts: stage -> part -> seconds, of ``evaluate`` and ``verify``; their sum is the stage's.
         bytes_written: to the disk; of a remote build, to a temporary folder.
         placed: how the files of the folder came to be, see :class:`patcher.checkpoint.writer.Written`.
         bytes_downloaded: by a remote build, of the base's weights; none of those in the cache were sent again.
@@ -40,6 +41,7 @@ class BuildResult:
     output: Path | None
     patch: Manifest
     timings: dict[str, float]
+    timing_parts: dict[str, dict[str, float]]
     bytes_written: int
     placed: Mapping[str, Any] = field(default_factory=dict)
     bytes_downloaded: int = 0
@@ -57,6 +59,7 @@ class BuildResult:
             "output": None if remote else str(self.output),
             "manifest": self.manifest,
             "timings": self.timings,
+            "timing_parts": self.timing_parts,
             "peak_rss_bytes": self.peak_rss_bytes,
             "bytes_written": self.bytes_written,
             **({"bytes_downloaded": self.bytes_downloaded} if remote else {"placed": dict(self.placed)}),

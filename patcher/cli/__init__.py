@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ import click
 from patcher import __version__
 from patcher.cli.interrupts import heed_interrupts, obey_interrupts
 from patcher.errors import OutsideError, PatchModelError
+from patcher.progress.clock import process_began
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("build_command", "Build what a recipe describes (the default: patch-model RECIPE)."),
@@ -74,12 +76,13 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a check failed, 2 wrong input, 3 the outside failed."""
+    began = process_began() if arguments is None else time.perf_counter()
     chosen = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in chosen
     heed_interrupts()
     try:
         _leave_to_the_first(chosen)
-        status = _run(_with_default_command(chosen))
+        status = _run(_with_default_command(chosen), began)
     except PatchModelError as error:
         _fail(error.exit_code, str(error), error.as_json(), as_json)
     except click.exceptions.Exit as done:
@@ -102,10 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _run(arguments: list[str]) -> object:
+def _run(arguments: list[str], began: float) -> object:
     try:
         # Outside of its standalone mode, click returns what `Exit` carries.
-        return cli.main(args=arguments, prog_name="patch-model", standalone_mode=False)
+        return cli.main(args=arguments, prog_name="patch-model", standalone_mode=False, obj=began)
     except click.Abort:
         raise
     except Exception:

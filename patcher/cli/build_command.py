@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 @click.option(
     "-v", "--verbose", is_flag=True, help="Also say how activations are read: what is shared, cached, streamed."
 )
-def build(recipe: Path, dry_run: bool, **options: Any) -> None:
+@click.pass_obj
+def build(began: float | None, /, recipe: Path, dry_run: bool, **options: Any) -> None:
     """Compute the steering vectors of RECIPE (a YAML file), bake them into a copy of the model, and verify the copy.
 
     Exit status: 0 the folder is there and verified, 1 a check failed, 2 something in the input is wrong, 3 the Hub,
@@ -51,7 +52,7 @@ def build(recipe: Path, dry_run: bool, **options: Any) -> None:
 
     here = world()
     if not here.several or dry_run:
-        _build(recipe, dry_run=dry_run, processes=None, **options)
+        _build(recipe, began, dry_run=dry_run, processes=None, **options)
         return
 
     from patcher.capture.processes.messages import Processes, one_voice
@@ -60,13 +61,14 @@ def build(recipe: Path, dry_run: bool, **options: Any) -> None:
     processes = Processes(here)
     with one_voice(processes):
         if here.rank == 0:
-            _build(recipe, dry_run=False, processes=processes, **options)
+            _build(recipe, began, dry_run=False, processes=processes, **options)
         else:
             assist(processes)
 
 
 def _build(
     recipe: Path,
+    began: float | None,
     *,
     output: Path | None,
     overrides: tuple[str, ...],
@@ -94,6 +96,7 @@ def _build(
     from patcher.build.remote_refusals import is_remote
     from patcher.cli.plan_report import print_plan
     from patcher.cli.report import print_build
+    from patcher.progress.clock import Clock
 
     remote = is_remote(loaded.recipe, output)
     if remote:
@@ -105,7 +108,8 @@ def _build(
         else:
             folder = output or Path(loaded.recipe.output or f"{loaded.recipe.model_name}-steered")
         with progress(verbose) as say:
-            job = Job(loaded, folder, say, say.note, force=force, cache=not no_cache, processes=processes)
+            clock, cache = Clock(began), not no_cache
+            job = Job(loaded, folder, say, say.note, force=force, cache=cache, processes=processes, clock=clock)
             if dry_run:
                 planned = _planned(job, remote=remote)
             elif remote:

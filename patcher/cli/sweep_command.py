@@ -21,7 +21,9 @@ import click
 @click.option("--no-cache", is_flag=True, help="Read all activations anew, and keep none for the next run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("-v", "--verbose", is_flag=True, help="Also say how the numbers are computed.")
+@click.pass_obj
 def sweep(
+    began: float | None,
     recipe: Path,
     output: Path | None,
     overrides: tuple[str, ...],
@@ -57,12 +59,13 @@ def sweep(
 
     from patcher.build.job import Job
     from patcher.cli.sweep_report import print_sweep
+    from patcher.progress.clock import Clock
     from patcher.sweep.files import write_results
     from patcher.sweep.pipeline import sweep as run
 
     output = output or Path(f"{loaded.recipe.model_name}-sweep")
     with progress(verbose) as say:
-        job = Job(loaded, output, say, say.note, force=force, cache=not no_cache)
+        job = Job(loaded, output, say, say.note, force=force, cache=not no_cache, clock=Clock(began))
         found = run(job)
         try:
             write_results(found, job, pictures=not no_pictures)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from patcher.build.job import Clock, Job
+from patcher.build.job import Job
 from patcher.checkpoint.staging import check_output
 from patcher.errors import CheckFailed
+from patcher.progress.clock import Clock
 from patcher.recipe.rewriting import chosen_recipe
 from patcher.report.pictures.drawing import can_draw
 from patcher.sweep.files import write_results
@@ -24,7 +25,7 @@ def fill_in(job: Job) -> tuple[Job, dict[str, Any]]:
         job: of the build.
 
     Returns:
-        The job with numbers, its clock set anew, and how they were chosen, for the manifest.
+        The job with numbers, and how they were chosen, for the manifest.
 
     Raises:
         CheckFailed: no cell within the guard does what the vector is for.
@@ -33,8 +34,9 @@ def fill_in(job: Job) -> tuple[Job, dict[str, Any]]:
     check_output(job.output, force=job.force)
     beside = job.output.with_name(job.output.name + "-sweep")
     sweeping = replace(job, output=beside, clock=Clock())
-    found = sweep(sweeping)
-    write_results(found, sweeping, pictures=can_draw())
+    with job.clock.time("sweep"):
+        found = sweep(sweeping)
+        write_results(found, sweeping, pictures=can_draw())
     if found.chosen is None:
         raise CheckFailed(
             "no layer and coefficient within the guard does what the vector is for",
@@ -47,4 +49,4 @@ def fill_in(job: Job) -> tuple[Job, dict[str, Any]]:
     layer, coefficient = found.chosen
     job.say(f"chosen: layer {layer}, coefficient {coefficient:g}")
     chosen = replace(job.loaded, recipe=chosen_recipe(found.recipe, found.vector, layer, coefficient))
-    return replace(job, loaded=chosen, clock=Clock()), {key: found.data[key] for key in _KEPT}
+    return replace(job, loaded=chosen), {key: found.data[key] for key in _KEPT}

@@ -15,7 +15,7 @@ from patcher.disk.whole_files import whole_file
 from patcher.recipe.rewriting import chosen_recipe, moved_text
 from patcher.report.pictures.drawing import PICTURES as DRAWINGS
 from patcher.report.pictures.drawing import dark_of, draw_all
-from patcher.sweep.on_base import Swept
+from patcher.sweep.on_base import STAGES, Swept
 
 RESULT, TABLE, RECIPE, REPORT, PICTURES = "sweep.json", "sweep.csv", "recipe.yaml", "report.html", "pictures"
 
@@ -62,8 +62,10 @@ def write_results(swept: Swept, job: Job, *, pictures: bool) -> dict[str, Path]:
             from patcher.report.page.page import write_report
 
             job.say("drawing")
-            drawn = draw_all(swept.data, folder / PICTURES)
-            write_report(swept.data, drawn, folder / REPORT)
+            with job.clock.time("pictures"):
+                drawn = draw_all(swept.data, folder / PICTURES)
+                write_report(swept.data, drawn, folder / REPORT)
+        swept.data["timings"] = job.clock.timings(STAGES)
         # Last: where it is, everything is.
         _replace(folder / RESULT, json.dumps(swept.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return drawn

@@ -32,6 +32,8 @@ from patcher.vectors.directions import steering_vector
 from patcher.vectors.finding import find_directions
 
 FORMAT = 1
+STAGES = ("start", "plan", "load", "capture", "grid", "report", "pictures")
+"""Of a sweep, whose seconds are told."""
 _MEMORY = 0.2
 """Of the free memory, for the base's distributions."""
 
@@ -97,10 +99,11 @@ class SweepRun:
         coefficients = grid_coefficients(recipe, spec, shares_of(unit, norms))
         others = materials.others(self.parts.prepared, self.index, found)
         memory = int(_MEMORY * available_memory())
-        measured = materials.gather(job.loaded, self.parts, opened, self.index, others, memory)
+        with job.clock.time("grid"):
+            measured = materials.gather(job.loaded, self.parts, opened, self.index, others, memory)
         choose, bench = measured.choosing, measured.reporting
         halving = is_halving(recipe.sweep.search, len(self.layers) * len(coefficients))
-        with job.clock.time("sweep"):
+        with job.clock.time("grid"):
 
             def accepted(cell: Cell) -> bool:
                 return within_guard(guard, choose.base_perplexity(cell.pairs), cell.damage, cell.perplexity)

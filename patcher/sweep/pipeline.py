@@ -20,13 +20,10 @@ from patcher.recipe.vector import VectorSpec
 from patcher.sweep import materials
 from patcher.sweep.axes import default_cells, grid_layers, swept_vector
 from patcher.sweep.files import remove_results
-from patcher.sweep.on_base import SweepRun, Swept
+from patcher.sweep.on_base import STAGES, SweepRun, Swept
 from patcher.sweep.record import CellRecord, fingerprint, on_recorded_days, settings
 from patcher.vectors.files.reading import VectorFile
 from patcher.vectors.prepared import PreparedVector
-
-STAGES = ("load", "capture", "sweep", "report")
-"""Of a sweep, whose seconds are told."""
 
 
 def sweep(job: Job) -> Swept:
@@ -48,7 +45,8 @@ def sweep(job: Job) -> Swept:
     if not job.force:
         job = replace(job, loaded=job.loaded.changed(vectors=on_recorded_days(job.output, job.recipe.vectors)))
     of_one_layer = replace(job, loaded=replace(job.loaded, recipe=_of_one_layer(job.recipe, index)))
-    planned = plan_build(of_one_layer, writes=False)
+    with job.clock.time("plan"):
+        planned = plan_build(of_one_layer, writes=False)
     job = planned.settled(job)
     recipe, loaded, folder, say = job.recipe, job.loaded, job.output, job.say
     spec, where = recipe.vectors[index], loaded.place(f"vectors.{index}")
@@ -64,7 +62,8 @@ def sweep(job: Job) -> Swept:
     prepared = _at_layers(planned, spec, index, every, where, notes)
     parts = materials.split(prepared, index, loaded, tokenizer)
     planned = replace(with_weights(job, planned), prepared=parts.prepared)
-    with prepared_base(planned.source, loaded, folder, say, planned.adapter, planned.reading.stripped) as base:
+    base_as_it_is_read = prepared_base(planned.source, loaded, folder, say, planned.adapter, planned.reading.stripped)
+    with job.clock.opening("load", base_as_it_is_read) as base:
         run = BaseRun.of(job, planned, base)
         depends = fingerprint(loaded, run.identity or planned.source.revision, parts, index)
         record = CellRecord(folder, depends, settings(recipe), force=job.force)
@@ -78,7 +77,7 @@ def sweep(job: Job) -> Swept:
             raise KeyboardInterrupt(
                 f"interrupted; {len(record)} finished cells are kept in {folder}: the same command goes on from there"
             ) from None
-    data["timings"] = job.clock.read(STAGES)
+    data["timings"] = job.clock.timings(STAGES)
     return Swept(data, index, recipe)
 
 

@@ -64,8 +64,9 @@ def test_build_verify_and_force(run: Run, llama: tuple[Path, int], tmp_path: Pat
     code, out, err = run(recipe, "--force", "--json", "--set", "vectors.0.coefficient=0.25")
     assert code == 0
     result = json.loads(out)
-    assert set(result) == {"output", "manifest", "timings", "peak_rss_bytes", "bytes_written", "placed"}
-    assert set(result["timings"]) == {"load", "capture", "write", "hash", "verify", "total"}
+    assert set(result) == {"output", "manifest", "timings", "timing_parts", "peak_rss_bytes", "bytes_written", "placed"}
+    stages = {"start", "plan", "load", "capture", "evaluate", "write", "hash", "verify", "card", "other"}
+    assert set(result["timings"]) == {*stages, "total"}
     assert result["manifest"]["edits"][0]["coefficient"] == 0.25
     assert json.loads((tmp_path / "steered" / "steering.json").read_text()) == result["manifest"]
     assert not list(tmp_path.glob(".*partial*"))

@@ -99,6 +99,8 @@ def test_from_a_vector_file_no_weight_file_is_fetched(
     assert result["push"]["bytes_uploaded"] <= hub.uploaded() < weights / 5
     (entry,) = result["manifest"]["verification"]
     assert entry["status"] == "structural" and entry["passed"]
+    seconds = result["timings"]
+    assert seconds.pop("total") == round(sum(seconds.values()), 4) and min(seconds[s] for s in ("plan", "push")) > 0
     assert [check["name"] for check in entry["checks"] if check["passed"] is None] == ["residual stream"]
 
     published = hub.repos[REPO].files()
@@ -280,7 +282,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     made["edits"][0] |= {"norm": 3.0, "residual_norm": None, "coefficient": 1.0, "stored_rel_error": 0.0}
     made["verification"][0]["status"] = "structural"
     push = {"url": "https://huggingface.co/me/steered", "commit": "0" * 40, "method": "copy", "bytes_uploaded": 70_000}
-    result = BuildResult(None, Manifest.model_validate(made), {"total": 1.0}, 1, push=push)
+    result = BuildResult(None, Manifest.model_validate(made), {"total": 1.0}, {}, 1, push=push)
     monkeypatch.setattr("patcher.build.remote.remote_build", lambda *_arguments, **_options: result)
     with pytest.raises(SystemExit) as done:
         main([str(tmp_path / "recipe.yaml"), "--json"])
