@@ -17,7 +17,7 @@ from patcher.patched.stored import read_stored
 from patcher.stacks.environments import Environment, Missing, find
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 from patcher.verify.checks import Comparison
-from patcher.verify.comparison import Run, largest_difference
+from patcher.verify.comparison import Run, noise_floor
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 from patcher.verify.stack_comparison import Expected, StackComparison, compare_in_stack
 from patcher.verify.stack_jobs import MOST_TOKENS, Process, StackJob, StackRun, run_jobs
@@ -67,7 +67,8 @@ def verify_in_stacks(
     exact = patch.route.exact
     others = [where for stack, where in found.items() if stack != TRANSFORMERS and isinstance(where, Environment)]
     if TRANSFORMERS in found or (others and not exact):
-        entry = verify_in_transformers(folder, base, patch, terms, keep=lambda *runs: kept.extend(runs))
+        keep = (lambda *runs: kept.extend(runs)) if others else None
+        entry = verify_in_transformers(folder, base, patch, terms, keep=keep)
         entries[TRANSFORMERS] = entry
         after_transformers(entry)
     if others and not kept:
@@ -133,11 +134,10 @@ def _expected(kept: Sequence[Run], *, exact: bool, from_texts: bool) -> tuple[li
     ids = [list(row) for row in reference.facts["ids"]]
     count = range(len(ids))
     truth, label = (reference, "hook") if exact else (kept[1], "candidate")
-    floor = largest_difference(reference, "hook", reference, "hook_again", len(ids))
     return ids, Expected(
         plain=[reference.tensors[f"base/{number}"] for number in count],
         steered=[truth.tensors[f"{label}/{number}"] for number in count],
-        noise_floor=floor,
+        noise_floor=noise_floor(reference, len(ids)),
         greedy=truth.facts.get("greedy", ()),
         greedy_logprobs=truth.tensors.get("greedy"),
         text_ids=ids if from_texts else (),

@@ -13,6 +13,7 @@ from patcher.patched.route import Fit
 from patcher.patched.stored import StoredLayer
 from patcher.routes.plan import STORED_LIMIT
 from patcher.verify.checks import Check, Comparison
+from patcher.verify.programs.stock_passes import RESIDUAL_PROBES, UNSTEERED_PROBES
 
 HARD_LIMIT = 1e-3
 EFFECT_SHARE = 0.01
@@ -90,13 +91,15 @@ def compare(
     add(_finite(candidate))
 
     count = len(reference.facts["ids"])
-    result.noise_floor = largest_difference(reference, "hook", reference, "hook_again", count)
+    result.noise_floor = noise_floor(reference, count)
     result.steering_effect = largest_difference(reference, "base", reference, "hook", count)
     result.max_abs_logprob_diff = largest_difference(reference, "hook", candidate, "candidate", count)
     result.tolerance = min(HARD_LIMIT, max(tolerance, 5 * result.noise_floor))
     limit = result.tolerance
-    unsteered = largest_difference(reference, "base", candidate, "unsteered", count)
+    unsteered = largest_difference(reference, "base", candidate, "unsteered", min(UNSTEERED_PROBES, count))
     add(Check("without the vector", unsteered <= limit, unsteered, limit, "the copy minus what it holds, and the base"))
+    if "shared" in candidate.facts:
+        add(_shared_start(candidate, count, limit))
     residual = _residual_gain(reference, candidate, stored, centred=centred, fit=fit)
     result.vector_rel_error = residual.value if residual.value is not None else float("nan")
     if fit is not None:
@@ -133,6 +136,24 @@ def _kl_share(reference: Run, candidate: Run, count: int) -> float:
         effect += float((weight * (hook - reference.tensors[f"base/{number}"].double())).sum())
     share = apart / effect if effect > 0 else float("inf")
     return share if share == share else float("inf")
+
+
+def noise_floor(reference: Run, count: int) -> float:
+    """How far the same hook in two places is apart, on the probes that were run under both."""
+    probes = [number for number in range(count) if f"hook_again/{number}" in reference.tensors]
+    return max(largest(reference.tensors[f"hook/{one}"], reference.tensors[f"hook_again/{one}"]) for one in probes)
+
+
+def _shared_start(candidate: Run, count: int, limit: float) -> Check:
+    """Whether the copy from ids to logits is what it is from the base's residual stream on."""
+    probes = [number for number in range(count) if f"candidate_whole/{number}" in candidate.tensors]
+    found = candidate.tensors
+    apart = max(
+        (largest(found[f"candidate/{one}"], found[f"candidate_whole/{one}"]) for one in probes), default=math.inf
+    )
+    block = candidate.facts["shared"]
+    note = f"all before block {block} is the base's, bit by bit; a probe that ran through it, and one that did not"
+    return Check("shared start", apart <= limit, apart, limit, note)
 
 
 def largest_difference(first: Run, first_pass: str, second: Run, second_pass: str, count: int) -> float:
@@ -196,8 +217,10 @@ def _residual_gain(
     allowed = RESIDUAL_LIMIT if fit is None else fit.error
     for layer, held in stored.items():
         vector = held.stored * factor
-        for number in range(min(2, len(reference.facts["ids"]))):
-            before = reference.tensors[f"residual/base{suffix}/layer.{layer}/{number}"]
+        # Nothing is added before the first edited block, so nothing is amplified there.
+        louder = suffix if layer != min(stored) else ""
+        for number in range(min(RESIDUAL_PROBES, len(reference.facts["ids"]))):
+            before = reference.tensors[f"residual/base{louder}/layer.{layer}/{number}"]
             after = candidate.tensors[f"residual/candidate{suffix}/layer.{layer}/{number}"]
             if before.shape != after.shape:
                 return Check("residual stream", False, note="another shape")

@@ -22,9 +22,11 @@ class VerifyTerms:
         trust_remote_code: whether code that comes with the base may run.
         scratch: where intermediate files may lie; a build gives a place that the next one cleans if this one dies.
         say: called with a line about what is going on.
+        device: what models in memory are run on, ``cpu`` or ``cuda``.
     """
 
     spec: VerifySpec = field(default_factory=VerifySpec)
     trust_remote_code: bool = False
     scratch: Path | None = None
     say: Callable[[str], None] = _silent
+    device: str = "cpu"

@@ -1,40 +1,38 @@
-"""Verification in stock transformers: two fresh processes, one after the other."""
+"""Verification in stock transformers: a fresh process for base and copy, or one for each where memory is short."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from patcher.architectures.config_keys import stated_positions, windows
 from patcher.architectures.quantised import quantisation_of
-from patcher.capture.memory import address_space_left, available_memory
-from patcher.capture.model import has_tokenizer
+from patcher.capture.memory import FOR_WEIGHTS, address_space_left, available_memory
 from patcher.checkpoint.folder import CheckpointFolder
+from patcher.checkpoint.sizes import fp32_bytes
 from patcher.errors import OutsideError
 from patcher.errors.causes import cause_in_log
 from patcher.patched.schema import Patch
-from patcher.patched.stored import StoredLayer, read_stored
+from patcher.patched.stored import read_stored
 from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.checks import Check, Comparison
 from patcher.verify.comparison import FitLimits, Run, compare
-from patcher.verify.offload import SMALL_HEAP, disk_is_full, memory_is_full, plan_offload
-from patcher.verify.probes import PROBES
+from patcher.verify.offload import RUNNER_BYTES, SMALL_HEAP, Offload, disk_is_full, memory_is_full, plan_offload
+from patcher.verify.stock_job import GREEDY_TOKENS, long_prompt, stock_job
 from patcher.verify.terms import VerifyTerms
 from patcher.verify.watched import run_watched, watched_command
 
-MAX_TOKENS = 32
-GREEDY_TOKENS = 12
 REFERENCE = "the base with a forward hook on the block, adding the vector that the file stores"
+__all__ = ["GREEDY_TOKENS", "long_prompt", "run_reference", "together", "verify_in_transformers"]
 RUNNER = Path(__file__).with_name("programs") / "stock_run.py"
 
 
@@ -69,15 +67,48 @@ def verify_in_transformers(
     stored = read_stored(folder, patch)
     with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=terms.scratch) as name:
         place = Path(name)
-        job, long_note = _job(folder, base, patch, stored, place, terms)
-        say("verifying: the base under a hook")
-        reference = _run({**job, "role": "reference", "folder": job["base"]}, place / "reference")
-        say("verifying: the patched folder in stock transformers")
-        amplify = reference.facts["amplify"]
-        try:
-            candidate = _run(
-                {**job, "role": "candidate", "folder": str(folder), "amplify": amplify}, place / "candidate"
+        offload = _offload(folder, base, place, terms)
+        job, long_note = stock_job(base, patch, stored, place, terms, offload, others=keep is not None)
+        route, quantisation = patch.route, quantisation_of(CheckpointFolder(base).config)
+        written = [tensor.parameter or tensor.name for tensor in route.tensors]
+        written += [*(route.zeros.names if route.zeros else ()), *route.derived]
+
+        def compared(reference: Run, candidate: Run) -> Comparison:
+            return compare(
+                reference,
+                candidate,
+                stored,
+                architecture=route.architecture,
+                centred=route.centred,
+                tolerance=spec.tolerance,
+                written=written,
+                long_note=long_note,
+                fit=None if route.exact else FitLimits.of(route.fit, spec.fit_error, spec.fit_kl),
+                quantised=None if quantisation is None else quantisation.method,
             )
+
+        jobs = [
+            {**job, "role": "reference", "folder": job["base"]},
+            {**job, "role": "candidate", "folder": str(folder), "vectors": None},
+        ]
+        if together(folder, base, job):
+            say("verifying: the base under a hook, and the patched folder in stock transformers")
+            runs = _run_both(jobs, place)
+        else:
+            runs = []
+        if len(runs) == 2 and (result := compared(*runs)).passed:
+            if keep is not None:
+                keep(*runs)
+            return _entry(result, runs[0])
+        # What goes wrong side by side is run again alone, and that decides.
+        if not runs:
+            say("verifying: the base under a hook")
+            runs = [_run(jobs[0], place / "reference")]
+        say("verifying: the patched folder in stock transformers")
+        reference = runs[0]
+        jobs[1]["amplify"] = reference.facts["amplify"]
+        try:
+            candidate = _run(jobs[1], place / "candidate")
         except OutsideError as error:
             if error.code in ("memory", "disk"):
                 raise
@@ -87,22 +118,26 @@ def verify_in_transformers(
             return _entry(Comparison([failed]), reference)
         if keep is not None:
             keep(reference, candidate)
-        route, quantisation = patch.route, quantisation_of(CheckpointFolder(base).config)
-        written = [tensor.parameter or tensor.name for tensor in route.tensors]
-        written += [*(route.zeros.names if route.zeros else ()), *route.derived]
-        result = compare(
-            reference,
-            candidate,
-            stored,
-            architecture=route.architecture,
-            centred=route.centred,
-            tolerance=spec.tolerance,
-            written=written,
-            long_note=long_note,
-            fit=None if route.exact else FitLimits.of(route.fit, spec.fit_error, spec.fit_kl),
-            quantised=None if quantisation is None else quantisation.method,
-        )
-        return _entry(result, reference)
+        return _entry(compared(reference, candidate), reference)
+
+
+def _offload(folder: Path, base: Path, scratch: Path, terms: VerifyTerms) -> Offload | None:
+    return plan_offload(
+        folder,
+        base,
+        scratch,
+        memory=available_memory(),
+        address_space=address_space_left(),
+        trust_remote_code=terms.trust_remote_code,
+    )
+
+
+def together(folder: Path, base: Path, job: Mapping[str, Any]) -> bool:
+    """Whether base and copy are run in one process: both fit in fp32, and neither brings code or kernels along."""
+    found = [CheckpointFolder(place) for place in (folder, base)]
+    if job["offload"] is not None or job["trust_remote_code"] or any(quantisation_of(one.config) for one in found):
+        return False
+    return sum(map(fp32_bytes, found)) <= int(FOR_WEIGHTS * available_memory()) - RUNNER_BYTES
 
 
 def run_reference(folder: Path, base: Path, patch: Patch, terms: VerifyTerms) -> Run:
@@ -114,7 +149,8 @@ def run_reference(folder: Path, base: Path, patch: Patch, terms: VerifyTerms) ->
     short = replace(terms, spec=terms.spec.model_copy(update={"long_prompt_limit": 0}))
     with tempfile.TemporaryDirectory(prefix="patch-model-verify-", dir=terms.scratch) as name:
         place, stored = Path(name), read_stored(folder, patch)
-        job, _ = _job(folder, base, patch, stored, place, short)
+        offload = _offload(folder, base, place, terms)
+        job, _ = stock_job(base, patch, stored, place, short, offload, others=True)
         return _run({**job, "own_dtype": False, "role": "reference", "folder": job["base"]}, place / "reference")
 
 
@@ -123,98 +159,26 @@ def _entry(result: Comparison, reference: Run) -> dict[str, Any]:
     return result.entry(TRANSFORMERS, reference.facts["version"], status, REFERENCE)
 
 
-def _job(
-    folder: Path,
-    base: Path,
-    patch: Patch,
-    stored: Mapping[int, StoredLayer],
-    scratch: Path,
-    terms: VerifyTerms,
-) -> tuple[dict[str, Any], str]:
-    config = CheckpointFolder(base).config
-    vectors = {f"layer.{layer}": held.stored.clone() for layer, held in stored.items()}
-    save_file(vectors, scratch / "vectors.safetensors")
-    slots = [slot for held in stored.values() for slot in held.slots]
-    held_by = {
-        f"{key}/{number}": tensor.clone()
-        for number, slot in enumerate(slots)
-        for key, tensor in (("delta", slot.delta), ("right", slot.right), ("original", slot.original))
-        if tensor is not None
-    }
-    save_file(held_by, scratch / "slots.safetensors")
-    long_tokens, long_note = long_prompt(config, terms.spec.long_prompt_limit)
-    positions = stated_positions(config)
-    quantisation = quantisation_of(config)
-    offload = plan_offload(
-        folder,
-        base,
-        scratch,
-        memory=available_memory(),
-        address_space=address_space_left(),
-        trust_remote_code=terms.trust_remote_code,
-    )
-    job = {
-        "base": str(base if offload is None else offload.base),
-        "dequantise": None if quantisation is None else quantisation.dequantise,
-        "texts": list(terms.spec.probes or PROBES),
-        "ids": None if has_tokenizer(base) else _ids_without_tokenizer(config),
-        "max_tokens": min(MAX_TOKENS, positions - GREEDY_TOKENS) if positions else MAX_TOKENS,
-        "greedy_tokens": GREEDY_TOKENS,
-        "long_tokens": long_tokens,
-        "own_dtype": not _is_fp32(base, config),
-        "vectors": str(scratch / "vectors.safetensors"),
-        "slot_file": str(scratch / "slots.safetensors"),
-        "slots": [
-            {
-                "parameter": slot.parameter,
-                "index": slot.index,
-                "outer": slot.right is not None,
-                "transposed": slot.transposed,
-            }
-            for slot in slots
-        ],
-        "layers": {
-            f"layer.{layer}": {"reference": layer, "candidate": held.copy_layer} for layer, held in stored.items()
-        },
-        "blocks": patch.route.blocks,
-        "amplify": 1.0,
-        "offload": None if offload is None else {"folder": str(offload.folder), "bytes": offload.memory},
-        "trust_remote_code": terms.trust_remote_code,
-    }
-    return job, long_note
+def _run_both(jobs: Sequence[Mapping[str, Any]], place: Path) -> list[Run]:
+    """Reference and candidate in one process; what it leaves undone when it dies is not among the result."""
+    results = [place / f"both-{job['role']}" for job in jobs]
+    told = [{**job, "result": str(result)} for job, result in zip(jobs, results, strict=True)]
+    path = place / "both.job.json"
+    path.write_text(json.dumps({"runs": told}), encoding="utf-8")
+    run_watched([*watched_command(sys.executable, RUNNER), str(path)], dict(os.environ))
+    return [_read(result) for result in itertools.takewhile(_is_done, results)]
 
 
-def _ids_without_tokenizer(config: Mapping[str, Any]) -> list[list[int]]:
-    vocabulary = int(config.get("vocab_size") or 100)
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in (17, 9, 24, 5)]
+def _is_done(result: Path) -> bool:
+    return result.with_suffix(".json").exists()
 
 
-def _is_fp32(base: Path, config: Mapping[str, Any]) -> bool:
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    if dtype is not None:
-        return str(dtype).endswith("float32")
-    checkpoint = CheckpointFolder(base)
-    return not checkpoint.is_bin and all(info.dtype == "F32" for info in checkpoint.tensors.values())
-
-
-def long_prompt(config: Mapping[str, Any], limit: int) -> tuple[int, str]:
-    """A length that passes any sliding window, or why none is run."""
-    window = max(windows(config).values(), default=0)
-    if config.get("use_sliding_window") is False or not window:
-        return 0, "no sliding window"
-    positions = stated_positions(config)
-    length = window + 16
-    if positions is not None and positions < length:
-        return 0, f"the window ({window}) is as long as the model's positions"
-    if length > limit:
-        return 0, f"the window ({window}) is longer than verify.long_prompt_limit ({limit})"
-    return length, ""
+def _read(result: Path) -> Run:
+    facts = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
+    return Run(load_file(result.with_suffix(".safetensors")), facts)
 
 
 def _run(job: Mapping[str, Any], result: Path) -> Run:
-    if job["role"] == "candidate":
-        job = {**job, "vectors": None}
     path = result.with_suffix(".job.json")
     path.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
     command = [*watched_command(sys.executable, RUNNER), str(path)]
@@ -245,5 +209,4 @@ def _run(job: Mapping[str, Any], result: Path) -> Run:
             remedy="free some memory" if killed else "check that the base loads and runs in this transformers",
             code="memory" if killed else "stack",
         )
-    facts = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
-    return Run(load_file(result.with_suffix(".safetensors")), facts)
+    return _read(result)
