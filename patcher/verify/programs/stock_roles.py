@@ -97,7 +97,8 @@ class Role:
         mask = torch.ones_like(batch)
         mask[0, : width - len(padded)] = 0
         with self.skipping("left_padding"):
-            last = list(range(max(0, width - 4), width))
+            # What a class gives at the padding itself means nothing.
+            last = list(range(width - min(passes.LAST, len(padded)), width))
             logits = self.forward.forward(self.hooks, batch, last, attention_mask=mask.to(self.job["device"])).logits
             self.tensors["left_padding"] = torch.log_softmax(logits.float(), dim=-1).cpu().contiguous()
 
