@@ -1,8 +1,9 @@
 """Verification when base and copy do not fit in memory: what goes to the disk, and whether the disk has room for it.
 
-Stock transformers (by accelerate) reads the weights that do not fit from the checkpoint's own files, one module at a
-time, and converts their dtype then. It writes a copy only of what is not stored as the class has it: experts that are
-stored apart and fused when loaded, and quantised weights that are undone. A ``.bin`` checkpoint would be written out
+All passes go through the model side by side, and accelerate reads the weights of each block once for all of them, from
+the checkpoint's own files (:mod:`patcher.verify.programs.side_by_side`). Stock transformers writes a copy only of what
+is not stored as the class has it: experts that are stored apart and fused when loaded, and quantised weights that are
+undone. A ``.bin`` checkpoint would be written out
 whole, and tied weights are lost in that, so its safetensors stand in for it.
 """
 
@@ -29,9 +30,10 @@ from patcher.errors import InputError, OutsideError
 
 RUNNER_BYTES = 400 << 20
 """What torch and transformers take before any weight is there."""
-SMALL_HEAP: Mapping[str, str] = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+SMALL_HEAP: Mapping[str, str] = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "1"}
 """For the environment of a run that is spread: weights come and go with every module, and glibc's heap would keep the
-holes that they leave, up to the size of the whole model; what it maps apart it gives back."""
+holes that they leave, up to the size of the whole model; what it maps apart it gives back. Nor does each thread get a
+heap of its own."""
 _GB = 1e9
 _SLACK = 64 << 20  # headers, whole blocks, and what the runs hand over
 _DISK_MARKS = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
@@ -47,13 +49,16 @@ class Offload:
 
     Attributes:
         folder: where what has to be written is written; each run leaves it empty.
-        memory: bytes of weights that stay in memory.
+        memory: bytes that weights may take in memory.
         base: the base that is run: the one given, or its safetensors.
+        all: everything stays on the disk, as it is stored. Else the loader keeps in memory what it can, and writes what
+            it had to convert.
     """
 
     folder: Path
     memory: int
     base: Path
+    all: bool
 
 
 def plan_offload(
@@ -91,12 +96,14 @@ def plan_offload(
     allowed = max(0, allowed)
     _refuse_bitsandbytes(readable, needed, allowed)
     converted = file_bytes(found[1]) if found[1].is_bin else 0
-    written = max(min(rewritten_bytes(one, trust_remote_code), _beyond(one, allowed)) for one in readable)
+    rewritten = [rewritten_bytes(one, trust_remote_code) for one in readable]
+    written = max(min(size, _beyond(one, allowed)) for size, one in zip(rewritten, readable, strict=True))
     _require_room(scratch, converted + written, needed, allowed)
     if converted:
         with disk_errors(scratch, "the base as safetensors (for the verification)"):
             base = convert_bin(found[1], scratch / "base").path
-    return Offload(scratch / "offload", allowed, base)
+    quantised = any(quantisation_of(one.config) is not None for one in readable)
+    return Offload(scratch / "offload", allowed, base, all=not any(rewritten) and not quantised)
 
 
 def rewritten_bytes(checkpoint: CheckpointFolder, trust_remote_code: bool = False) -> int:

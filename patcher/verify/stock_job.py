@@ -24,6 +24,8 @@ MAX_TOKENS = 32
 GREEDY_TOKENS = 12
 """Where other stacks decode them as well."""
 GREEDY_ALONE = 6
+GREEDY_FROM_DISK = 2
+"""Each token after the first is one more reading of a model that does not fit in memory."""
 START_LIMIT = 1e-4
 """How far a log-probability may be off where a pass starts from the base's residual stream, before none does."""
 
@@ -67,7 +69,7 @@ def stock_job(
         "texts": texts,
         "ids": None if has_tokenizer(base) else _ids_without_tokenizer(config),
         "max_tokens": [min(most, positions - GREEDY_TOKENS) if positions else most for most in lengths],
-        "greedy_tokens": GREEDY_TOKENS if others else GREEDY_ALONE,
+        "greedy_tokens": GREEDY_TOKENS if others else GREEDY_ALONE if offload is None else GREEDY_FROM_DISK,
         # A fit is judged by means over all positions.
         "every_position": others or not patch.route.exact,
         "start_limit": START_LIMIT,
@@ -91,7 +93,9 @@ def stock_job(
         },
         "blocks": patch.route.blocks,
         "amplify": 1.0,
-        "offload": None if offload is None else {"folder": str(offload.folder), "bytes": offload.memory},
+        "offload": None
+        if offload is None
+        else {"folder": str(offload.folder), "bytes": offload.memory, "all": offload.all},
         "trust_remote_code": terms.trust_remote_code,
     }
     return job, long_note

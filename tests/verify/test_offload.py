@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,38 @@ def test_a_right_copy_passes_and_a_wrong_one_fails(
     assert entry["status"] == "failed" and len(spread) == 4
     assert {"log-probabilities", "residual stream"} <= failed(entry)
     assert entry["max_abs_logprob_diff"] > 100 * entry["tolerance"]
+
+
+SIX = (*PROBES, "The bread is warm", "Nobody came to the door", "Two and two", "It rained all night on the roof")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("probes", "share"), [(PROBES[:1], 0.5), (SIX, 0.5), (SIX, 5e-4)])
+def test_each_weight_is_read_at_most_twice(
+    bases: Any,
+    spread: list[tuple[dict[str, Any], int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    probes: tuple[str, ...],
+    share: float,
+) -> None:
+    """By the files' own account, whatever the number of probes, and where the effect is so small that it is probed."""
+    base, layer = bases("dense")
+    manifest = patch(base, tmp_path / "out", layer, share=share)
+    monkeypatch.setenv("READS", str(tmp_path / "reads"))
+    monkeypatch.setenv("STOCK_RUN", str(transformers_stack.RUNNER))
+    monkeypatch.setattr(transformers_stack, "RUNNER", Path(__file__).parents[1] / "support" / "counted_run.py")
+    entry = verify_in_transformers(tmp_path / "out", base, of(manifest), VerifyTerms(VerifySpec(probes=list(probes))))
+    assert entry["passed"], entry["checks"]
+    amplified = [check["note"] for check in entry["checks"] if check["name"] == "share of the effect"]
+    assert bool(amplified[0]) is (share < 0.01)
+    made = {check["name"] for check in entry["checks"] if check["passed"] is True}
+    assert {"own dtype (bfloat16)", "greedy decoding with a cache", "left padding", "without the vector"} <= made
+    reads = Counter(tuple(line.split("\t")) for line in (tmp_path / "reads").read_text().splitlines())
+    for folder in (base, tmp_path / "out"):
+        counts = {name: count for (file, name), count in reads.items() if Path(file).parent == folder}
+        assert counts.keys() == CheckpointFolder(folder).tensors.keys()
+        assert max(counts.values()) <= 2, counts
 
 
 @pytest.mark.slow

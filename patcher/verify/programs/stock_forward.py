@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -207,8 +208,10 @@ class Forward:
             return hook
 
         largest, _ = self._largest_list()
-        handles = [largest[0].register_forward_pre_hook(enter, with_kwargs=True)]
-        handles += [largest[layer].register_forward_hook(leave(layer)) for layer in layers if layer != EMBEDDING]
+        handles = [largest[0].register_forward_pre_hook(of_this_thread(enter), with_kwargs=True)]
+        handles += [
+            largest[layer].register_forward_hook(of_this_thread(leave(layer))) for layer in layers if layer != EMBEDDING
+        ]
         try:
             yield taken
         finally:
@@ -231,6 +234,12 @@ class Forward:
         return taken[layer]
 
 
+def of_this_thread(hook: Any) -> Any:
+    """A hook that does nothing in other threads: passes that run side by side have the modules in common."""
+    owner = threading.get_ident()
+    return lambda *given, **named: hook(*given, **named) if threading.get_ident() == owner else None
+
+
 def attach(module: Any, entering: bool, vector: torch.Tensor) -> Any:
     """A plain forward hook that adds ``vector`` to a block's output, or to what enters it."""
 
@@ -246,5 +255,5 @@ def attach(module: Any, entering: bool, vector: torch.Tensor) -> Any:
         return inputs, {**keywords, "hidden_states": hidden + vector.to(hidden.device, hidden.dtype)}
 
     if entering:
-        return module.register_forward_pre_hook(on_input, with_kwargs=True)
-    return module.register_forward_hook(on_output)
+        return module.register_forward_pre_hook(of_this_thread(on_input), with_kwargs=True)
+    return module.register_forward_hook(of_this_thread(on_output))

@@ -12,26 +12,6 @@ NOT_THE_MODEL = ("_name_or_path", "architectures", "dtype", "torch_dtype", "tran
 """Keys of a config that change no pass."""
 
 
-class Changed(Mapping[str, Any]):
-    """The weights of a module that lie on the disk, one of them changed when it is read."""
-
-    def __init__(self, stored: Any, name: str, change: Any) -> None:
-        self.stored, self.name, self.change = stored, name, change
-
-    def __getitem__(self, name: str) -> Any:
-        value = self.stored[name]
-        if name == self.name:
-            value = value.detach().clone()
-            self.change(value)
-        return value
-
-    def __iter__(self) -> Any:
-        return iter(self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-
 def load(job: Mapping[str, Any], dtype: str, facts: dict[str, Any]) -> Any:
     """The folder by ``from_pretrained``; ``dtype`` is ``float32`` or ``auto``. What the loader says goes to facts."""
     from transformers import AutoModelForCausalLM
@@ -39,7 +19,7 @@ def load(job: Mapping[str, Any], dtype: str, facts: dict[str, Any]) -> Any:
     options: dict[str, Any] = {}
     if job["offload"] is not None:
         options = {
-            "device_map": "auto",
+            "device_map": {"": "disk"} if job["offload"]["all"] else "auto",
             "offload_folder": job["offload"]["folder"],
             "max_memory": {"cpu": job["offload"]["bytes"]},
         }
@@ -144,23 +124,11 @@ def held_times(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     parameters |= dict(model.named_buffers(remove_duplicate=False))  # biases of GPTQ and AWQ
     before: list[tuple[Any, Any]] = []
-    offloaded: list[tuple[Any, Any]] = []
-
-    def on_disk(number: int, slot: Any) -> None:
-        path, _, name = slot["parameter"].rpartition(".")
-        loader = model.get_submodule(path)._hf_hook
-        offloaded.append((loader, loader.weights_map))
-        loader.weights_map = Changed(
-            loader.weights_map, name, lambda value: set_factor(value, held, number, slot, factor)
-        )
 
     for number, slot in enumerate(slots):
         parameter = parameters.get(slot["parameter"])
         if parameter is None:
             continue  # dropped by the loader; its report says so
-        if parameter.is_meta:
-            on_disk(number, slot)
-            continue
         before.append((parameter, parameter.detach().clone()))
         with torch.no_grad():
             set_factor(parameter, held, number, slot, factor)
@@ -170,8 +138,6 @@ def held_times(
         with torch.no_grad():
             for parameter, value in reversed(before):
                 parameter.copy_(value)
-        for loader, stored in reversed(offloaded):
-            loader.weights_map = stored
 
 
 def set_factor(parameter: Any, held: Mapping[str, torch.Tensor], number: int, slot: Any, factor: float) -> None:

@@ -209,24 +209,29 @@ class Reference(Role):
             self.forward.run(one)
 
     def choose_amplification(self) -> float:
-        found = self.forward.tensors
-        effect = max(self.apart(f"base/{number}", f"hook/{number}") for number in range(len(self.ids)))
-        share = min(
-            float(self.vectors[key].norm()) / float(found[f"residual/base/{key}/0"].norm(dim=-1).median())
-            for key in self.vectors
-        )
-
         def measure(factor: float) -> float:
             loud, *rest = passes.amplified_reference(self.layers, self.lengths, factor)
             self.from_start(loud)
             self.louder = rest
-            return max(self.apart(f"base/{number}", f"hook_amplified/{number}") for number in range(len(self.ids)))
+            return self.effect("hook_amplified")
 
-        factor = passes.choose_factor(effect, share, measure)
+        factor = passes.choose_factor(self.effect("hook"), self.share(), measure)
         if factor > 1:
             for one in self.louder:
                 self.from_start(one)
         return factor
+
+    def effect(self, name: str) -> float:
+        """The largest difference of a log-probability that a pass makes."""
+        return max(self.apart(f"base/{number}", f"{name}/{number}") for number in range(len(self.ids)))
+
+    def share(self) -> float:
+        """The length of the shortest vector beside the residual stream's."""
+        found = self.forward.tensors
+        return min(
+            float(self.vectors[key].norm()) / float(found[f"residual/base/{key}/0"].norm(dim=-1).median())
+            for key in self.vectors
+        )
 
     def apart(self, first: str, second: str) -> float:
         found = self.forward.tensors

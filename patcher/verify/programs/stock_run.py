@@ -22,6 +22,8 @@ from typing import Any  # noqa: E402
 
 PARTS = ("stock_passes", "stock_forward", "stock_model", "stock_roles")
 """Each imports only earlier ones."""
+FROM_DISK = ("disk_loading", "side_by_side", "spread_roles")
+"""What runs a model larger than memory, after those."""
 
 
 def part(name: str) -> Any:
@@ -38,6 +40,8 @@ def main(job_path: str) -> None:
     *_, roles = map(part, PARTS)
     with open(job_path, encoding="utf-8") as file:  # noqa: PTH123 - as few imports as can be
         job = json.load(file)
+    if job.get("offload") is not None:
+        *_, roles = map(part, FROM_DISK)
     roles.run(job.get("runs", [job]))
 
 
