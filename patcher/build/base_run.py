@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -281,10 +281,13 @@ def vectors_before_download(job: Job, planned: BuildPlan) -> list[SteeringVector
     if planned.asks or ROUTES[planned.plan.route].fit is not None:
         return []  # refused when the mode is chosen, with the reason
     source, last = planned.source, planned.last_read
-    job.say(f"downloading {source.name} up to block {last}")
-    names = block_names(planned.architecture)
+    names, text = block_names(planned.architecture), f"downloading {source.name} up to block {last}"
+
+    def needed(stored: Collection[str]) -> Collection[str]:
+        return tensors_for_blocks(stored, names, last)
+
     with job.clock.time("load"):
-        source = fetch_blocks(source.name, source.revision, lambda stored: tensors_for_blocks(stored, names, last))
+        source = fetch_blocks(source.name, source.revision, needed, say=job.say, text=text)
     checkpoint = CheckpointFolder(source.folder, partial=True)
     if checkpoint.is_bin or reading_of(source, trust_remote_code=job.recipe.trust_remote_code).stripped:
         return []

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patcher.progress.clock import Clock
+from patcher.progress.stage import Measure, Say, Stage, doing, silent
 from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from patcher.capture.processes.messages import Processes
-
-Say = Callable[[str], None]
-
-
-def silent(_text: str) -> None:
-    """Says nothing."""
 
 
 @dataclass(frozen=True)
@@ -51,3 +47,11 @@ class Job:
     def recipe(self) -> Recipe:
         """The keys of the recipe."""
         return self.loaded.recipe
+
+    @contextmanager
+    def stage(
+        self, name: str, text: str, total: float | None = None, unit: str = "", measure: Measure | None = None
+    ) -> Iterator[Stage]:
+        """Do something that is timed as ``name`` (see :class:`Clock`) and told as ``text`` (see :func:`doing`)."""
+        with self.clock.time(name), doing(self.say, text, total, unit, measure) as stage:
+            yield stage

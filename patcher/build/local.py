@@ -29,6 +29,7 @@ from patcher.errors import InputError
 from patcher.evaluate.of_build import lm_eval_tasks, require_effect
 from patcher.patched.history import carry_history, history_of
 from patcher.patched.schema import Manifest
+from patcher.progress.stage import BYTES, bytes_in
 from patcher.routes.apply import write_plan
 from patcher.vectors.steering_vector import SteeringVector
 from patcher.verify.of_build import require_passed, verify_build
@@ -79,15 +80,14 @@ def build(
             require_effect(found.evaluation, loaded.path.name)
         plan = found.plan
         with staged_folder(output, force=job.force) as stage, hashing(whole_base, hash=hash, since=opened) as hashes:
-            say("writing the copy")
-            with clock.time("write"):
+            size = sum((base.checkpoint.path / name).stat().st_size for name in base.checkpoint.weight_files)
+            with job.stage("write", "writing the copy", size, BYTES, lambda: bytes_in(stage)):
                 # What was converted or merged goes away after this, and need not be copied.
                 link = link or base.checkpoint.path != source.folder
                 trusted = recipe.trust_remote_code
                 written = write_plan(plan, found.vectors, base.checkpoint, stage, link=link, remote_code=trusted)
                 carried = carry_history(source.folder, stage, len(history))
-            say("hashing the base")
-            with clock.time("hash"):
+            with job.stage("hash", "hashing the base", hashes.size, BYTES, lambda: hashes.done):
                 files = hashes.records()
             copied = Copied(
                 stage,

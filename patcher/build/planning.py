@@ -167,9 +167,8 @@ def with_weights(job: Job, planned: BuildPlan) -> BuildPlan:
     source = planned.source
     if not source.hub:
         return planned
-    job.say(f"downloading {source.name}")
     with job.clock.time("load"):
-        source = fetch(source.name, source.revision, weights=True)
+        source = fetch(source.name, source.revision, weights=True, say=job.say)
     return replace(planned, source=source, reading=reading_of(source, trust_remote_code=job.recipe.trust_remote_code))
 
 

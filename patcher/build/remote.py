@@ -53,11 +53,11 @@ def remote_build(job: Job) -> BuildResult:
     with clock.time("plan"):
         found = plan_remote_build(job)
     job = found.settled(job)
-    recipe, place, say = job.recipe, job.output, job.say
+    recipe, place = job.recipe, job.output
     needed, vectors = found.needed, _vectors(job, found)
-    say(f"downloading {len(needed.files)} of {len(found.checkpoint.weight_files)} weight files")
+    some = f"downloading {len(needed.files)} of {len(found.checkpoint.weight_files)} weight files"
     with clock.time("load"):
-        base = found.checkpoint.with_files(needed.files)
+        base = found.checkpoint.with_files(needed.files, job.say, some)
         history = history_of(base.path)
         _fetch_history(base, len(history))
     with clock.time("plan"):
@@ -65,12 +65,11 @@ def remote_build(job: Job) -> BuildResult:
     stage = place / "copy"
     with disk_errors(stage, "the new files (a temporary folder, see TMPDIR)"):
         stage.mkdir()
-        say("writing what is new")
-        with clock.time("write"):
+        with job.stage("write", "writing what is new"):
             absent = [file for file in base.weight_files if file not in needed.changed]
             written = write_plan(plan, vectors, base, stage, absent=absent)
             carried = carry_history(base.path, stage, len(history))
-        with clock.time("hash"):
+        with job.stage("hash", "hashing the base's small files"):
             files = _records(base)
         copied = Copied(
             stage,

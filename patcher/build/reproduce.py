@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from patcher.errors.causes import cause_of
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
 from patcher.patched.reading import read_manifest
 from patcher.patched.schema import Manifest, Patch
+from patcher.progress.stage import Say
 from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS
@@ -68,7 +69,7 @@ def reproduce(
     adapter: str | None = None,
     inputs: Path | None = None,
     trust_remote_code: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Reproduced:
     """Build ``folder`` again beside itself, compare, and remove what was built.
 
@@ -94,9 +95,8 @@ def reproduce(
             remedy="if you trust it: --trust-remote-code",
             code="remote_code",
         )
-    source = recorded_base(manifest, base)
-    say("checking that the base is the one the folder was made from")
-    require_recorded(source.folder, manifest)
+    source = recorded_base(manifest, base, say)
+    require_recorded(source.folder, manifest, say)
     merged = recorded_adapter(manifest, adapter)
     model = f"{source.name}@{source.revision}" if source.hub else str(source.folder.resolve())
     changes: dict[str, Any] = {"model": model, "push": None}
@@ -109,8 +109,7 @@ def reproduce(
         # Nothing that was captured before: that the vector comes out again is part of the question.
         loaded = LoadedRecipe(recipe, text, _inputs(manifest, inputs) / "recipe.yaml")
         build(Job(loaded, again, say, cache=False))
-        say("comparing")
-        return _compared(folder, manifest, again)
+        return _compared(folder, manifest, again, say)
 
 
 def _recipe(patch: Patch, folder: Path) -> tuple[Recipe, str]:
@@ -141,14 +140,15 @@ def _inputs(patch: Patch, given: Path | None) -> Path:
     return chosen
 
 
-def _compared(folder: Path, patch: Manifest, again: Path) -> Reproduced:
+def _compared(folder: Path, patch: Manifest, again: Path, say: Say) -> Reproduced:
     result = Reproduced(folder)
     before, after = _files(folder), _files(again)
     result.missing = sorted(before.keys() - after.keys())
     result.unexpected = sorted(after.keys() - before.keys())
     both = sorted(before.keys() & after.keys())
-    first = hashes_of(folder, [Path(name) for name in both])
-    second = hashes_of(again, [Path(name) for name in both])
+    names = [Path(name) for name in both]
+    first = hashes_of(folder, names, say, "hashing the folder")
+    second = hashes_of(again, names, say, "hashing what was built again")
     for name in both:
         if first[name] == second[name]:
             result.identical.append(name)

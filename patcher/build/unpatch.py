@@ -6,7 +6,7 @@ files are taken, after their hashes have been checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from patcher.patched.base import recorded_base, require_recorded
 from patcher.patched.history import give_back_history
 from patcher.patched.reading import read_manifest
 from patcher.patched.schema import Manifest, Patch, Undo
+from patcher.progress.stage import Say
 
 
 @dataclass
@@ -67,7 +68,7 @@ def unpatch(
     base: str | None = None,
     every: bool = False,
     link: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Unpatched:
     """Write the base of a patched folder.
 
@@ -96,8 +97,7 @@ def unpatch(
             result.bytes_written = _undo(folder, stage, undone, len(patches), output, link=link)
         else:
             result.bytes_written = _take(undone[-1], stage, base, output, link=link, say=say)
-        say("checking that the base is back")
-        _check(stage, undone[-1], result)
+        _check(stage, undone[-1], result, say)
         if earlier:
             left = give_back_history(folder, stage, earlier)
             _write_card(folder, stage, left)
@@ -125,11 +125,10 @@ def _undo(folder: Path, stage: Path, undone: Sequence[Patch], patches: int, outp
     return written
 
 
-def _take(patch: Patch, stage: Path, given: str, output: Path, *, link: bool, say: Callable[[str], None]) -> int:
-    source = recorded_base(patch, given)
+def _take(patch: Patch, stage: Path, given: str, output: Path, *, link: bool, say: Say) -> int:
+    source = recorded_base(patch, given, say)
     check_output(output, force=False, inputs=(source.folder,))
-    say("checking that the base is the one the folder was made from")
-    require_recorded(source.folder, patch)
+    require_recorded(source.folder, patch, say)
     written = 0
     for record in patch.base.files or []:
         name = Path(record.name)
@@ -177,10 +176,10 @@ def _originals(vectors: Path) -> Originals:
     return {name[len(ORIGINAL_PREFIX) :]: info for name, info in found if name.startswith(ORIGINAL_PREFIX)}
 
 
-def _check(stage: Path, patch: Patch, result: Unpatched) -> None:
+def _check(stage: Path, patch: Patch, result: Unpatched, say: Say) -> None:
     """Hold the result to the hashes of the base's files."""
     records = patch.base.files or []
-    wrong = set(differing(stage, [record.as_json() for record in records]))
+    wrong = set(differing(stage, [record.as_json() for record in records], say, "checking that the base is back"))
     for record in records:
         name = record.name
         if not (stage / name).is_file():

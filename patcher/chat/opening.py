@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.quantised import quantisation_of
 from patcher.build.base_run import BaseRun
-from patcher.build.job import Job, Say
+from patcher.build.job import Job
 from patcher.build.planning import plan_build, with_weights
 from patcher.capture.model import load_causal_lm, pick_device, pick_dtype, require_tokenizer
 from patcher.capture.opened import OpenedBase, choose_mode
@@ -29,6 +29,7 @@ from patcher.pairs.templates import Reading, require_known
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
 from patcher.patched.reading import read_manifest
 from patcher.patched.stored import read_stored
+from patcher.progress.stage import Say
 from patcher.recipe.file import load_recipe
 from patcher.sweep.files import RECIPE, RESULT
 from patcher.vectors.prepared import PreparedVector
@@ -116,9 +117,8 @@ def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result]
         raise InputError("a patched folder has no keys to set", where="--set", remedy="give its recipe instead")
     manifest = read_manifest(folder)
     vectors = {layer: held.stored for layer, held in read_stored(folder, manifest).items()}
-    source = recorded_base(manifest, options.base)
-    say("checking that the base is the one the folder was made from")
-    require_recorded(source.folder, manifest)
+    source = recorded_base(manifest, options.base, say)
+    require_recorded(source.folder, manifest, say)
     merged = recorded_adapter(manifest, options.adapter)
     trusted = options.trust_remote_code
     with ExitStack() as stack:

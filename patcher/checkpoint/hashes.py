@@ -22,6 +22,7 @@ from patcher.checkpoint.folder import BIN_INDEX, INDEX, CheckpointFolder
 from patcher.disk.cache_folder import cache_folder
 from patcher.disk.whole_files import whole_file
 from patcher.errors import InputError, OutsideError, PatchModelError
+from patcher.progress.stage import BYTES, Say, doing, silent
 
 _THREADS = 4
 _PIECE = 1 << 22
@@ -76,25 +77,27 @@ def hashing(
 @contextmanager
 def running_hashes(folder: Path, names: Sequence[Path], *, also: Iterable[Path] = ()) -> Iterator[Hashing]:
     """The same for files of any folder; the records also list those in ``also``, without a hash."""
-    stop = threading.Event()
+    stop = _Stop()
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="hash")
     try:
         files = {name: _File(folder / name, (folder / name).stat()) for name in {*names, *also}}
         for name in names:
             files[name].begin(pool, stop)
-        yield Hashing(files)
+        yield Hashing(files, stop)
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def hashes_of(folder: Path, names: Sequence[Path]) -> dict[str, str]:
-    """Name -> SHA-256 of files of a folder."""
-    with running_hashes(folder, names) as running:
+def hashes_of(folder: Path, names: Sequence[Path], say: Say, text: str) -> dict[str, str]:
+    """Name -> SHA-256 of files of a folder; ``text`` is what is said of it."""
+    with running_hashes(folder, names) as running, doing(say, text, running.size, BYTES, lambda: running.done):
         return {record["name"]: record["sha256"] for record in running.records()}
 
 
-def differing(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing(
+    folder: Path, records: Sequence[Mapping[str, Any]], say: Say = silent, text: str = "hashing files"
+) -> list[str]:
     """Which of the recorded files ``folder`` lacks, or has with another content (size, where no hash was kept)."""
     wrong, there = [], []
     for record in records:
@@ -103,7 +106,7 @@ def differing(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
             wrong.append(str(record["name"]))
         elif record["sha256"] is not None:
             there.append(record)
-    found = hashes_of(folder, [Path(str(record["name"])) for record in there])
+    found = hashes_of(folder, [Path(str(record["name"])) for record in there], say, text)
     wrong += [str(record["name"]) for record in there if found[str(Path(str(record["name"])))] != record["sha256"]]
     return sorted(wrong)
 
@@ -113,6 +116,17 @@ class Hashing:
     """Hashes that are being computed."""
 
     files: Mapping[Path, _File]
+    stop: _Stop
+
+    @property
+    def size(self) -> int:
+        """Bytes that are hashed."""
+        return sum(file.before.st_size for file in self.files.values() if file.result is not None)
+
+    @property
+    def done(self) -> int:
+        """Of these, the bytes that were read, or are known by an older hash."""
+        return sum(self.stop.read.copy().values())
 
     def records(self) -> list[dict[str, Any]]:
         """Wait for them: [{name, size, sha256}].
@@ -135,13 +149,14 @@ class _File:
     result: Future[str] | None = None
     kept: bool = False
 
-    def begin(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
+    def begin(self, pool: ThreadPoolExecutor, stop: _Stop) -> None:
         known = _of_hub_cache(self.path)
         kept = None if known else _kept(self.path, self.before)
         self.kept = kept is not None
         if known or kept:
             self.result = Future()
             self.result.set_result(known or kept or "")
+            stop.read[self.path] = self.before.st_size
         else:
             self.result = pool.submit(_sha256, self.path, stop)
 
@@ -162,13 +177,13 @@ class _File:
         return digest
 
 
-def require_same(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def require_same(folder: Path, records: Sequence[Mapping[str, Any]], say: Say = silent) -> None:
     """Refuse a folder that lacks what was recorded, or has it with another content.
 
     Raises:
         InputError: with the first file that differs.
     """
-    wrong = differing(folder, records)
+    wrong = differing(folder, records, say, "checking that the base is the one the folder was made from")
     if wrong:
         path = folder / wrong[0]
         raise InputError(
@@ -202,11 +217,20 @@ def _changed(path: Path) -> OutsideError:
     )
 
 
-def _sha256(path: Path, stop: threading.Event) -> str:
+class _Stop(threading.Event):
+    """Ends the hashing of files; ``read`` has the bytes of each that were hashed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: dict[Path, int] = {}
+
+
+def _sha256(path: Path, stop: _Stop) -> str:
     digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
     with path.open("rb", buffering=0) as file:
         while not stop.is_set() and (count := file.readinto(piece)):
             digest.update(piece[:count])
+            stop.read[path] = stop.read.get(path, 0) + count
     return digest.hexdigest()
 
 

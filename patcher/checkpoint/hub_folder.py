@@ -17,6 +17,7 @@ from patcher.checkpoint.safetensors_file import MAX_HEADER, PREFIX, TensorInfo, 
 from patcher.checkpoint.source import Source, fetch_files
 from patcher.errors import InputError, OutsideError
 from patcher.errors.hub import hub_errors
+from patcher.progress.stage import Say, silent
 
 # Most headers are shorter, and then one request is enough.
 _FIRST = 100_000
@@ -103,9 +104,9 @@ class HubCheckpoint(CheckpointFolder):
         """The sizes of files of the repository."""
         return sum(self.listed[name].size for name in names)
 
-    def with_files(self, names: Collection[str]) -> HubCheckpoint:
-        """The same after these weight files were downloaded (or found in the cache)."""
-        fetch_files(self.source, names)
+    def with_files(self, names: Collection[str], say: Say = silent, text: str = "") -> HubCheckpoint:
+        """The same after these weight files were downloaded (or found in the cache), of which ``text`` is said."""
+        fetch_files(self.source, names, say, text)
         return HubCheckpoint(self.source, self.listed, self.hollow, here={*self.here, *names})
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from patcher.checkpoint.stored_names import write_renamed
 from patcher.disk.failures import disk_errors
 from patcher.errors import InputError, OutsideError
 from patcher.errors.causes import cause_of
+from patcher.progress.stage import Say, silent
 
 if TYPE_CHECKING:
     from patcher.recipe.file import LoadedRecipe
@@ -63,7 +64,7 @@ class PreparedBase:
         return DTYPES[max(sizes, key=lambda name: sizes[name])] if sizes else torch.float32
 
 
-def find_model(model: str, recipe_folder: Path, *, weights: bool, where: str = "model") -> Source:
+def find_model(model: str, recipe_folder: Path, *, weights: bool, where: str = "model", say: Say = silent) -> Source:
     """The base as a local folder; of a Hub model, only the small files unless ``weights``.
 
     Raises:
@@ -73,7 +74,7 @@ def find_model(model: str, recipe_folder: Path, *, weights: bool, where: str = "
     if isinstance(found, Path):
         return Source(found.resolve().name, False, None, found)
     try:
-        source = fetch(*found, weights=weights)
+        source = fetch(*found, weights=weights, say=say)
     except (InputError, OutsideError):
         if not Path(model).is_dir():
             raise
@@ -127,7 +128,7 @@ def prepared_base(
     source: Source,
     loaded: LoadedRecipe,
     output: Path,
-    say: Callable[[str], None],
+    say: Say,
     adapter: AdapterFolder | None = None,
     stripped: Sequence[str] = (),
 ) -> Iterator[PreparedBase]:
@@ -162,7 +163,7 @@ def _rewritten(
     stripped: Sequence[str],
     adapter: AdapterFolder | None,
     trust_remote_code: bool,
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[CheckpointFolder, tuple[str, ...]]:
     """The base as safetensors, under the names that stock software reads, the adapter merged; and notes on this.
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from patcher.checkpoint.folder import BIN_INDEX, BIN_SINGLE, INDEX, SIDE_FILES, SIDE_FOLDERS, SINGLE, CheckpointFolder
 from patcher.checkpoint.given import not_a_checkpoint, of_file, refuse_other_heads, require_checkpoint
+from patcher.checkpoint.hub_bytes import bar_class
 from patcher.checkpoint.hub_links import without_address
 from patcher.checkpoint.listing import Listing
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, OutsideError
 from patcher.errors.hub import hub_errors
+from patcher.progress.stage import BYTES, Say, doing, silent
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
@@ -99,10 +101,13 @@ def locate(model: str, *, recipe_folder: Path, where: str = "model") -> Path | t
     return name, revision or None
 
 
-def fetch(name: str, revision: str | None, *, weights: bool) -> Source:
+def fetch(name: str, revision: str | None, *, weights: bool, say: Say = silent) -> Source:
     """Download (or find in the cache) a Hub model: its small files, and its weights if asked.
 
     Safetensors are preferred; ``.bin`` is taken only where there are none.
+
+    Args:
+        say: is told of a download of weights, and how far it is.
 
     Raises:
         InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
@@ -110,12 +115,12 @@ def fetch(name: str, revision: str | None, *, weights: bool) -> Source:
     patterns, names = list(_SMALL), names_on_the_hub(name, revision) if weights else set[str]()
     if weights:
         patterns += [*_weight_patterns(names), *_OF_PATCHES]
-    folder = download(name, revision, patterns)
+    folder = download(name, revision, patterns, say=say if weights else silent)
     if names:
         _refuse_by_names(names, folder, f"model: {name}")
     commit = _commit(folder, revision)
     if weights and (odd := _missing_weights(folder)):
-        folder = download(name, commit, [*patterns, *odd])
+        folder = download(name, commit, [*patterns, *odd], say=say)
     return Source(name, True, commit, folder)
 
 
@@ -139,7 +144,14 @@ def _refuse_by_names(names: Collection[str], folder: Path, where: str) -> None:
         raise problem
 
 
-def fetch_blocks(name: str, revision: str | None, needed: Callable[[Collection[str]], Collection[str]]) -> Source:
+def fetch_blocks(
+    name: str,
+    revision: str | None,
+    needed: Callable[[Collection[str]], Collection[str]],
+    *,
+    say: Say = silent,
+    text: str = "",
+) -> Source:
     """Download (or find in the cache) a Hub model's small files, and of its weights only the shards that are needed.
 
     A checkpoint in one file, or of ``.bin`` files, is downloaded whole. Open what comes back with
@@ -150,6 +162,7 @@ def fetch_blocks(name: str, revision: str | None, needed: Callable[[Collection[s
         revision: branch, tag or commit.
         needed: given the name of every stored tensor, those that are needed
             (:func:`patcher.checkpoint.block_names.tensors_for_blocks`).
+        say: is told ``text``, and how far the download is.
 
     Raises:
         InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`; or the index is damaged.
@@ -159,13 +172,13 @@ def fetch_blocks(name: str, revision: str | None, needed: Callable[[Collection[s
     source = Source(name, True, _commit(folder, revision), folder)
     sharded = (folder / INDEX).is_file() and not (SINGLE in names or (folder / SINGLE).is_file())
     if not sharded:
-        return fetch(name, source.revision, weights=True)
+        return fetch(name, source.revision, weights=True, say=say)
     weight_map = CheckpointFolder(folder, partial=True).weight_map
-    fetch_files(source, {weight_map[tensor] for tensor in needed(list(weight_map))})
+    fetch_files(source, {weight_map[tensor] for tensor in needed(list(weight_map))}, say, text)
     return source
 
 
-def fetch_files(source: Source, names: Collection[str]) -> None:
+def fetch_files(source: Source, names: Collection[str], say: Say = silent, text: str = "") -> None:
     """Download (or find in the cache) these files of a model on the Hub; they lie in its folder afterwards.
 
     Raises:
@@ -174,7 +187,8 @@ def fetch_files(source: Source, names: Collection[str]) -> None:
     if not names:
         return
     # A name is not a pattern, whatever characters it has.
-    folder = download(source.name, source.revision, [glob.escape(name) for name in sorted(names)])
+    patterns = [glob.escape(name) for name in sorted(names)]
+    folder = download(source.name, source.revision, patterns, say=say, text=text)
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing or folder != source.folder:
         raise OutsideError(
@@ -207,16 +221,29 @@ def fetch_config(name: str, revision: str | None, *, code: bool = False) -> Path
     return folder
 
 
-def download(name: str, revision: str | None, patterns: Collection[str], *, what: str = "the model") -> Path:
+def download(
+    name: str,
+    revision: str | None,
+    patterns: Collection[str],
+    *,
+    what: str = "the model",
+    say: Say = silent,
+    text: str = "",
+) -> Path:
     """Download (or find in the cache) those files of a Hub repository that the patterns choose; their folder.
+
+    Args:
+        what: it is, for errors.
+        say: is told ``text``, and how many bytes of how many have come.
 
     Raises:
         InputError, OutsideError: in plain words, see :mod:`patcher.errors.hub`.
     """
     from huggingface_hub import snapshot_download
 
-    with hub_errors(f"downloading {what}", name):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    with hub_errors(f"downloading {what}", name), doing(say, text or f"downloading {name}", unit=BYTES) as running:
+        bars = bar_class(running)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), tqdm_class=bars))
 
 
 def names_on_the_hub(name: str, revision: str | None) -> set[str]:

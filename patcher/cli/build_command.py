@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
+from patcher.cli.options import refuse_both
+
 if TYPE_CHECKING:
     from patcher.build.job import Job
     from patcher.build.planning import BuildPlan
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--no-hash", is_flag=True, help="Do not record the hashes of the base's files.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--no-cache", is_flag=True, help="Read all activations anew, and keep none for the next run.")
+@quiet_option
 @click.option(
     "-v", "--verbose", is_flag=True, help="Also say how activations are read: what is shared, cached, streamed."
 )
@@ -79,9 +83,11 @@ def _build(
     link: bool,
     no_hash: bool,
     strict: bool,
+    quiet: bool,
     verbose: bool,
     processes: Processes | None,
 ) -> None:
+    refuse_both(verbose, quiet)
     from patcher.checkpoint.source import locate_model
     from patcher.cli.progress import progress
     from patcher.recipe.file import load_recipe
@@ -107,7 +113,7 @@ def _build(
             folder = Path(place).resolve() / "build"
         else:
             folder = output or Path(loaded.recipe.output or f"{loaded.recipe.model_name}-steered")
-        with progress(verbose) as say:
+        with progress(verbose, quiet) as say:
             clock, cache = Clock(began), not no_cache
             job = Job(loaded, folder, say, say.note, force=force, cache=cache, processes=processes, clock=clock)
             if dry_run:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
 from patcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Of the model in memory.")
 @click.option("--trust-remote-code", is_flag=True, help="Allow code that comes with the base model to run.")
 @click.option("--no-cache", is_flag=True, help="Read all activations of RECIPE anew, and keep none for the next run.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print {model, answers: [...]} on stdout.")
 def chat(
     source: Path,
@@ -73,6 +75,7 @@ def chat(
     dtype: str | None,
     trust_remote_code: bool,
     no_cache: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Let the base and the steered model answer the same prompts with the same seed.
@@ -108,7 +111,7 @@ def chat(
     trusted = trust_remote_code
     options = Options(base, adapter, overrides, device, dtype, trusted, baked, not no_cache, of_template)
     with ExitStack() as stack:
-        say = stack.enter_context(progress())
+        say = stack.enter_context(progress(quiet=quiet))
 
         def use(opened: Opened) -> None:
             settings = Settings(opened.steering.coefficient, None, seed, temperature, max_tokens, system or None)

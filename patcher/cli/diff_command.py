@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -20,8 +22,9 @@ _LONG = 20
 @click.argument("base", metavar="BASE")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--every", is_flag=True, help="Name every tensor, also where there are many alike.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print {same, tensors, config, bytes_compared} on stdout.")
-def diff(base: str, folder: Path, every: bool, as_json: bool) -> None:
+def diff(base: str, folder: Path, every: bool, quiet: bool, as_json: bool) -> None:
     """Compare the checkpoint DIR with BASE (a folder or a Hub id), tensor by tensor and key by key.
 
     Bytes are compared, not what steering.json says of them; it is asked only which tensors have a new name. Files that
@@ -35,10 +38,10 @@ def diff(base: str, folder: Path, every: bool, as_json: bool) -> None:
     from patcher.cli.progress import progress
     from patcher.patched.reading import read_manifest
 
-    with progress() as say:
+    with progress(quiet=quiet) as say:
         say("comparing")
         second = CheckpointFolder(folder)
-        first = CheckpointFolder(find_model(base, Path.cwd(), weights=True, where="BASE").folder)
+        first = CheckpointFolder(find_model(base, Path.cwd(), weights=True, where="BASE", say=say).folder)
         renamed = None
         if (folder / MANIFEST).is_file():
             patch = read_manifest(folder)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
 from patcher.export import FORMATS, export_folder
+from patcher.progress.stage import doing
 
 
 @click.command("export", short_help="Write the same edits as a vector file, a control vector or a PEFT adapter.")
@@ -24,14 +26,20 @@ from patcher.export import FORMATS, export_folder
 )
 @click.option("--force", is_flag=True, help="Replace an earlier export of the same format.")
 @click.option("--trust-remote-code", is_flag=True, help="Allow code that comes with the base model to run.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print {output, format, layers, bytes_written, use, notes}.")
-def export(folder: Path, format: str, output: Path | None, force: bool, trust_remote_code: bool, as_json: bool) -> None:
+def export(
+    folder: Path, format: str, output: Path | None, force: bool, trust_remote_code: bool, quiet: bool, as_json: bool
+) -> None:
     """Write the edits of the patched folder DIR for other software, which adds them to the base model at run time.
 
     What is written is what the base's residual stream gains after each block, coefficient and scale included. DIR is
     not changed.
     """
-    result = export_folder(folder, format, output, force=force, trust_remote_code=trust_remote_code)
+    from patcher.cli.progress import progress
+
+    with progress(quiet=quiet) as say, doing(say, f"exporting as {format}"):
+        result = export_folder(folder, format, output, force=force, trust_remote_code=trust_remote_code)
     if as_json:
         click.echo(json.dumps(result.as_json()))
         return

@@ -10,6 +10,8 @@ from typing import Literal
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
+
 
 @click.command("gguf", short_help="Add the vectors of a patched folder to a GGUF file of any quantisation.")
 @click.argument("source", metavar="SRC.gguf", type=click.Path(path_type=Path))
@@ -30,6 +32,7 @@ import click
 @click.option("--link", is_flag=True, help="Place unchanged files of a split model as hard links.")
 @click.option("--in-place", is_flag=True, help="Patch SRC itself, without a copy (ext4 and xfs).")
 @click.option("--force", is_flag=True, help="Replace an earlier output of this command.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was written, as one object, on stdout.")
 def gguf(
     source: Path,
@@ -46,6 +49,7 @@ def gguf(
     link: bool,
     in_place: bool,
     force: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Write SRC.gguf, the base model, with steering vectors in it as OUT.gguf, for stock llama.cpp.
@@ -69,9 +73,11 @@ def gguf(
 
     from patcher.checkpoint.gguf.in_place import finish_interrupted
     from patcher.checkpoint.gguf.model import read_model
+    from patcher.cli.progress import progress
     from patcher.gguf.edits import edit_of_file, edits_of_folder
     from patcher.gguf.patch import check_target, patch_in_place, write_patched
     from patcher.gguf.slots import block_count
+    from patcher.progress.stage import doing
     from patcher.vectors.files.asked import Asked, SteeredModel
 
     started = time.perf_counter()
@@ -89,10 +95,12 @@ def gguf(
         asked = Asked(tensor, None if row is None else (row,), feature, layout)
         steered = SteeredModel(hidden, block_count(model), (model.architecture,))
         edits = [edit_of_file(vector, layer=layer, model=steered, coefficient=coefficient, asked=asked)]
-    if output is None:
-        result = patch_in_place(model, edits, add=add)
-    else:
-        result = write_patched(model, edits, output, add=add, link=link, force=force)
+    with progress(quiet=quiet) as say:
+        if output is None:
+            with doing(say, f"patching {source.name}"):
+                result = patch_in_place(model, edits, add=add)
+        else:
+            result = write_patched(model, edits, output, add=add, link=link, force=force, say=say)
     if as_json:
         body = result.as_json()
         body["seconds"] = time.perf_counter() - started

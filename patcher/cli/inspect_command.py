@@ -6,6 +6,7 @@ import json
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
 from patcher.stacks.names import STACKS
 
 
@@ -18,6 +19,7 @@ from patcher.stacks.names import STACKS
 @click.option("--prefer", type=click.Choice(["stacks", "free", "same_model_type"]), default="stacks", show_default=True)
 @click.option("--route", default="auto", metavar="NAME", help="Force one.")
 @click.option("--trust-remote-code", is_flag=True, help="Allow code that comes with the model to run.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def inspect(
     model: str | None,
@@ -28,6 +30,7 @@ def inspect(
     prefer: str,
     route: str,
     trust_remote_code: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Print every route of MODEL: exact or fitted, its run-time cost, the stacks that read it; or why it does not fit.
@@ -49,7 +52,7 @@ def inspect(
     from patcher.routes.inspection import Demands, inspect_all, inspect_model
 
     demands = Demands(layers, wanted, exact, prefer, route, trust_remote_code, every_route=not everything)  # type: ignore[arg-type]
-    with progress() as say:
+    with progress(quiet=quiet) as say:
         if model is not None:
             say("looking at the architecture")
             found = inspect_model(model, demands)

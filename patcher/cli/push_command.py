@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
 from patcher.publish.hub import push_folder
 
 
@@ -19,6 +20,7 @@ from patcher.publish.hub import push_folder
 @click.option("--revision", metavar="BRANCH", help="Publish to this branch; created if it is not there.")
 @click.option("--pull-request", is_flag=True, help="Open a pull request instead of committing to the branch.")
 @click.option("--commit-message", metavar="TEXT", help="The commit's title.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print {url, commit, method, bytes_uploaded} on stdout.")
 def push(
     folder: Path,
@@ -28,6 +30,7 @@ def push(
     revision: str | None,
     pull_request: bool,
     commit_message: str | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Publish the patched folder DIR as the Hub repository REPO (owner/name), in one commit.
@@ -36,16 +39,19 @@ def push(
     of `hf auth login` or HF_TOKEN and needs write access. Only a folder whose steering was verified is published. Local
     paths and tokens are left out.
     """
-    result = push_folder(
-        folder,
-        repo,
-        private=private,
-        public=public,
-        revision=revision,
-        pull_request=pull_request,
-        commit_message=commit_message,
-        progress=lambda line: click.echo(line, err=True),
-    )
+    from patcher.cli.progress import progress
+
+    with progress(quiet=quiet) as say:
+        result = push_folder(
+            folder,
+            repo,
+            private=private,
+            public=public,
+            revision=revision,
+            pull_request=pull_request,
+            commit_message=commit_message,
+            progress=say,
+        )
     if as_json:
         click.echo(json.dumps(asdict(result)))
         return

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
+
 
 @click.command("reproduce", short_help="Build a patched folder again from its own record, and compare.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -19,9 +21,16 @@ import click
     help="What paths in the recipe are relative to, if that has moved.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Allow code that comes with the base model to run.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print {reproduced, identical, different, ...} on stdout.")
 def reproduce(
-    folder: Path, base: str | None, adapter: str | None, inputs: Path | None, trust_remote_code: bool, as_json: bool
+    folder: Path,
+    base: str | None,
+    adapter: str | None,
+    inputs: Path | None,
+    trust_remote_code: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Build DIR once more in a temporary folder beside it, from the recipe and the base in its steering.json.
 
@@ -32,7 +41,7 @@ def reproduce(
     from patcher.build import reproduce as work
     from patcher.cli.progress import progress
 
-    with progress() as say:
+    with progress(quiet=quiet) as say:
         result = work.reproduce(
             folder, base=base, adapter=adapter, inputs=inputs, trust_remote_code=trust_remote_code, say=say
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
 from patcher.stacks.names import LLAMA_CPP, VLLM
 
 
@@ -41,8 +42,9 @@ def stacks(context: click.Context, as_json: bool) -> None:
 @click.argument("name", type=click.Choice([VLLM, LLAMA_CPP]))
 @click.option("--into", metavar="PATH", type=click.Path(path_type=Path), help="The folder to make; default: the cache.")
 @click.option("--gpu/--cpu", default=None, help="vLLM for CUDA or for a CPU; default: CUDA where nvidia-smi is.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print {stack, version, path} on stdout.")
-def install(name: str, into: Path | None, gpu: bool | None, as_json: bool) -> None:
+def install(name: str, into: Path | None, gpu: bool | None, quiet: bool, as_json: bool) -> None:
     """Make a virtual environment for the stack NAME with pip, so that its pins clash with nothing.
 
     It is found again in the cache folder (PATCH_MODEL_CACHE, else ~/.cache/patch-model); of one made elsewhere with
@@ -52,7 +54,7 @@ def install(name: str, into: Path | None, gpu: bool | None, as_json: bool) -> No
     from patcher.stacks.environments import VARIABLES
     from patcher.stacks.installing import install as install_stack
 
-    with progress() as say:
+    with progress(quiet=quiet) as say:
         found = install_stack(name, into, gpu=gpu, say=say)
     if as_json:
         click.echo(json.dumps({"stack": found.stack, "version": found.version, "path": str(found.path)}))

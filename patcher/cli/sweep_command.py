@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
+from patcher.cli.options import refuse_both
+
 
 @click.command("sweep", short_help="Find a layer and a coefficient.")
 @click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
@@ -20,6 +23,7 @@ import click
 @click.option("--no-pictures", is_flag=True, help="Only numbers; without this, the extra `plots` is needed.")
 @click.option("--no-cache", is_flag=True, help="Read all activations anew, and keep none for the next run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@quiet_option
 @click.option("-v", "--verbose", is_flag=True, help="Also say how the numbers are computed.")
 @click.pass_obj
 def sweep(
@@ -31,6 +35,7 @@ def sweep(
     no_pictures: bool,
     no_cache: bool,
     as_json: bool,
+    quiet: bool,
     verbose: bool,
 ) -> None:
     """Try the vector of RECIPE at several layers and coefficients, and choose one cell under a guard against damage.
@@ -44,6 +49,7 @@ def sweep(
     Exit status: 0 a cell was chosen, 1 none within the guard does what the vector is for, 2 something in the input is
     wrong, 3 the Hub, the disk or the memory failed.
     """
+    refuse_both(verbose, quiet)
     from patcher.checkpoint.source import locate_model
     from patcher.cli.progress import progress
     from patcher.recipe.file import load_recipe
@@ -64,7 +70,7 @@ def sweep(
     from patcher.sweep.pipeline import sweep as run
 
     output = output or Path(f"{loaded.recipe.model_name}-sweep")
-    with progress(verbose) as say:
+    with progress(verbose, quiet) as say:
         job = Job(loaded, output, say, say.note, force=force, cache=not no_cache, clock=Clock(began))
         found = run(job)
         try:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
+
 
 @click.command("unpatch", short_help="Take the steering out of a patched folder again.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -14,8 +16,9 @@ import click
 @click.option("--base", metavar="PATH", help="The base (a folder or a Hub id), where DIR alone does not give it back.")
 @click.option("--all", "every", is_flag=True, help="Undo every patch of a folder that was patched several times.")
 @click.option("--link", is_flag=True, help="Place unchanged weight files as hard links.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print what came back, as one object, on stdout.")
-def unpatch(folder: Path, output: Path, base: str | None, every: bool, link: bool, as_json: bool) -> None:
+def unpatch(folder: Path, output: Path, base: str | None, every: bool, link: bool, quiet: bool, as_json: bool) -> None:
     """Write the base of the patched folder DIR as the folder OUT; of several patches, the last one is undone.
 
     What comes back is compared with the hashes that DIR keeps of its base's files: exit status 1, and no OUT, if the
@@ -24,7 +27,7 @@ def unpatch(folder: Path, output: Path, base: str | None, every: bool, link: boo
     from patcher.build import unpatch as work
     from patcher.cli.progress import progress
 
-    with progress() as say:
+    with progress(quiet=quiet) as say:
         result = work.unpatch(folder, output, base=base, every=every, link=link, say=say)
     if as_json:
         click.echo(json.dumps(result.as_json()))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from patcher.cli.options import quiet as quiet_option
 from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, VLLM
 
 ALL, INSTALLED = "all", "installed"
@@ -30,6 +31,7 @@ ALL, INSTALLED = "all", "installed"
 @click.option("--base", metavar="PATH", help="The base model, if it has moved: a folder or a Hub id.")
 @click.option("--adapter", metavar="PATH", help="The adapter that was merged, if it has moved.")
 @click.option("--trust-remote-code", is_flag=True, help="Allow code that comes with the base model to run.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print {checks: [...]} on stdout.")
 def verify(
     folder: Path,
@@ -39,6 +41,7 @@ def verify(
     base: str | None,
     adapter: str | None,
     trust_remote_code: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Load the patched folder DIR in stock software and compare it with its base under a hook.
@@ -57,7 +60,7 @@ def verify(
     if INSTALLED in stacks:
         here = [item.stack for item in all_found() if isinstance(item, Environment) or item.stack in places]
         chosen = list(dict.fromkeys([*chosen, *here]))
-    with progress() as say:
+    with progress(quiet=quiet) as say:
         entries = verify_folder_in(
             folder,
             chosen,

@@ -20,6 +20,7 @@ from patcher.errors import CheckFailed, InputError, OutsideError
 from patcher.gguf import provenance
 from patcher.gguf.edits import GgufEdit
 from patcher.gguf.plan import FilePlan, GgufPlan, plan_gguf
+from patcher.progress.stage import BYTES, Say, bytes_in, doing, silent
 from patcher.stacks.names import LLAMA_CPP
 
 
@@ -98,7 +99,14 @@ def check_target(model: GgufModel, output: Path, *, force: bool) -> list[Path]:
 
 
 def write_patched(
-    model: GgufModel, edits: Sequence[GgufEdit], output: Path, *, add: bool, link: bool, force: bool
+    model: GgufModel,
+    edits: Sequence[GgufEdit],
+    output: Path,
+    *,
+    add: bool,
+    link: bool,
+    force: bool,
+    say: Say = silent,
 ) -> GgufResult:
     """Write a patched copy of the model; the source is not changed.
 
@@ -109,6 +117,7 @@ def write_patched(
         add: let the vectors add up with those of an earlier patch.
         link: place unchanged files of a split model as hard links.
         force: replace an earlier output of ours.
+        say: told what is going on.
 
     Raises:
         InputError: see :func:`check_target` and :func:`plan_gguf`.
@@ -120,7 +129,9 @@ def write_patched(
     before = [_state(file.path) for file in model.files]
     with _disk(output), scratch_folder(targets[0]) as stage:
         staged = [stage / target.name for target in targets]
-        counts = [_place(file, path, link) for file, path in zip(plan.files, staged, strict=True)]
+        size = sum(file.path.stat().st_size for file in model.files)
+        with doing(say, f"writing {output.name}", size, BYTES, lambda: bytes_in(stage)):
+            counts = [_place(file, path, link) for file, path in zip(plan.files, staged, strict=True)]
         copied, new, linked = (sum(column) for column in zip(*counts, strict=True))
         if [_state(file.path) for file in model.files] != before:
             raise OutsideError(

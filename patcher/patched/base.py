@@ -11,9 +11,10 @@ from patcher.checkpoint.prepare import find_model
 from patcher.checkpoint.source import Source, fetch
 from patcher.errors import InputError
 from patcher.patched.schema import Patch
+from patcher.progress.stage import Say, silent
 
 
-def recorded_base(patch: Patch, given: str | None = None) -> Source:
+def recorded_base(patch: Patch, given: str | None = None, say: Say = silent) -> Source:
     """The base, its weights included.
 
     Args:
@@ -24,9 +25,9 @@ def recorded_base(patch: Patch, given: str | None = None) -> Source:
     """
     record = patch.base
     if given is not None:
-        return find_model(given, Path.cwd(), weights=True, where="--base")
+        return find_model(given, Path.cwd(), weights=True, where="--base", say=say)
     if record.hub:
-        return fetch(record.model, record.revision, weights=True)
+        return fetch(record.model, record.revision, weights=True, say=say)
     path = record.path
     if not path or not Path(path).is_dir():
         raise InputError(
@@ -67,10 +68,10 @@ def recorded_adapter(patch: Patch, given: str | None = None) -> AdapterFolder | 
     return found.using(frozenset(use for use in EVERY_USE if use in record.uses))
 
 
-def require_recorded(folder: Path, patch: Patch) -> None:
+def require_recorded(folder: Path, patch: Patch, say: Say = silent) -> None:
     """Refuse a base that is not the one that the manifest was written for.
 
     Raises:
         InputError: with the first file that differs.
     """
-    require_same(folder, [file.as_json() for file in patch.base.files or []])
+    require_same(folder, [file.as_json() for file in patch.base.files or []], say)

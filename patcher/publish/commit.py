@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from patcher.errors.hub import hub_errors, without_tokens
+from patcher.progress.stage import BYTES, Measure, Say, doing
 from patcher.publish.contents import OnHub, PublishedFile
 from patcher.publish.unchanged import BaseFile, Changes, HubBase
 
@@ -30,7 +31,7 @@ class Target:
     """Where a folder goes, and what a commit there is called.
 
     ``adds`` are the files that were handed to the client, with how far it got: what went up for a commit that was not
-    made is not sent again for the next.
+    made is not sent again for the next. ``sent`` says how many bytes went up so far.
     """
 
     api: HfApi
@@ -38,8 +39,9 @@ class Target:
     revision: str | None
     pull_request: bool
     title: str
-    say: Callable[[str], None]
+    say: Say
     adds: dict[str, CommitOperationAdd] = field(default_factory=dict)
+    sent: Measure | None = None
 
     @property
     def url(self) -> str:
@@ -81,8 +83,6 @@ def commit(
     sent = changes.to_send(copying=bool(copies))
     if copied_from is not None and copies:
         say(f"copying unchanged files from {copied_from.repo}, on the Hub: {_amount([file for file, _ in copies])}")
-    if sent:
-        say(f"uploading {_amount(sent)} to {target.repo}")
     operations: list[Any] = [_copy(target, file, source, copied_from) for file, source in copies if copied_from]
     operations += [_add(target, file) for file in sent]
     operations += [CommitOperationDelete(name, is_folder=False) for name in removed]
@@ -90,7 +90,11 @@ def commit(
         say("the repository holds this already; nothing was committed")
         return None
     again = "run the same command again: what has arrived is not sent a second time"
-    with hub_errors("uploading the files", target.repo, again=again):
+    size, what = sum(file.size for file in sent), f"uploading {_amount(sent)} to" if sent else "committing to"
+    so_far = target.sent or (lambda: 0.0)
+    before = so_far()
+    uploading = doing(say, f"{what} {target.repo}", size or None, BYTES, lambda: so_far() - before)
+    with hub_errors("uploading the files", target.repo, again=again), uploading:
         for pause in (*_COPY_PAUSES, None):
             try:
                 # Not upload_folder: where xet is installed it commits in batches, and a failure leaves half a model.

@@ -106,6 +106,7 @@ def push_folder(
         api.auth_check(repo, write=not pull_request)
     target = Target(api, repo, revision, pull_request, title, say)
     with Meter() as meter, _branch(target) as head:
+        target.sent = lambda: meter.sent(at_most=0)
         check_visibility(target, head, base, private, created)
         made, method, sent = _publish(target, files, head, base, created)
         uploaded = meter.sent(at_most=sent)

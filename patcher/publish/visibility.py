@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from patcher.errors import InputError
 from patcher.errors.hub import hub_errors
+from patcher.progress.stage import warn
 from patcher.publish.commit import Target
 from patcher.publish.unchanged import HubBase
 
@@ -55,11 +56,12 @@ def check_visibility(target: Target, head: ModelInfo, base: HubBase | None, priv
             target.say(f"{target.repo} is private, {'as new ones of its owner are' if created else 'and stays so'}")
         return
     if base is not None and _may_be_private(base):
-        target.say(f"note: {base.repo} may not be public, but {target.repo} is: everyone can load the copy")
+        warn(target.say, f"note: {base.repo} may not be public, but {target.repo} is: everyone can load the copy")
     if base is not None and base.gated:
-        target.say(
+        warn(
+            target.say,
             f"note: access to {base.repo} must be asked for, but everyone can load the copy in {target.repo}; "
-            "see that the base's licence allows that, or publish it with --private"
+            "see that the base's licence allows that, or publish it with --private",
         )
 
 

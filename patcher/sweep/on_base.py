@@ -103,7 +103,7 @@ class SweepRun:
             measured = materials.gather(job.loaded, self.parts, opened, self.index, others, memory)
         choose, bench = measured.choosing, measured.reporting
         halving = is_halving(recipe.sweep.search, len(self.layers) * len(coefficients))
-        with job.clock.time("grid"):
+        with job.stage("grid", "sweeping", unit="cells") as sweeping:
 
             def accepted(cell: Cell) -> bool:
                 return within_guard(guard, choose.base_perplexity(cell.pairs), cell.damage, cell.perplexity)
@@ -120,7 +120,7 @@ class SweepRun:
                     halving=halving,
                     together=not isinstance(opened.logits, ResumingModel),
                     accepted=accepted,
-                    progress=lambda done, total: job.say(f"sweeping: {done} of {total} cells"),
+                    progress=sweeping.at,
                 )
 
             cells = measure(coefficients)

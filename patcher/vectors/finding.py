@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -16,6 +16,7 @@ from patcher.pairs.pair import TokenisedSide
 from patcher.pairs.sampling import letter_imbalance, sample_pairs, split_held_out, split_note
 from patcher.pairs.templates import settled
 from patcher.pairs.tokens import tokenise_pairs
+from patcher.progress.stage import Say, doing, silent
 from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.vector import VectorSpec
 from patcher.vectors.directions import Direction, direction_of, directions_of_file, steering_vector
@@ -119,7 +120,7 @@ def answer_questions(
     tokenizer: Any,
     *,
     seed: int,
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
 ) -> list[PreparedVector]:
     """Let the model write the pairs of vectors of method ``persona``; the other vectors stay as they are.
 
@@ -132,16 +133,8 @@ def answer_questions(
     """
 
     def with_answers(entry: PreparedVector, asked: AskedQuestions) -> PreparedVector:
-        found = answer(
-            asked,
-            model,
-            tokenizer,
-            entry.spec,
-            seed=seed,
-            where=entry.where,
-            progress=progress
-            and (lambda done, total: progress(f"writing `{entry.spec.name}`: {done} of {total} responses")),
-        )
+        with doing(progress or silent, f"writing `{entry.spec.name}`", unit="responses") as writing:
+            found = answer(asked, model, tokenizer, entry.spec, seed=seed, where=entry.where, progress=writing.at)
         return replace(entry, **{**vars(found), "notes": (*entry.notes, *found.notes), "asked": None})
 
     return [entry if entry.asked is None else with_answers(entry, entry.asked) for entry in prepared]
@@ -152,7 +145,7 @@ def find_directions(
     reader: ResidualReader,
     *,
     neutral: Sequence[Sequence[int]],
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
 ) -> list[list[Direction]]:
     """For every vector of a recipe, its direction at each of its layers.
 
@@ -163,11 +156,12 @@ def find_directions(
     Raises:
         InputError: a file does not fit.
     """
-    say = progress or (lambda _text: None)
+    say = progress or silent
     # Held-out pairs that a final vector is made of are read with the others, in a request of their own.
     refitted = [(list(entry.rest_sides), _read_layers(entry)) for entry in prepared if entry.rest_sides]
     requests = [*(_request(entry, neutral) for entry in prepared), *refitted]
-    residuals = reader.read(requests, lambda done, total: say(f"reading activations: {done} of {total} prompts"))
+    with doing(say, "reading activations", sum(len(prompts) for prompts, _layers in requests), "prompts") as reading:
+        residuals = reader.read(requests, reading.at)
     found, of_rest = [], iter(residuals[len(prepared) :])
     for entry, read in zip(prepared, residuals, strict=False):
         if entry.file is not None:
@@ -192,7 +186,7 @@ def find_vectors(
     reader: ResidualReader,
     *,
     neutral: Sequence[Sequence[int]],
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
 ) -> list[SteeringVector]:
     """Make every steering vector of a recipe; see :func:`find_directions`.
 

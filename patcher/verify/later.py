@@ -53,9 +53,8 @@ def verify_folder_in(
     patch = read_manifest(folder)
     for stack in stacks:
         find(stack, (places or {}).get(stack))
-    source = recorded_base(patch, base)
-    say("checking that the base is the one the folder was made from")
-    require_recorded(source.folder, patch)
+    source = recorded_base(patch, base, say)
+    require_recorded(source.folder, patch, say)
     merged = recorded_adapter(patch, adapter)
     stripped = patch.base.stripped or ()
     with temporary_base(source, merged, trust_remote_code=trust_remote_code, stripped=stripped) as reference:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from safetensors.torch import load_file
 
 from patcher.errors import OutsideError
 from patcher.errors.causes import cause_in_log
+from patcher.progress.stage import Say, doing, silent
 from patcher.stacks.environments import Environment
 from patcher.verify.watched import run_watched
 
@@ -87,7 +89,7 @@ def run_jobs(
     place: Path,
     *,
     trust_remote_code: bool = False,
-    say: Callable[[str], None] = lambda _text: None,
+    say: Say = silent,
 ) -> dict[str, StackRun]:
     """Run every job, in one process as long as that lives; a job that kills it is reported and the rest go on.
 
@@ -106,8 +108,9 @@ def run_jobs(
         request = place / f"request-{attempt}.json"
         listed = [{**asdict(job), "trust_remote_code": trust_remote_code} for job in left]
         request.write_text(json.dumps({"jobs": listed, "results": str(results), **process.extra}), encoding="utf-8")
-        say(f"running {len(left)} folder{'s' * (len(left) > 1)}")
-        finished = run_watched([*process.command, str(request)], process.variables, results)
+        folders = f"running {len(left)} folder{'s' * (len(left) > 1)}"
+        with doing(say, folders, len(left), measure=partial(_count, results)):
+            finished = run_watched([*process.command, str(request)], process.variables, results)
         about = _read(results / "process.json")
         if about is None:
             raise _does_not_start(process, finished)
@@ -139,6 +142,10 @@ def clean_variables(environment: Environment) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     programs = str(environment.python.parent)
     return {**kept, "PATH": os.pathsep.join([programs, kept.get("PATH", "")])}
+
+
+def _count(results: Path) -> int:
+    return len(list(results.glob("*.safetensors")))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -28,10 +28,11 @@ from capture_parts.material import FULL, TINY, WORDS, Shape, make_checkpoint, ma
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patcher.architectures.model_class import quiet_transformers
-from patcher.build.job import Job, silent
+from patcher.build.job import Job
 from patcher.build.local import build
 from patcher.evaluate.questions import build_question
 from patcher.evaluate.texts import encode_texts
+from patcher.progress.stage import silent
 from patcher.recipe.file import load_recipe
 from patcher.recipe.vector import VectorSpec
 from patcher.sweep import materials

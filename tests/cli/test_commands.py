@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -180,3 +181,45 @@ def test_a_base_that_is_quantised_in_another_way_is_refused(run: Run, tmp_path: 
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     code, _, err = run(write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out"))
     assert code == 2 and "quantised (hqq)" in err
+
+
+def test_a_build_in_a_log_has_a_line_a_stage_and_quiet_has_none(
+    run: Run, llama: tuple[Path, int], tmp_path: Path
+) -> None:
+    base, layer = llama
+    recipe = write_recipe(tmp_path / "recipe.yaml", base, layer, tmp_path / "steered", evaluate={})
+    code, out, err = run(recipe, "--no-cache")
+    said = err.splitlines()
+    assert code == 0 and {"reading activations", "writing the copy", "hashing the base"} <= set(said)
+    assert len(said) == len(set(said)) and not [line for line in said if re.search(r"\d+ of \d+|%", line)], said
+    code, quiet, err = run(recipe, "--force", "-q")
+    assert code == 0 and err == ""
+    assert [line[:20] for line in quiet.splitlines()[:5]] == [line[:20] for line in out.splitlines()[:5]]
+    code, out, err = run(recipe, "-q", "-v")
+    assert code == 2 and "give one of them" in err and out == ""
+    code, out, err = run("verify", tmp_path / "steered", "-q")
+    assert code == 0 and err == "" and "passed" in out
+    code, out, err = run("export", tmp_path / "steered", "--format", "peft", "--output", tmp_path / "peft", "-q")
+    assert code == 0 and "exporting" not in err and "written" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "build",
+        "sweep",
+        "verify",
+        "push",
+        "export",
+        "gguf",
+        "unpatch",
+        "reproduce",
+        "chat",
+        "inspect",
+        "diff",
+        "install",
+    ],
+)
+def test_what_takes_long_can_be_quiet(run: Run, command: str) -> None:
+    code, out, _ = run(*(["stacks"] if command == "install" else []), command, "--help")
+    assert code == 0 and "-q, --quiet" in out

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from patcher.build.job import Job, silent
+from patcher.build.job import Job
 from patcher.build.local import build
 from patcher.build.result import BuildResult
+from patcher.progress.stage import silent
 from patcher.recipe.file import load_recipe
 
 _OF_JOBS = ("say", "note", "force", "cache", "token", "processes")

@@ -155,9 +155,10 @@ def remote(recipe: str, token: str, dry_run: bool = False) -> dict[str, Any]:
     """A build with ``output: null``, or its plan."""
     import tempfile
 
-    from patcher.build.job import Job, silent
+    from patcher.build.job import Job
     from patcher.build.remote import remote_build
     from patcher.build.remote_planning import plan_remote_build
+    from patcher.progress.stage import silent
     from patcher.recipe.file import load_recipe
 
     with tempfile.TemporaryDirectory() as place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from patcher.architectures.model_class import embedding_rows, quiet_transformers
 from patcher.capture.forward import position_limit
 from patcher.errors import InputError
 from patcher.pairs.vocabulary import with_embeddings
+from patcher.progress.stage import Say, doing
 from patcher.vectors.responses import padding_token
 
 BUNDLED = Path(__file__).with_name("calibration.txt")
@@ -109,7 +110,7 @@ def calibration_tokens(
     limit: int,
     width: int,
     seed: int,
-    progress: Callable[[str], None],
+    progress: Say,
 ) -> Calibration:
     """Token ids of the texts in a seeded order, filled up with the model's own samples where they are few.
 
@@ -176,7 +177,7 @@ def sample_rows(
     count: int,
     *,
     seed: int,
-    progress: Callable[[str], None],
+    progress: Say,
 ) -> list[list[int]]:
     """About ``count`` tokens that the model writes itself at temperature 1, seeded; fewer where that would take long.
 
@@ -201,7 +202,12 @@ def sample_rows(
         pad_token_id=padding_token(model, tokenizer, set(ends)), eos_token_id=ends or None,
     )  # fmt: skip
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), quiet_transformers(), torch.no_grad():
+    with (
+        torch.random.fork_rng(devices=devices),
+        quiet_transformers(),
+        torch.no_grad(),
+        doing(progress, "the model writes calibration text", count, "tokens") as writing,
+    ):
         torch.manual_seed(seed)
         while done < count and turn < 10_000:
             length = _PREFIXES[turn % len(_PREFIXES)]
@@ -214,7 +220,7 @@ def sample_rows(
                 rows.append(_until_end(row, length, ends)[:CHUNK])
                 done += len(rows[-1])
             turn += 1
-            progress(f"the model writes calibration text: {min(done, count):,} of {count:,} tokens")
+            writing.at(min(done, count))
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from patcher.capture.batches import padded
 from patcher.capture.forward import Enough, forward, steering_hooks
+from patcher.progress.stage import Say, doing, silent
 from patcher.routes.rank_one.gather import ConstantGatherer, ExpertGatherer, Gatherer, LayerFit, NormGatherer
 from patcher.routes.rank_one.sites import Site
 
@@ -27,7 +28,7 @@ def fit_layers(
     *,
     seed: int = 0,
     rank: int | None = None,
-    progress: Callable[[str], None] = lambda _line: None,
+    progress: Say = silent,
 ) -> dict[int, LayerFit]:
     """Fit every layer in one pass over ``train`` and one over ``held_out``.
 
@@ -49,11 +50,10 @@ def fit_layers(
         for layer, site in sites.items()
     }
     for part, rows, held in (("", train, False), ("held-out ", held_out, True)):
-        total, done = sum(map(len, rows)), 0
-        for inputs, mask in batches(rows):
-            _run_batch(model, blocks, gatherers, vectors, inputs, mask, held=held)
-            done += int(mask.sum())
-            progress(f"fitting: {done:,} of {total:,} {part}calibration tokens")
+        with doing(progress, f"fitting on {part}calibration text", sum(map(len, rows)), "tokens") as fitting:
+            for inputs, mask in batches(rows):
+                _run_batch(model, blocks, gatherers, vectors, inputs, mask, held=held)
+                fitting.advance(int(mask.sum()))
     return {layer: gatherer.solve() for layer, gatherer in gatherers.items()}
 
 

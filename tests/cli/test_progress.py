@@ -1,0 +1,138 @@
+"""Progress: bars on a terminal, one line a stage without counts in a log, and nothing with --quiet."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from patcher.cli.progress import progress
+from patcher.progress.stage import doing, warn
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys, time
+from patcher.cli.progress import progress
+from patcher.progress.stage import BYTES, doing, warn
+
+began = time.perf_counter()
+with progress(quiet="-q" in sys.argv) as say:
+    say("reading the config")
+    with doing(say, "reading activations", 40, "prompts") as reading:
+        for _ in range(40):
+            reading.advance()
+            time.sleep(0.02)
+    warn(say, "note: look here")
+    with doing(say, "verifying"):
+        say("the base"), time.sleep(0.3)
+        say("the copy")
+    with doing(say, "writing", 8e8, BYTES, lambda: 1e9 * (time.perf_counter() - began)):
+        time.sleep(0.5)
+print("result")
+"""
+
+
+def on_a_terminal(*arguments: str, **variables: str) -> str:
+    """What a person sees of the program, with all that moves the cursor."""
+    master, slave = pty.openpty()
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**kept, "TERM": "xterm", "PYTHONPATH": str(ROOT), "COLUMNS": "100", **variables},
+    )
+    os.close(slave)
+    seen, limit = b"", time.monotonic() + 60
+    while time.monotonic() < limit:
+        if select.select([master], [], [], 0.1)[0]:
+            try:
+                seen += os.read(master, 65536)
+            except OSError:
+                break
+        elif process.poll() is not None:
+            break
+    os.close(master)
+    assert process.wait() == 0, seen
+    return seen.decode()
+
+
+def lines(seen: str) -> list[str]:
+    """What stays on the screen: each line as it was drawn last."""
+    plain = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line.rpartition("\x1b[2K")[2]) for line in seen.split("\r\n")]
+    return [line.strip("\r") for line in plain if line.strip()]
+
+
+def test_bars_on_a_terminal() -> None:
+    seen = on_a_terminal()
+    assert re.search(r"reading activations.*?\d+/40 prompts  0:00, 0:0\d left", seen), seen
+    assert re.search(r"writing.*? MB of 800.0 MB", seen)
+    assert "━" in seen and seen.count("\x1b[?25h") == 1, "the cursor comes back"
+    stays = [line for line in lines(seen) if "━" not in line and not re.search(r" 0:0\d$", line)]
+    expected = [
+        r"  reading the config",
+        r"  reading activations: [01]\.\d s",
+        r"note: look here",
+        r"    the base",
+        r"    the copy",
+        r"  verifying: 0\.\d s",
+        r"  writing: 0\.\d s",
+        r"result",
+    ]
+    assert len(stays) == len(expected) and all(map(re.fullmatch, expected, stays)), stays
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"PYTHONIOENCODING": "cp1252"}, {"COLUMNS": "30"}])
+def test_other_terminals(variables: dict[str, str]) -> None:
+    seen = on_a_terminal(**variables)
+    assert "Traceback" not in seen and lines(seen)[-1] == "result"
+    if "NO_COLOR" in variables:
+        assert not re.search(r"\x1b\[[\d;]*3\dm", seen)
+    if "PYTHONIOENCODING" in variables:
+        assert "━" not in seen and "left" in seen
+
+
+LOG = ["reading the config", "reading activations", "note: look here", "verifying", "the base", "the copy", "writing"]
+
+
+def test_a_terminal_that_cannot_be_drawn_on_is_a_log() -> None:
+    assert on_a_terminal(TERM="dumb").split("\r\n") == [*LOG, "result", ""]
+
+
+@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"TERM": "xterm"}])
+def test_a_log(variables: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+    )
+    assert done.stderr.splitlines() == LOG and done.stdout == "result\n"
+
+
+def test_quiet_on_a_terminal() -> None:
+    assert on_a_terminal("-q") == "note: look here\r\nresult\r\n"
+
+
+def test_a_stage_that_comes_again_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress() as say:
+        for done in range(3):
+            with doing(say, "sweeping", 9, "cells") as sweeping:
+                sweeping.at(done)
+            warn(say, "again")
+    assert capsys.readouterr().err == "sweeping\nagain\nagain\nagain\n"
+
+
+def test_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    with progress() as say, doing(say, "reading", 3) as reading:
+        reading.advance()
