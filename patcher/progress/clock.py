@@ -48,6 +48,19 @@ class Clock:
             self._claim()
             self._running.pop()
 
+    def give(self, stage: str, seconds: float) -> None:
+        """Give ``stage`` some of the time of the stage that runs: what another process measured, and this one awaited.
+
+        Never more than the running stage has taken.
+        """
+        if threading.get_ident() != self._thread:
+            return
+        self._claim()
+        running = self._running[-1] if self._running else ""
+        given = max(0.0, min(seconds, self._seconds[running]))
+        self._seconds[running] -= given
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + given
+
     @contextmanager
     def opening(self, stage: str, context: AbstractContextManager[Opened]) -> Iterator[Opened]:
         """``context``, of which ``stage`` gets the time until it is entered."""

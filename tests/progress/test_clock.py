@@ -56,6 +56,18 @@ def test_parts_are_in_their_stage(hands: Hands) -> None:
     assert clock.parts() == {"verify": {"start": 2.0, "base": 12.0, "other": 1.0}}
 
 
+def test_time_that_another_process_measured_is_taken_from_the_running_stage(hands: Hands) -> None:
+    clock = Clock(now=hands)
+    with clock.time("verify"):
+        hands.wait(8)
+        clock.give("verify.base", 3)
+        clock.give("verify.copy", 4)
+        clock.give("verify.long", 100)
+        hands.wait(2)
+    assert clock.timings() == {"verify": 10.0, "other": 0.0, "total": 10.0}
+    assert clock.parts() == {"verify": {"base": 3.0, "copy": 4.0, "long": 1.0, "other": 2.0}}
+
+
 def test_the_shown_sum_is_the_shown_total(hands: Hands) -> None:
     clock = Clock(now=hands)
     for stage in "abcdefgh":
