@@ -1,7 +1,7 @@
 """What reading activations costs: ours beside other libraries, beside the arithmetic itself, and as things grow.
 
     tests/published_environments.sh
-    python tests/benchmarks/capture.py [--pairs 16] [--repeats 2] [--dtypes fp32,bf16] [--write docs/performance.md]
+    python tests/benchmarks/capture.py [--pairs 16] [--repeats 2] [--write docs/performance-capture.md]
 
 A random model of Qwen2-0.5B's shape and random pairs are made in a temporary folder (4 GB; TMPDIR says where); about
 10 GB of memory are needed. All contenders run in this one run, in turns, each in a process of its own. Nothing is
@@ -94,7 +94,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtypes", type=_among(list(DTYPES)), default=list(DTYPES), help="default: fp32,bf16")
     parser.add_argument("--tables", type=_among(TABLES), default=TABLES, help=f"default: {','.join(TABLES)}")
     parser.add_argument("--tiny", action="store_true", help="a model with which nothing is to be measured")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the tables there: docs/performance.md")
+    parser.add_argument(
+        "--write", type=Path, metavar="PAGE", help="write the tables there: docs/performance-capture.md"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
     options = parser.parse_args()
     if options.repeats < 1 or (options.pairs is not None and options.pairs < 2):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.llama_cpp_converter import with_tiny_tokenizers
 from support.stack_models import CASES
 from support.stack_runs import Ran, process_of, run_all
 from test_llama_cpp import NAMES as IN_LLAMA_CPP
-from test_llama_cpp import with_tiny_tokenizers
 from test_vllm import NAMES as IN_VLLM
 
 from patcher.stacks.environments import Environment, find

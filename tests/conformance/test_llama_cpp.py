@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.llama_cpp_converter import with_tiny_tokenizers
 from support.stack_models import CASES
 from support.stack_runs import MUTATIONS, Ran, assert_caught, assert_steered, environment, run_all
 
-from patcher.stacks.environments import Environment
 from patcher.verify.llama_cpp_stack import llama_cpp_process
 from patcher.verify.stack_jobs import run_jobs
 
@@ -21,22 +21,6 @@ MUTATED = ("llama", "qwen3")
 TABLE = {"gpt2": 2e-3, "gpt_neox": 2e-3, "starcoder2": 2e-3, "phi": 2e-3, "gemma": 2e-3}
 
 pytestmark = [pytest.mark.slow, pytest.mark.stacks]
-
-
-def with_tiny_tokenizers(found: Environment, place: Path) -> Environment:
-    """The stock converter, told which pre-tokenizer a BPE has: it knows released ones only, by a hash of their ids."""
-    script = place / "convert.py"
-    script.write_text(
-        "import runpy, sys\n"
-        f"real = {str(found.converter)!r}\n"
-        f"sys.path[:0] = [{str(found.converter.parent)!r}, {str(found.converter.parent / 'gguf-py')!r}]\n"
-        "from conversion.base import TextModel\n"
-        "TextModel.get_vocab_base_pre = lambda self, tokenizer: 'gpt-2'\n"
-        "sys.argv[0] = real\n"
-        "runpy.run_path(real, run_name='__main__')\n",
-        encoding="utf-8",
-    )
-    return replace(found, converter=script)
 
 
 @pytest.fixture(scope="module")

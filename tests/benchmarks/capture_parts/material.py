@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils import logging
 
 SPACE = "Ġ"
@@ -51,11 +51,32 @@ TINY = Shape(vocabulary=3000, hidden=128, intermediate=256, blocks=4, heads=4, k
 """Its weights are larger, so that what a prompt says reaches the vector in a narrow model as well."""
 
 
-def make_checkpoint(folder: Path, shape: Shape, dtypes: list[str], seed: int) -> dict[str, Path]:
-    """A random model with a tokenizer, in a folder for each dtype."""
+def make_checkpoint(
+    folder: Path,
+    shape: Shape,
+    dtypes: list[str],
+    seed: int,
+    *,
+    encoder: PreTrainedTokenizerBase | None = None,
+    device: str = "cpu",
+) -> dict[str, Path]:
+    """A random model with a tokenizer (:func:`tokenizer`, or the one given), in a folder for each dtype."""
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(
+    # Narrower dtypes are the same weights, rounded.
+    dtypes = sorted(dtypes, key=lambda name: -getattr(torch, name).itemsize)
+    with torch.device(device):
+        model = random_model(shape, getattr(torch, dtypes[0]))
+    found = {}
+    for dtype in dtypes:
+        found[dtype] = folder / dtype
+        model.to(getattr(torch, dtype)).save_pretrained(found[dtype])
+        (encoder or tokenizer()).save_pretrained(found[dtype])
+    return found
+
+
+def random_model(shape: Shape, dtype: torch.dtype) -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM._from_config(
         Qwen2Config(
             vocab_size=shape.vocabulary,
             hidden_size=shape.hidden,
@@ -66,15 +87,9 @@ def make_checkpoint(folder: Path, shape: Shape, dtypes: list[str], seed: int) ->
             tie_word_embeddings=True,
             initializer_range=shape.deviation,
             pad_token_id=0,
-        )
+        ),
+        dtype=dtype,
     ).eval()
-    found = {}
-    # Narrower dtypes are the same weights, rounded.
-    for dtype in sorted(dtypes, key=lambda name: -getattr(torch, name).itemsize):
-        found[dtype] = folder / dtype
-        model.to(getattr(torch, dtype)).save_pretrained(found[dtype])
-        tokenizer().save_pretrained(found[dtype])
-    return found
 
 
 def tokenizer() -> Qwen2Tokenizer:

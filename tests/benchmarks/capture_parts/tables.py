@@ -77,7 +77,7 @@ def versions(found: Mapping[str, Mapping[str, str]], repository: Path) -> list[t
 
 
 def document(facts: Sequence[tuple[str, str]], sections: Sequence[tuple[str, Sequence[Table]]], command: str) -> str:
-    """The page docs/performance.md."""
+    """The page docs/performance-capture.md."""
     today = datetime.datetime.now(datetime.timezone.utc).date()
     lines = [
         "# Performance: reading activations",
