@@ -68,6 +68,12 @@ def main() -> None:
 
 def measure(scratch: Path, options: argparse.Namespace) -> tuple[list[tuple[Task, Turns]], list[Cost], int]:
     """Every task's turns, the quickstart's costs, and the size of the tokenizer."""
+    # First, so that all of the package is compiled when the others begin.
+    quickstart = []
+    for turn in range(options.repeats if options.quickstart else 0):
+        cost, _ = build(REPOSITORY / "recipes" / "quickstart.yaml", scratch, scratch / f"quickstart-{turn}")
+        quickstart.append(cost)
+        progress(f"quickstart, turn {turn + 1}: {cost.wall:.1f} s")
     encoder = make_tokenizer(min(VOCABULARY, *(SHAPES[shape].vocabulary for shape in options.shapes)))
     asked = {
         name: make_questions(scratch / name, options.questions, long=name == "long", encoder=encoder)
@@ -83,16 +89,13 @@ def measure(scratch: Path, options: argparse.Namespace) -> tuple[list[tuple[Task
             long = shape in options.long and dtype == options.dtypes[0]
             for length in [*(["short"] if options.device == "cpu" else []), *(["long"] if long else [])]:
                 task = _task(shape, dtype, folders[DTYPES[dtype]], asked[length])
-                again = length == "short"
-                turns = contest(task, options.peers, scratch, options.repeats, device=options.device, again=again)
+                once = length == "long" or f"{shape}-{dtype}" in options.once
+                again = length == "short" and dtype == options.dtypes[0]
+                repeats = 1 if once else options.repeats
+                turns = contest(task, options.peers, scratch, repeats, device=options.device, again=again)
                 found.append((task, turns))
                 print(f"\n{ratios(found[-1:]).markdown()}", flush=True)
         shutil.rmtree(scratch / "bases")
-    quickstart = []
-    for turn in range(options.repeats if options.quickstart else 0):
-        cost, _ = build(REPOSITORY / "recipes" / "quickstart.yaml", scratch, scratch / f"quickstart-{turn}")
-        quickstart.append(cost)
-        progress(f"quickstart, turn {turn + 1}: {cost.wall:.1f} s")
     return found, quickstart, len(encoder)
 
 
@@ -121,6 +124,9 @@ def _options() -> argparse.Namespace:
     fp32, long = "shapes that are built in fp32 too: 0.1b,0.5b", "shapes with longer prompts too: 0.5b, on a GPU 7b"
     parser.add_argument("--fp32-shapes", type=_among(SHAPES), default=["0.1b", "0.5b", "tiny"], help=fp32)
     parser.add_argument("--long", type=_among(SHAPES), help=long)
+    every = [f"{shape}-{dtype}" for shape in SHAPES for dtype in DTYPES]
+    once = ["1b-bf16", "0.5b-fp32"]
+    parser.add_argument("--once", type=_among(every), default=once, help=f"with one turn only: {','.join(once)}")
     parser.add_argument("--questions", type=int, help="four of five are read (default: 50; on a GPU 250)")
     parser.add_argument("--repeats", type=int, help="how often each has its turn (default: 2; on a GPU 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

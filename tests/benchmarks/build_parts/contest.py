@@ -54,7 +54,7 @@ class Turns:
 
     costs: dict[str, list[Cost]] = field(default_factory=dict)
     stages: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    parts: list[dict[str, float]] = field(default_factory=list)
+    parts: list[dict[str, dict[str, float]]] = field(default_factory=list)
 
     def add(self, name: str, cost: Cost, stages: dict[str, float]) -> None:
         self.costs.setdefault(name, []).append(cost)
@@ -66,7 +66,7 @@ class Turns:
     def stages_of_best(self, name: str) -> dict[str, float]:
         return self.stages[name][self.costs[name].index(self.best(name))]
 
-    def parts_of_best(self) -> dict[str, float]:
+    def parts_of_best(self) -> dict[str, dict[str, float]]:
         return self.parts[self.costs[OURS].index(self.best(OURS))]
 
     def median(self, name: str) -> float:
@@ -88,8 +88,8 @@ def contest(task: Task, peers: Path, scratch: Path, repeats: int, *, device: str
                 cost, found = build(recipe(task, scratch, device), scratch, cache, device)
                 stages = {stage: seconds for stage, seconds in found["timings"].items() if stage != "total"}
                 if name == OURS:
-                    turns.parts.append(found.get("timing_parts", {}))
-                # The interpreter's end, and what the build does not count.
+                    turns.parts.append(found["timing_parts"])
+                # The interpreter's end.
                 stages["rest of the process"] = cost.wall - found["timings"]["total"]
             else:
                 python = interpreter("ours" if name == BY_HAND else "steering-vectors", peers)

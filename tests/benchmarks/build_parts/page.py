@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from build_parts.contest import AGAIN, BY_HAND, LIBRARY, OURS, Task, Turns
 from build_parts.whole_process import Cost
@@ -107,8 +107,8 @@ def _stages(turns: Turns) -> list[Table]:
     rows = []
     for stage, taken in stages.items():
         rows.append([stage, seconds(taken), f"{taken / total:.0%}"])
-        within = _within(parts, stage)
-        rows += [[f"- {part}", seconds(spent), f"{spent / total:.0%}"] for part, spent in within.items()]
+        within = parts.get(stage, {}).items()
+        rows += [[f"- {part}", seconds(spent), f"{spent / total:.0%}"] for part, spent in within]
     found = [Table("patch-model's best turn, by stage", ("", "wall s", "share"), rows)]
     others = {name: turns.stages_of_best(name) for name in (BY_HAND, LIBRARY) if name in turns.costs}
     if others:
@@ -116,16 +116,6 @@ def _stages(turns: Turns) -> list[Table]:
         rows = [[stage, *(seconds(each[stage]) for each in others.values())] for stage in names]
         found.append(Table("The others' best turns, by stage, wall s", ("", *others), rows))
     return found
-
-
-def _within(parts: Mapping[str, object], stage: str) -> dict[str, float]:
-    """The parts of a stage, given as ``{"verify": {"base": 1}}`` or as ``{"verify.base": 1}``."""
-    inside = parts.get(stage)
-    found = dict(inside) if isinstance(inside, Mapping) else {}
-    for name, spent in parts.items():
-        if name.startswith(f"{stage}."):
-            found[name.partition(".")[2]] = spent
-    return {name: float(spent) for name, spent in found.items()}
 
 
 def _quickstart(costs: Sequence[Cost]) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-EVERY = 0.05
-"""Seconds between two looks at the memory."""
+EVERY = 0.1
+"""Seconds between two looks at the memory: a look takes some milliseconds."""
 TICK = os.sysconf("SC_CLK_TCK")
 
 
