@@ -14,7 +14,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 import torch  # noqa: E402
 from build_parts.material import END, make_tokenizer  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from support.stack_models import complete_config  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase  # noqa: E402
 
@@ -43,6 +43,7 @@ class Case:
 
 # A fitted route in a random model is as far off as it likes: what is measured here is its speed.
 FITTED = {"exact": False, "route": "rank_one", "verify": {"fit_error": 1, "fit_kl": 1}}
+COEFFICIENT = 4
 CASES = {
     "native": Case("gpt2", "transformer.h"),
     "flag": Case("llama", "model.layers"),
@@ -54,7 +55,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model: tokens, width, width of the MLP, blocks."""
+    """Of a model: tokens, width, width of the MLP (of GPT-2, llama.cpp takes four times the width only), blocks."""
 
     vocabulary: int
     hidden: int
@@ -63,7 +64,7 @@ class Size:
 
 
 FULL = Size(16_384, 640, 2560, 12)
-TINY = Size(2048, 128, 256, 2)
+TINY = Size(2048, 128, 512, 2)
 
 
 @dataclass(frozen=True)
@@ -103,20 +104,28 @@ def make_pair(folder: Path, route: str, size: Size, encoder: PreTrainedTokenizer
     torch.manual_seed(0)
     with quiet_transformers():
         config = AutoConfig.for_model(case.model_type, **sizes(case.model_type, size, encoder), **case.config)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(base)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # As large as a trained model's residual stream: a carrier works behind a norm, and not beside its epsilon.
+        torch.nn.init.normal_(model.get_input_embeddings().weight)
+        model.save_pretrained(base)
     encoder.save_pretrained(base)
     complete_config(base)
     direction = torch.nn.functional.normalize(torch.randn(size.hidden), dim=0)
     save_file({"direction": direction}, folder / "direction.safetensors")
-    vector = {"name": "direction", "method": "file", "file": "direction.safetensors", "layer": layer, "coefficient": 4}
+    vector = {
+        "name": "direction",
+        "method": "file",
+        "file": "direction.safetensors",
+        "layer": layer,
+        "coefficient": COEFFICIENT,
+    }
     recipe = {"model": "base", "vectors": [vector], "evaluate": {"enabled": False}, **case.recipe}
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     copy = folder / "copy"
     manifest = build(Job(load_recipe(folder / "recipe.yaml"), copy, silent), hash=False).manifest
     if manifest["route"]["name"] != route:
         raise RuntimeError(f"the copy of {case.model_type} was made by {manifest['route']['name']}, not by {route}")
-    (found,) = load_file(copy / "steering.safetensors").values()
-    save_file({"added": found}, folder / "added.safetensors")
+    save_file({"added": COEFFICIENT * direction}, folder / "added.safetensors")
     architecture = json.loads((copy / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     weights = _bytes(copy) / _bytes(base)
     return Pair(route, case, base, copy, architecture, weights, folder / "added.safetensors", layer)
@@ -124,14 +133,14 @@ def make_pair(folder: Path, route: str, size: Size, encoder: PreTrainedTokenizer
 
 def sizes(model_type: str, size: Size, encoder: PreTrainedTokenizerBase) -> dict[str, Any]:
     end = encoder.convert_tokens_to_ids(END)
-    common = {"vocab_size": size.vocabulary, "bos_token_id": end, "eos_token_id": end}
+    common = {"vocab_size": size.vocabulary, "bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": False}
     heads = size.hidden // 64
     if model_type == "gpt2":
         return {**common, "n_embd": size.hidden, "n_inner": size.intermediate, "n_layer": size.blocks, "n_head": heads}
     return {
         **common, "hidden_size": size.hidden, "intermediate_size": size.intermediate,
         "num_hidden_layers": size.blocks, "num_attention_heads": heads, "num_key_value_heads": heads,
-        "max_position_embeddings": 1024, "tie_word_embeddings": True,
+        "max_position_embeddings": 1024,
     }  # fmt: skip
 
 
