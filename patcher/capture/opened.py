@@ -15,10 +15,14 @@ from torch import nn
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import embedding_rows
 from patcher.capture.forward import position_limit
-from patcher.capture.logits import LogitsSource, ResumingModel
+from patcher.capture.layout import Layout
+from patcher.capture.logits import LogitsSource
 from patcher.capture.memory import FOR_WEIGHTS, available_memory
+from patcher.capture.meter import Meter
 from patcher.capture.model import free_on_accelerators, load_causal_lm, load_tokenizer
 from patcher.capture.reader import ResidualReader, reader_in_memory, token_budget
+from patcher.capture.resuming import ResumingModel
+from patcher.capture.shared_prefixes import exactness
 from patcher.capture.streaming.model import StreamedModel
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
@@ -147,9 +151,13 @@ def open_base(
         offload=scratch if mode == "spread" else None,
         trust_remote_code=trusted,
     )
-    reader = reader_in_memory(model, architecture, batch_size=batch_size, note=note)
+    meter = Meter(architecture.block_count)
+    reader = reader_in_memory(model, architecture, batch_size=batch_size, note=note, meter=meter)
     memory = int(_ACTIVATIONS * available_memory())
-    logits = ResumingModel(model, architecture.blocks, tokens=reader.tokens, memory=memory, note=note)
+    layout = Layout(reader.tokens, lambda: exactness(architecture, architecture.block_count - 1), reader.positions)
+    logits = ResumingModel(
+        model, architecture.blocks, tokens=reader.tokens, memory=memory, note=note, layout=layout, meter=meter
+    )
     try:
         yield OpenedBase(reader, logits, model, tokenizer, reader.positions, embedding_rows(model))
     finally:

@@ -14,6 +14,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.capture.batches import Readable
 from patcher.capture.cache.store import Remembering
 from patcher.capture.forward import position_limit
+from patcher.capture.meter import Meter
 from patcher.capture.residuals import InMemory, Progress, Residuals, Runner, capture_residuals
 from patcher.capture.shared_prefixes import exactness
 
@@ -117,9 +118,10 @@ def reader_in_memory(
     *,
     batch_size: int | None = None,
     note: Callable[[str], None] | None = None,
+    meter: Meter | None = None,
 ) -> ResidualReader:
-    """A reader of a model that is loaded, wherever its parts lie."""
-    runner = InMemory(model, architecture.blocks)
+    """A reader of a model that is loaded, wherever its parts lie; ``meter`` counts what it is run for."""
+    runner = InMemory(model, architecture.blocks, meter)
     config: Any = model.config
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     tokens = token_budget(config, device, runner.dtype)

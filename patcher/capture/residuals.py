@@ -23,6 +23,7 @@ from patcher.capture.batches import (
     side_by_side,
 )
 from patcher.capture.forward import read_blocks
+from patcher.capture.meter import Meter
 from patcher.capture.shared_prefixes import Exactness, displaced_prompt
 from patcher.errors import InputError, no_memory
 
@@ -148,10 +149,11 @@ class InMemory:
     A batch that does not fit on an accelerator is run in halves.
     """
 
-    def __init__(self, model: nn.Module, blocks: str) -> None:
+    def __init__(self, model: nn.Module, blocks: str, meter: Meter | None = None) -> None:
         self.model, self.blocks = model, blocks
         config: Any = model.config
         self.hidden = int(config.hidden_size)
+        self.meter = meter or Meter(len(model.get_submodule(blocks)))  # type: ignore[arg-type]
         self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
     def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collector, progress: Progress) -> None:
@@ -166,6 +168,7 @@ class InMemory:
     def _run(self, batch: Batch, layers: Sequence[int], use: Callable[[int, torch.Tensor], None]) -> None:
         try:
             read_blocks(self.model, self.blocks, layers, batch.inputs_in(self.dtype), use)
+            self.meter.add(batch.inputs["input_ids"].numel(), max(layers) + 1)
             return
         except torch.OutOfMemoryError as error:
             if batch.shape[0] == 1:

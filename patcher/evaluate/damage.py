@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from patcher.capture.batches import padded
-from patcher.capture.logits import LogitsJob, LogitsSource
-from patcher.evaluate.scoring import Vectors
+from patcher.capture.layout import Text
+from patcher.capture.logits import LogitsSource
+from patcher.evaluate.contributions import Contributions
+from patcher.evaluate.scoring import Rows, Vectors, run_texts, tokens_run
 
-_ROWS = 4
-"""Texts in a batch: every position's logits are kept."""
+_ROWS = 16
+"""Rows in a batch."""
+POSITIONS = 12
+"""Of a text, where it is compared at a sample of them: its head's products are a third of the work, or more."""
 
 
 @dataclass(frozen=True)
@@ -43,37 +47,52 @@ class Damage:
 
 @dataclass(frozen=True)
 class _Base:
-    """The base's distributions of one batch.
+    """The base's distributions of one text.
 
     Attributes:
-        probabilities: [rows, width, vocabulary], fp32.
-        entropy: [rows, width], nats.
-        following: [rows, width - 1]: the tokens that come next.
+        log_probs: [read, vocabulary], fp32.
+        entropy: [read], nats.
+        following: [scored]: the tokens that come next; after the last token of a text none does.
     """
 
-    probabilities: torch.Tensor
+    log_probs: torch.Tensor
     entropy: torch.Tensor
     following: torch.Tensor
 
     @classmethod
-    def of(cls, logits: torch.Tensor, ids: torch.Tensor) -> _Base:
+    def of(cls, logits: torch.Tensor, text: Text) -> _Base:
         log_probs = _numbers(torch.log_softmax(logits.float(), dim=-1))
-        probabilities = log_probs.exp()
-        entropy = -torch.linalg.vecdot(probabilities, log_probs)
-        return cls(probabilities, entropy, ids[:, 1:].to(logits.device))
+        entropy = -torch.linalg.vecdot(log_probs.exp(), log_probs)
+        following = [text.ids[place + 1] for place in text.read if place + 1 < len(text.ids)]
+        return cls(log_probs, entropy, torch.tensor(following, device=logits.device))
 
     @property
     def size(self) -> int:
-        return self.probabilities.numel() * self.probabilities.element_size()
+        return self.log_probs.numel() * self.log_probs.element_size()
 
-    def compare(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """KL(base || steered) [rows, width], and log-probabilities of the tokens that follow, [rows, width - 1]."""
+    def compare(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """KL(base || steered) [read], log-probabilities of the tokens that follow [scored], and all of them."""
         logits = _numbers(logits.float())
         normaliser = torch.logsumexp(logits, dim=-1)
-        cross = torch.linalg.vecdot(self.probabilities, logits) - normaliser
+        cross = torch.linalg.vecdot(self.log_probs.exp(), logits) - normaliser
         divergence = (-self.entropy - cross).clamp(min=0)
-        picked = logits[:, :-1].gather(-1, self.following[..., None])[..., 0] - normaliser[:, :-1]
-        return divergence.cpu().double(), picked.cpu().double()
+        scored = len(self.following)
+        picked = logits[:scored].gather(-1, self.following[:, None])[:, 0] - normaliser[:scored]
+        return divergence.cpu().double(), picked.cpu().double(), logits - normaliser[:, None]
+
+
+def sampled_positions(ids: Sequence[int], most: int | None) -> tuple[int, ...]:
+    """At most ``most`` positions of a text that another token follows, drawn by the text itself: the same anywhere.
+
+    All positions, the last one too, where ``most`` is None.
+    """
+    if most is None:
+        return tuple(range(len(ids)))
+    if most >= len(ids) - 1:
+        return tuple(range(len(ids) - 1))
+    digest = hashlib.blake2b(repr(tuple(map(int, ids))).encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return tuple(sorted(torch.randperm(len(ids) - 1, generator=generator)[:most].tolist()))
 
 
 @dataclass
@@ -85,10 +104,13 @@ class NeutralText:
     Args:
         texts: token ids; texts of fewer than two tokens say nothing and are left out.
         memory: bytes that may be kept.
+        positions: at how many positions of a text distributions are compared (:func:`sampled_positions`); None: at
+            all. What stands for a text is then the mean over these, and the spread over texts holds the error of both.
     """
 
     texts: Sequence[Sequence[int]]
     memory: int = 0
+    positions: int | None = None
     _kept: dict[tuple[int, ...], _Base] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,52 +118,67 @@ class NeutralText:
 
     @property
     def tokens(self) -> int:
-        """How many positions are compared."""
+        """How many tokens the texts have."""
         return sum(len(ids) for ids in self.texts)
 
-    def damage(self, source: LogitsSource, variants: Sequence[Vectors], texts: int | None = None) -> list[Damage]:
+    def read(self, texts: int | None = None) -> list[Text]:
+        """The first ``texts`` texts, with the positions at which they are compared."""
+        return [Text(ids, sampled_positions(ids, self.positions)) for ids in self.texts[:texts]]
+
+    def compared(self, texts: int | None = None) -> int:
+        """At how many positions the first ``texts`` texts are compared."""
+        return sum(len(text.read) for text in self.read(texts))
+
+    def tokens_run(self, source: LogitsSource, texts: int | None = None) -> int:
+        """How many tokens the batches of the first ``texts`` texts hold."""
+        return tokens_run(source, self.read(texts), _ROWS)
+
+    def damage(
+        self,
+        source: LogitsSource,
+        variants: Sequence[Vectors],
+        texts: int | None = None,
+        contributions: Contributions | None = None,
+    ) -> list[Damage]:
         """The damage of each variant, on the first ``texts`` texts.
 
         Logits are computed in the model's dtype; distributions are compared in fp32, sums are fp64.
+
+        Args:
+            contributions: of the last variant, which tokens make up its divergence from the base; filled.
         """
-        chosen = self.texts[: len(self.texts) if texts is None else texts]
-        sizes = torch.tensor([len(ids) for ids in chosen])
+        chosen = self.read(texts)
+        sizes = torch.tensor([len(text.ids) for text in chosen])
         kl = torch.zeros(len(variants), len(chosen), dtype=torch.float64)
         log_probs = torch.zeros(len(variants), len(chosen), dtype=torch.float64)
-        order = sorted(range(len(chosen)), key=lambda index: len(chosen[index]))
-        # One call for everything: a base that is streamed from the disk is read once for each.
-        jobs: list[LogitsJob] = []
-        origins: list[tuple[tuple[int, ...], int | None]] = []
-        for start in range(0, len(order), _ROWS):
-            rows = tuple(order[start : start + _ROWS])
-            inputs, _ = padded([chosen[index] for index in rows], "right", 0)
-            columns = torch.arange(inputs["input_ids"].shape[1])
-            if rows not in self._kept:
-                jobs.append(LogitsJob(inputs, {}, columns))
-                origins.append((rows, None))
-            jobs += [LogitsJob(inputs, vectors, columns) for vectors in variants]
-            origins += [(rows, variant) for variant in range(len(variants))]
-        current: dict[tuple[int, ...], _Base] = {}
+        # The base goes first where its distributions are not at hand. Of a few texts that are, and others that are
+        # not, it is run on all: they share batches.
+        known = all(tuple(text.ids) in self._kept for text in chosen)
+        current: dict[int, _Base] = {}
 
-        def use(number: int, logits: torch.Tensor) -> None:
-            rows, variant = origins[number]
-            if variant is None:
+        def use(number: int, rows: Rows) -> None:
+            variant = number if known else number - 1
+            if variant < 0:
                 current.clear()
-                current[rows] = _Base.of(logits, jobs[number].inputs["input_ids"])
-                self._keep(rows, current[rows])
+                for index, logits in rows:
+                    current[index] = _Base.of(logits, chosen[index])
+                    self._keep(tuple(chosen[index].ids), current[index])
                 return
-            base = current[rows] if rows in current else self._kept[rows]
-            divergence, picked = base.compare(logits)
-            for row, index in enumerate(rows):
-                kl[variant, index] = divergence[row, : sizes[index]].mean()
-                log_probs[variant, index] = picked[row, : sizes[index] - 1].mean()
+            for index, logits in rows:
+                base = self._kept[tuple(chosen[index].ids)] if known else current[index]
+                divergence, picked, after = base.compare(logits)
+                kl[variant, index] = divergence.mean()
+                log_probs[variant, index] = picked.mean()
+                if contributions is not None and variant == len(variants) - 1:
+                    contributions.add(base.log_probs, after)
 
-        source.logits(jobs, use)
+        # One call for everything: a base that is streamed from the disk is read once for each.
+        run_texts(source, chosen, [*([] if known else [{}]), *variants], _ROWS, use)
         return [Damage(kl[variant], log_probs[variant], sizes) for variant in range(len(variants))]
 
-    def _keep(self, rows: tuple[int, ...], base: _Base) -> None:
-        if base.size + sum(kept.size for kept in self._kept.values()) <= self.memory:
-            self._kept[rows] = base
+    def _keep(self, ids: tuple[int, ...], base: _Base) -> None:
+        if ids not in self._kept and base.size + sum(kept.size for kept in self._kept.values()) <= self.memory:
+            self._kept[ids] = base
 
 
 def _numbers(logits: torch.Tensor) -> torch.Tensor:

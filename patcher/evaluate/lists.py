@@ -15,8 +15,8 @@ from patcher.capture.logits import LogitsSource
 from patcher.capture.opened import OpenedBase
 from patcher.evaluate.effect import Effect, PairsEffect
 from patcher.evaluate.held_out import Option, Question
-from patcher.evaluate.log_probs import Rows, next_token_log_probs, wide
-from patcher.evaluate.scoring import Vectors
+from patcher.evaluate.log_probs import next_token_log_probs, wide
+from patcher.evaluate.scoring import Rows, Vectors
 from patcher.pairs.pair import TokenisedSide
 from patcher.vectors.both_lists import BothLists, Texts, sample_texts
 from patcher.vectors.lists import PreparedLists

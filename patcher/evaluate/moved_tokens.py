@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from patcher.capture.logits import LogitsSource
-from patcher.evaluate.log_probs import Rows, next_token_log_probs, wide
-from patcher.evaluate.scoring import Vectors
+from patcher.evaluate.contributions import Contributions, TokenContributions
+from patcher.evaluate.log_probs import next_token_log_probs
+from patcher.evaluate.scoring import Rows, Vectors
 
 
 def token_changes(
@@ -130,36 +131,6 @@ def _listed(tokens: torch.Tensor, base: torch.Tensor, steered: torch.Tensor) -> 
     return tuple(TokenShift(*values) for values in zip(*(column.tolist() for column in columns), strict=True))
 
 
-@dataclass(frozen=True)
-class TokenContribution:
-    """What one token adds to a divergence.
-
-    Attributes:
-        token: its id.
-        contribution: nats a position.
-        base: its mean probability before.
-        steered: its mean probability under the vectors.
-    """
-
-    token: int
-    contribution: float
-    base: float
-    steered: float
-
-
-@dataclass(frozen=True)
-class TokenContributions:
-    """Which tokens make up KL(steered || base).
-
-    Attributes:
-        divergence: the sum over the whole vocabulary, nats a position.
-        tokens: those that add most, the largest first.
-    """
-
-    divergence: float
-    tokens: tuple[TokenContribution, ...]
-
-
 def top_contributing_tokens(
     source: LogitsSource,
     texts: Sequence[Sequence[int]],
@@ -183,29 +154,15 @@ def top_contributing_tokens(
         last_only: only the distribution after each text's last token.
     """
     before: dict[int, torch.Tensor] = {}
-    sums: list[torch.Tensor] = []
-    positions = 0
+    found = Contributions()
 
     def use(variant: int, rows: Rows) -> None:
-        nonlocal positions
         if variant == 0:
             before.clear()
             before.update(rows)
             return
         for text, after in rows:
-            parts = (_terms(after, before[text]), before[text].exp(), after.exp())
-            found = torch.stack([wide(part).sum(dim=0).cpu() for part in parts])
-            sums[:] = [sums[0] + found] if sums else [found]
-            positions += len(after)
+            found.add(before[text], after)
 
     next_token_log_probs(source, texts, [base, steered], batch_size, use, last_only=last_only)
-    means = sums[0] / positions
-    top = means[0].topk(min(count, means.shape[1])).indices.tolist()
-    found = [TokenContribution(token, *means[:, token].tolist()) for token in top]
-    return TokenContributions(float(means[0].sum()), tuple(found))
-
-
-def _terms(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """p log(p / q) of log-probabilities; a token that cannot be said adds nothing."""
-    p = first.exp()
-    return torch.where(p > 0, p * (first - second), 0.0)
+    return found.top(count)

@@ -1,42 +1,130 @@
-"""What a model makes of continuations under each of several steering vectors, batched."""
+"""What a model makes of texts under each of several steering vectors, batched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
 from patcher.capture.batches import padded
+from patcher.capture.layout import PLAIN_TOKENS, Layout, Text
 from patcher.capture.logits import LogitsJob, LogitsSource
 
 Vectors = Mapping[int, torch.Tensor]
 """Layer -> what the residual stream gains after it, [hidden]."""
 
-_FULL_LOGITS_BATCH = 4
+Rows = Iterator[tuple[int, torch.Tensor]]
+"""Of one batch: the index of a text, and what there is at the places that are read of it, [read, vocabulary]."""
+
+MOST_READ = 512
+"""At most so many places of a batch are read: each of them has the logits of a whole vocabulary."""
+
+_Place = tuple[int, Callable[[torch.Tensor], torch.Tensor]]
+"""The index of a text, and how its logits are taken from those of its batch."""
 
 
-Origin = tuple[int, list[int], torch.Tensor]
-"""Of a job: its variant, the indices of its sequences, and the place of each one's last token among the columns."""
+def run_texts(
+    source: LogitsSource,
+    texts: Sequence[Text],
+    variants: Sequence[Vectors],
+    batch_size: int,
+    use: Callable[[int, Rows], None],
+) -> None:
+    """Run every text under every variant; logits are computed only where texts are read.
 
-
-def jobs_of(
-    sequences: Sequence[Sequence[int]], batches: Iterable[list[int]], variants: Sequence[Vectors], *, last_only: bool
-) -> tuple[list[LogitsJob], list[Origin]]:
-    """Every batch of sequences under every variant; the variants of a batch follow one another and share its inputs.
+    All variants of a batch follow one another in the order given, and share one ``inputs`` object; then comes the next
+    batch. So whoever compares variants with the first one need keep no more than one batch of it.
 
     Args:
-        batches: indices of sequences, those of one forward pass together.
-        last_only: only the logits of the columns where a sequence ends are wanted.
+        source: the base model; it must hand out logits in the order of its jobs.
+        texts: one that is read nowhere is left out.
+        variants: layer -> [hidden] each.
+        batch_size: most rows in a batch.
+        use: called with the index of a variant, and the rows of the batch: logits in the model's dtype, where it is.
     """
     jobs: list[LogitsJob] = []
-    origins: list[Origin] = []
-    for chosen in batches:
-        inputs, _ = padded([sequences[index] for index in chosen], "right", 0)
-        last = torch.tensor([len(sequences[index]) - 1 for index in chosen])
-        columns = torch.unique(last) if last_only else torch.arange(inputs["input_ids"].shape[1])
-        jobs += [LogitsJob(inputs, vectors, columns) for vectors in variants]
-        origins += [(variant, chosen, torch.searchsorted(columns, last)) for variant in range(len(variants))]
-    return jobs, origins
+    origins: list[tuple[int, list[_Place]]] = []
+    for job, places in _batches(source, texts, batch_size):
+        jobs += [LogitsJob(job.inputs, vectors, job.columns, job.rows) for vectors in variants]
+        origins += [(variant, places) for variant in range(len(variants))]
+
+    def use_logits(number: int, logits: torch.Tensor) -> None:
+        variant, places = origins[number]
+        use(variant, ((index, take(logits)) for index, take in places))
+
+    source.logits(jobs, use_logits)
+
+
+def tokens_run(source: LogitsSource, texts: Sequence[Text], batch_size: int) -> int:
+    """How many tokens the batches of these texts hold, those that fill them up included."""
+    return sum(job.inputs["input_ids"].numel() for job, _places in _batches(source, texts, batch_size))
+
+
+def _batches(source: LogitsSource, texts: Sequence[Text], batch_size: int) -> Iterator[tuple[LogitsJob, list[_Place]]]:
+    read = [index for index, text in enumerate(texts) if len(text.read)]
+    layout: Layout | None = getattr(source, "layout", None)
+    if layout is None or not layout.packs:
+        yield from _plain(texts, read, batch_size)
+        return
+    # In this order a text stands beside the one that it shares most with.
+    for chosen in _chunks(texts, sorted(read, key=lambda index: tuple(texts[index].ids))):
+        for batch in layout.batches([texts[index] for index in chosen], batch_size):
+            counts = [len(place.columns) for place in batch.places]
+            columns = torch.tensor([column for place in batch.places for column in place.columns])
+            rows = torch.tensor([place.row for place in batch.places]).repeat_interleave(torch.tensor(counts))
+            ends = torch.tensor(counts).cumsum(0).tolist()
+            places = [
+                (chosen[place.prompt], _part(end - count, end))
+                for place, count, end in zip(batch.places, counts, ends, strict=True)
+            ]
+            yield LogitsJob(batch.inputs_in(source.dtype), {}, columns, rows), places
+
+
+def _chunks(texts: Sequence[Text], order: Sequence[int]) -> Iterator[list[int]]:
+    chosen: list[int] = []
+    places = 0
+    for index in order:
+        if chosen and places + len(texts[index].read) > MOST_READ:
+            yield chosen
+            chosen, places = [], 0
+        chosen.append(index)
+        places += len(texts[index].read)
+    if chosen:
+        yield chosen
+
+
+def _plain(texts: Sequence[Text], read: Sequence[int], batch_size: int) -> Iterator[tuple[LogitsJob, list[_Place]]]:
+    """Every text in a row of its own, texts of like length together, the shortest first."""
+    chosen: list[int] = []
+    for index in [*sorted(read, key=lambda index: len(texts[index].ids)), None]:
+        full = len(chosen) == batch_size
+        if chosen and (index is None or full or (len(chosen) + 1) * len(texts[index].ids) > PLAIN_TOKENS):
+            inputs, _ = padded([texts[one].ids for one in chosen], "right", 0)
+            columns = torch.tensor(sorted({place for one in chosen for place in texts[one].read}))
+            picked = [torch.searchsorted(columns, torch.tensor(list(texts[one].read))) for one in chosen]
+            places = [(one, _in_row(row, where)) for row, (one, where) in enumerate(zip(chosen, picked, strict=True))]
+            yield LogitsJob(inputs, {}, columns), places
+            chosen = []
+        if index is not None:
+            chosen.append(index)
+
+
+def _part(start: int, end: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda logits: logits[start:end]
+
+
+def _in_row(row: int, where: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda logits: logits[row, where.to(logits.device)]
+
+
+def ending(ids: Sequence[int]) -> Text:
+    """A text that is read after its last token."""
+    return Text(ids, (len(ids) - 1,) if ids else ())
+
+
+def scored_from(ids: Sequence[int], start: int) -> Text:
+    """A text whose tokens are scored from ``start`` on; its first token has nothing before it and never is."""
+    return Text(ids, range(max(1, start) - 1, len(ids) - 1))
 
 
 def next_token_logits(
@@ -48,14 +136,12 @@ def next_token_logits(
 ) -> list[list[torch.Tensor]]:
     """For each variant and each sequence, the logits of the sequence's ``tokens`` after its last one; fp32, CPU."""
     found = [[torch.empty(0)] * len(sequences) for _ in variants]
-    jobs, origins = jobs_of(sequences, _by_length(sequences, batch_size), variants, last_only=True)
 
-    def use(number: int, logits: torch.Tensor) -> None:
-        variant, chosen, places = origins[number]
-        for row, index in enumerate(chosen):
-            found[variant][index] = logits[row, places[row], list(tokens[index])].float().cpu()
+    def use(variant: int, rows: Rows) -> None:
+        for index, logits in rows:
+            found[variant][index] = logits[0, list(tokens[index])].float().cpu()
 
-    source.logits(jobs, use)
+    run_texts(source, [ending(ids) for ids in sequences], variants, batch_size, use)
     return found
 
 
@@ -71,20 +157,15 @@ def mean_log_probs(
     The first token of a sequence has no context and is never scored; a sequence with nothing to score gives 0.
     """
     result = torch.zeros(len(variants), len(sequences), dtype=torch.float64)
-    batches = _by_length(sequences, min(batch_size, _FULL_LOGITS_BATCH))
-    jobs, origins = jobs_of(sequences, batches, variants, last_only=False)
 
-    def use(number: int, logits: torch.Tensor) -> None:
-        variant, chosen, _last = origins[number]
-        for row, index in enumerate(chosen):
-            ids = torch.tensor(list(sequences[index]))
-            start = max(1, starts[index])
-            log_probs = torch.log_softmax(logits[row, start - 1 : max(start, len(ids)) - 1].float(), dim=-1).cpu()
-            picked = log_probs.gather(-1, ids[start:, None])[:, 0]
-            if len(picked):
-                result[variant, index] = picked.double().mean()
+    def use(variant: int, rows: Rows) -> None:
+        for index, logits in rows:
+            ids = torch.tensor(list(sequences[index]))[max(1, starts[index]) :]
+            log_probs = torch.log_softmax(logits.float(), dim=-1).cpu()
+            result[variant, index] = log_probs.gather(-1, ids[:, None])[:, 0].double().mean()
 
-    source.logits(jobs, use)
+    texts = [scored_from(ids, start) for ids, start in zip(sequences, starts, strict=True)]
+    run_texts(source, texts, variants, batch_size, use)
     return result
 
 
@@ -95,8 +176,3 @@ def perplexities(
     means = mean_log_probs(source, texts, [1] * len(texts), variants, batch_size)
     lengths = torch.tensor([len(ids) - 1 for ids in texts], dtype=torch.float64)
     return torch.exp(-(means * lengths).sum(dim=1) / lengths.sum()).tolist()
-
-
-def _by_length(sequences: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

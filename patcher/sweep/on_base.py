@@ -13,10 +13,10 @@ import patcher
 from patcher.build.base_run import neutral_tokens
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
-from patcher.capture.logits import ResumingModel
 from patcher.capture.memory import available_memory
 from patcher.capture.opened import OpenedBase
 from patcher.capture.reader import ResidualReader
+from patcher.capture.resuming import ResumingModel
 from patcher.disk.json_files import finite_or_null
 from patcher.evaluate.details import NOTHING_SEEN, look
 from patcher.evaluate.guard import within_guard

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import padded
-from patcher.capture.logits import LoadedModel, LogitsJob, ResumingModel
+from patcher.capture.logits import LoadedModel, LogitsJob
+from patcher.capture.resuming import ResumingModel
 
 RELEASED = [
     "openai-community--gpt2",

@@ -9,7 +9,8 @@ import torch
 from support.divergence import next_token_divergence
 from support.sweep_reference import NEUTRAL, Plain, make_model
 
-from patcher.capture.logits import LoadedModel, LogitsJob, ResumingModel
+from patcher.capture.logits import LoadedModel, LogitsJob
+from patcher.capture.resuming import ResumingModel
 from patcher.evaluate.damage import NeutralText
 from patcher.evaluate.scoring import mean_log_probs
 from patcher.evaluate.texts import encode_texts

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from patcher.capture.logits import LogitsSource
-from patcher.evaluate.log_probs import Rows, next_token_log_probs
-from patcher.evaluate.scoring import Vectors
+from patcher.evaluate.log_probs import next_token_log_probs
+from patcher.evaluate.scoring import Rows, Vectors
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from support.sweep_reference import (
     write_sweep,
 )
 
-from patcher.capture.logits import ResumingModel
+from patcher.capture.resuming import ResumingModel
 from patcher.evaluate.texts import encode_texts, split_sentences
 from patcher.recipe.file import load_recipe
 from patcher.recipe.vector import VectorSpec

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import Batch
+from patcher.capture.layout import Layout
 from patcher.capture.logits import LogitsJob
+from patcher.capture.meter import Meter
 from patcher.capture.streaming.activation_store import ActivationStore
 from patcher.capture.streaming.block_calls import BatchOnItsWay
 from patcher.capture.streaming.rehearsal import Inputs, Rehearsal
@@ -47,6 +49,8 @@ class StreamedModel:
         stored: the checkpoint, with what was read of it.
         hidden: width of the residual stream.
         dtype: that blocks compute in.
+        meter: counts what it is run for.
+        layout: how the rows of what is measured may be made: one text each.
         model: the stock class, for its config and structure; its weights are on the disk.
 
     Raises:
@@ -80,6 +84,7 @@ class StreamedModel:
             self.stored, config, blocks, dtype=dtype, device=torch.device(device), trust_remote_code=trust_remote_code
         )
         self.model: Any = self._shell.model
+        self.meter, self.layout = Meter(len(self._shell)), Layout()
         self._rehearsal = Rehearsal(self._shell)
 
     @property
@@ -119,13 +124,15 @@ class StreamedModel:
         inputs = [batch.inputs_in(self.dtype) for batch in batches]
         with self._computing() as store:
             self._through_blocks(inputs, max(layers), after, store, progress)
+        for batch in batches:
+            self.meter.add(batch.inputs["input_ids"].numel(), max(layers) + 1)
 
     def logits(self, jobs: Sequence[LogitsJob], use: Callable[[int, torch.Tensor], None]) -> None:
         """Run all jobs through the whole model, in one pass over its weights.
 
         Args:
             jobs: forward passes, each with what is added to its residual stream.
-            use: called with the index of a job and its logits, [rows, kept, vocabulary].
+            use: called with the index of a job and its logits, as :meth:`patcher.capture.logits.LogitsSource.logits` gives them.
 
         Raises:
             InputError, OutsideError: as in :meth:`run`.
@@ -141,8 +148,13 @@ class StreamedModel:
         with self._computing() as store:
             ways = self._through_blocks(inputs, last, after, store, None, to_the_end=True)
             for index, (job, way) in enumerate(zip(jobs, ways, strict=True)):
+                self.meter.add(job.inputs["input_ids"].numel())
                 use(index, self._rehearsal.logits(job, way))
             self._shell.forget()
+
+    def cost(self, tokens: int, variants: Sequence[Mapping[int, torch.Tensor]], *, again: bool = False) -> float:
+        """See :meth:`patcher.capture.logits.LogitsSource.cost`: every variant is run through all blocks."""
+        return float(tokens * len(variants))
 
     def _through_blocks(
         self,

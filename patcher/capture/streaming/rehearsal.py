@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from patcher.capture.forward import EMBEDDING, Enough, forward
-from patcher.capture.logits import LogitsJob, kept_logits
+from patcher.capture.logits import LogitsJob, job_logits
 from patcher.capture.streaming.block_calls import After, BatchOnItsWay, Recording, Returned
 from patcher.capture.streaming.shell import Shell, Weights
 from patcher.capture.streaming.stand_ins import NotStreamable
@@ -90,7 +90,7 @@ class Rehearsal:
         return recording
 
     def logits(self, job: LogitsJob, way: BatchOnItsWay) -> torch.Tensor:
-        """What the class makes of the residual stream after its last block, [rows, kept, vocabulary]."""
+        """What the class makes of the residual stream after its last block, as a job asks for it."""
         final = len(way.layers) - 1
         hidden = way.take((final, 0))
         number = -1
@@ -110,7 +110,7 @@ class Rehearsal:
             number = -1
 
         with self._shell.model.register_forward_pre_hook(begins), self._shell.intercepted(called):
-            return kept_logits(self._shell.model, job.inputs, job.columns)
+            return job_logits(self._shell.model, job.inputs, job.columns, job.rows)
 
 
 def _entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
