@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from patcher.architectures.analysis import Architecture
-from patcher.evaluate.of_build import own_pairs
+from patcher.evaluate.inputs import own_pairs
 from patcher.evaluate.questions import build_question, encode_prompts
 from patcher.evaluate.texts import encode_texts, read_passages
 from patcher.pairs.vocabulary import Vocabulary

@@ -26,7 +26,8 @@ from patcher.checkpoint.prepare import PreparedBase, prepared_base
 from patcher.checkpoint.side_files import adapter_record
 from patcher.checkpoint.staging import scratch_folder, staged_folder
 from patcher.errors import InputError
-from patcher.evaluate.of_build import lm_eval_tasks, require_effect
+from patcher.evaluate.inputs import lm_eval_tasks
+from patcher.evaluate.of_build import require_effect
 from patcher.patched.history import carry_history, history_of
 from patcher.patched.schema import Manifest
 from patcher.progress.stage import BYTES, bytes_in

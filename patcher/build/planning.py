@@ -18,7 +18,7 @@ from patcher.checkpoint.prepare import find_model
 from patcher.checkpoint.source import Source, fetch
 from patcher.checkpoint.staging import check_output
 from patcher.disk.json_files import read_json_object
-from patcher.evaluate.of_build import check_evaluation_inputs
+from patcher.evaluate.inputs import check_evaluation_inputs
 from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.routes.plan import Plan

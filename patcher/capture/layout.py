@@ -86,7 +86,8 @@ class Layout:
 
 def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens there are to compute where what sequences begin with alike is computed once."""
-    total, last = 0, ()
+    total = 0
+    last: tuple[int, ...] = ()
     for ids in sorted(map(tuple, sequences)):
         total += len(ids) - common_prefix(ids, last)
         last = ids

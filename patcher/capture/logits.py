@@ -21,8 +21,8 @@ class LogitsJob:
     """One forward pass under vectors.
 
     Attributes:
-        inputs: ``input_ids``, ``attention_mask`` and ``position_ids``, as :meth:`patcher.capture.batches.Batch.inputs_in`
-            gives them.
+        inputs: ``input_ids``, ``attention_mask`` and ``position_ids``, as a batch's
+            ``inputs_in`` gives them.
         vectors: layer -> [hidden]: what the residual stream gains after that block, at every position.
         columns: [kept], int64: the columns whose logits are wanted.
         rows: [kept], int64: the row of each of these columns; None: those columns of every row.
@@ -40,12 +40,15 @@ class LogitsSource(Protocol):
     Attributes:
         meter: counts what it is run for.
         layout: how its rows may be made.
-        dtype: that its blocks compute in.
     """
 
     meter: Meter
     layout: Layout
-    dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That its blocks compute in."""
+        ...
 
     def logits(self, jobs: Sequence[LogitsJob], use: Callable[[int, torch.Tensor], None]) -> None:
         """Call ``use`` with the index of each job and its logits.

@@ -132,11 +132,14 @@ class Runner(Protocol):
 
     Attributes:
         hidden: width of the residual stream.
-        dtype: that blocks compute in.
     """
 
     hidden: int
-    dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That blocks compute in."""
+        ...
 
     def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collector, progress: Progress) -> None:
         """Call ``collect`` for every layer of every batch, and ``progress`` with the number of batches done."""
@@ -154,7 +157,11 @@ class InMemory:
         config: Any = model.config
         self.hidden = int(config.hidden_size)
         self.meter = meter or Meter(len(model.get_submodule(blocks)))  # type: ignore[arg-type]
-        self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That blocks compute in; it may be changed between two captures."""
+        return next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
 
     def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collector, progress: Progress) -> None:
         def taken(number: int) -> Callable[[int, torch.Tensor], None]:

@@ -190,9 +190,9 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
             f"{result.vector}: {str(result.measure).replace('_', ' ')}, {result.items}",
             f"{result.base:.3f}",
             f"{result.steered:.3f}",
-            f"{result.negative:.3f}",
-            f"{min(result.controls):.3f} to {max(result.controls):.3f}",
-            "[green]beyond random[/]" if result.distinguishable else "[red]not beyond random[/]",
+            "-" if result.negative is None else f"{result.negative:.3f}",
+            f"{min(result.controls):.3f} to {max(result.controls):.3f}" if result.controls else "-",
+            _beyond(result.distinguishable),
         )
     if evaluation.per_vector:
         console.print(table)
@@ -219,6 +219,11 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
             texts = {variant.name: " ".join(variant.text.split()) for variant in entry.variants}
             completions.add_row(*(escape(text) for text in (entry.prompt, texts["base"], texts["steered"])))
         console.print(completions)
+
+
+def _beyond(distinguishable: bool | None) -> str:
+    words = {True: "[green]beyond random[/]", False: "[red]not beyond random[/]", None: "[yellow]not compared[/]"}
+    return words[distinguishable]
 
 
 def _print_separation(evaluation: Evaluation, console: Console) -> None:

@@ -53,18 +53,22 @@ class _Base:
         log_probs: [read, vocabulary], fp32.
         entropy: [read], nats.
         following: [scored]: the tokens that come next; after the last token of a text none does.
+        predicted: the mean log-probability of these, nats.
     """
 
     log_probs: torch.Tensor
     entropy: torch.Tensor
     following: torch.Tensor
+    predicted: float
 
     @classmethod
     def of(cls, logits: torch.Tensor, text: Text) -> _Base:
         log_probs = _numbers(torch.log_softmax(logits.float(), dim=-1))
         entropy = -torch.linalg.vecdot(log_probs.exp(), log_probs)
-        following = [text.ids[place + 1] for place in text.read if place + 1 < len(text.ids)]
-        return cls(log_probs, entropy, torch.tensor(following, device=logits.device))
+        places = [place + 1 for place in text.read if place + 1 < len(text.ids)]
+        following = torch.tensor([text.ids[place] for place in places], device=logits.device)
+        predicted = log_probs[: len(places)].gather(-1, following[:, None]).cpu().double().mean()
+        return cls(log_probs, entropy, following, float(predicted))
 
     @property
     def size(self) -> int:
@@ -155,14 +159,17 @@ class NeutralText:
         # not, it is run on all: they share batches.
         known = all(tuple(text.ids) in self._kept for text in chosen)
         current: dict[int, _Base] = {}
+        steered = [variant for variant, vectors in enumerate(variants) if vectors]
+        run: list[int | None] = [*([] if known else [None]), *steered]
 
         def use(number: int, rows: Rows) -> None:
-            variant = number if known else number - 1
-            if variant < 0:
+            variant = run[number]
+            if variant is None:
                 current.clear()
                 for index, logits in rows:
                     current[index] = _Base.of(logits, chosen[index])
                     self._keep(tuple(chosen[index].ids), current[index])
+                    log_probs[:, index] = current[index].predicted
                 return
             for index, logits in rows:
                 base = self._kept[tuple(chosen[index].ids)] if known else current[index]
@@ -172,8 +179,12 @@ class NeutralText:
                 if contributions is not None and variant == len(variants) - 1:
                     contributions.add(base.log_probs, after)
 
+        if known:
+            kept = [self._kept[tuple(text.ids)].predicted for text in chosen]
+            log_probs[:] = torch.tensor(kept, dtype=torch.float64)
+        # What adds nothing is the base itself, and is not run again.
         # One call for everything: a base that is streamed from the disk is read once for each.
-        run_texts(source, chosen, [*([] if known else [{}]), *variants], _ROWS, use)
+        run_texts(source, chosen, [{} if variant is None else variants[variant] for variant in run], _ROWS, use)
         return [Damage(kl[variant], log_probs[variant], sizes) for variant in range(len(variants))]
 
     def _keep(self, ids: tuple[int, ...], base: _Base) -> None:

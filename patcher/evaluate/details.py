@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from patcher.capture.opened import OpenedBase
+from patcher.evaluate.budget import Budget
+from patcher.evaluate.contributions import Contributions
 from patcher.evaluate.generation import Generation, generate_under, word_counts
-from patcher.evaluate.moved_tokens import most_shifted_tokens, token_changes, top_contributing_tokens
+from patcher.evaluate.moved_tokens import contributions_to, most_shifted_tokens, token_changes
 from patcher.evaluate.questions import encode_prompts
 from patcher.evaluate.scorers import load_scorer
-from patcher.evaluate.scoring import Vectors
+from patcher.evaluate.scoring import Vectors, ending, tokens_run
 from patcher.evaluate.texts import token_texts
 from patcher.pairs.vocabulary import has_embeddings
 from patcher.recipe.schema import Recipe
@@ -30,6 +34,57 @@ NOTHING_SEEN: Mapping[str, Any] = {
 """What :func:`look` would return if nothing was looked at."""
 _TEXT_TOKENS = 160
 _TOKENS = 10
+_FEWEST_TOKENS = 16
+"""Of a completion: less says nothing."""
+_NAMED = {"prompts", "generate_tokens", "topic_words", "scorer", "system_prompt"}
+"""Keys of `evaluate` with which a recipe asks for completions."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How much there is to look at.
+
+    Attributes:
+        shifted: whether the next tokens after the prompts are compared.
+        tokens: the length of completions; None: as the recipe says; 0: none.
+        negative: whether the negated vectors write as well.
+    """
+
+    shifted: bool = True
+    tokens: int | None = None
+    negative: bool = True
+
+
+def completions_within(opened: OpenedBase, recipe: Recipe, spec: VectorSpec, steered: Vectors, budget: Budget) -> Looks:
+    """As much as fits; what a recipe asks for by name fits always, and what is cut is said to the budget."""
+    prompts, rows, evaluate = _prompts(opened, recipe, spec), batch_rows(recipe), recipe.evaluate
+    encoded = encode_prompts(prompts, opened.tokenizer, spec, spec.system_prompt)
+    if not encoded or asks_for_completions(recipe):
+        return Looks()
+    tokens = tokens_run(opened.logits, [ending(ids) for ids in encoded], rows)
+    left = budget.left - opened.logits.cost(tokens, [{}, steered])
+    if left < 0:
+        budget.cuts.append("no shifted tokens")
+    wanted, widest = evaluate.generate_tokens, max(map(len, encoded))
+    if not wanted:
+        return Looks(left >= 0, 0)
+
+    def length(variants: int) -> int:
+        return min(wanted, int(left / (variants * len(encoded))) - widest)
+
+    if length(3) >= wanted:
+        return Looks()
+    found = length(2)
+    if found < min(_FEWEST_TOKENS, wanted):
+        budget.cuts.append("no completions")
+        return Looks(left >= 0, 0)
+    budget.cuts.append(f"completions of {found} of {wanted} tokens, without the negative")
+    return Looks(left >= 0, found, negative=False)
+
+
+def asks_for_completions(recipe: Recipe) -> bool:
+    """Whether the recipe names what completions are for."""
+    return bool(_NAMED & recipe.evaluate.model_fields_set)
 
 
 def look(
@@ -39,8 +94,10 @@ def look(
     steered: Vectors,
     say: Callable[[str], None],
     *,
-    texts: Mapping[str, Sequence[Sequence[int]]],
-    neutral: Sequence[Sequence[int]],
+    texts: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({}),
+    neutral: Sequence[Sequence[int]] = (),
+    contributions: Contributions | None = None,
+    looks: Looks = Looks(),
 ) -> dict[str, Any]:
     """Everything of `sweep.json` that is for the eye, the base beside the vectors.
 
@@ -49,6 +106,8 @@ def look(
         steered: the vectors.
         texts: title -> token ids of passages, shown in green and red.
         neutral: token ids of neutral passages.
+        contributions: what was found on these, in their place.
+        looks: how much.
 
     Returns:
         ``kl_tokens``, ``shifted``, ``text_changes``, ``generations``, the ``generation_temperature`` that they were
@@ -57,10 +116,12 @@ def look(
     say("looking at tokens and texts")
     prompts, rows = _prompts(opened, recipe, spec), batch_rows(recipe)
     encoded = encode_prompts(prompts, opened.tokenizer, spec, spec.system_prompt)
-    generations = _generations(opened, recipe, spec, prompts, steered, say)
+    generations = _generations(opened, recipe, spec, prompts, steered, say, looks)
+    if contributions is None:
+        contributions = contributions_to(opened.logits, neutral, {}, steered, rows)
     return {
-        "kl_tokens": _kl_tokens(opened, neutral, steered, rows),
-        "shifted": _shifted(opened, prompts, encoded, steered, rows),
+        "kl_tokens": _kl_tokens(opened, contributions),
+        "shifted": _shifted(opened, prompts, encoded, steered, rows) if looks.shifted else [],
         "text_changes": _text_changes(opened, texts, steered, rows),
         "generations": generations,
         "generation_temperature": TEMPERATURE if generations else None,
@@ -92,10 +153,8 @@ def _place(recipe: Recipe) -> str:
     return "evaluate.prompts" if recipe.evaluate.prompts else "the bundled prompts (the recipe has no evaluate.prompts)"
 
 
-def _kl_tokens(
-    opened: OpenedBase, neutral: Sequence[Sequence[int]], steered: Vectors, batch_size: int
-) -> list[dict[str, Any]]:
-    found = top_contributing_tokens(opened.logits, neutral, {}, steered, batch_size, count=_TOKENS).tokens
+def _kl_tokens(opened: OpenedBase, contributions: Contributions) -> list[dict[str, Any]]:
+    found = contributions.top(_TOKENS).tokens
     names = token_texts([entry.token for entry in found], opened.tokenizer)
     return [
         {"token": name, "contribution": entry.contribution, "base": entry.base, "steered": entry.steered}
@@ -154,32 +213,38 @@ def _generations(
     prompts: Sequence[str],
     steered: Vectors,
     say: Callable[[str], None],
+    looks: Looks,
 ) -> list[dict[str, Any]]:
-    if opened.model is None or recipe.evaluate.generate_tokens == 0 or not prompts:
-        return []
     evaluate = recipe.evaluate
-    generate = GenerateSpec(max_new_tokens=evaluate.generate_tokens, temperature=TEMPERATURE)
-    negative, where = {layer: -vector for layer, vector in steered.items()}, _place(recipe)
+    length = evaluate.generate_tokens if looks.tokens is None else looks.tokens
+    if opened.model is None or length == 0 or not prompts:
+        return []
+    generate = GenerateSpec(max_new_tokens=length, temperature=TEMPERATURE)
+    where = _place(recipe)
+    variants: dict[str, Vectors] = {"base": {}, "steered": steered}
+    if looks.negative:
+        variants["negative"] = {layer: -vector for layer, vector in steered.items()}
     runs: list[tuple[list[str], str | None, list[Vectors]]] = [
-        (["base", "steered", "negative"], spec.system_prompt, [{}, steered, negative])
+        (list(variants), spec.system_prompt, list(variants.values()))
     ]
     if evaluate.system_prompt is not None:
         runs.append((["prompting", "prompting and steering"], evaluate.system_prompt, [{}, steered]))
     say("writing completions")
     written: dict[str, list[Generation]] = {}
-    for names, system_prompt, variants in runs:
+    for names, system_prompt, under in runs:
         encoded = encode_prompts(prompts, opened.tokenizer, spec, system_prompt)
-        found = generate_under(
-            opened.model,
-            opened.blocks,
-            opened.tokenizer,
-            encoded,
-            variants,
-            generate,
-            seed=recipe.seed,
-            where=where,
-            length_key="evaluate.generate_tokens",
-        )
+        with opened.logits.meter.watching(opened.model, opened.blocks):
+            found = generate_under(
+                opened.model,
+                opened.blocks,
+                opened.tokenizer,
+                encoded,
+                under,
+                generate,
+                seed=recipe.seed,
+                where=where,
+                length_key="evaluate.generate_tokens",
+            )
         written.update(zip(names, found, strict=True))
     return [
         {

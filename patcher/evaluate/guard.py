@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from patcher.capture.logits import LogitsSource
+from patcher.evaluate.contributions import Contributions
 from patcher.evaluate.damage import NeutralText
 from patcher.evaluate.statistics import bootstrap_interval
 from patcher.patched.evaluation import Guard
@@ -26,11 +27,22 @@ def within_guard(guard: GuardSpec, base_perplexity: float, kl: float, perplexity
 
 
 def guard_of(
-    recipe: Recipe, source: LogitsSource, texts: Sequence[Sequence[int]], name: str, vectors: Mapping[int, torch.Tensor]
+    recipe: Recipe,
+    source: LogitsSource,
+    neutral: NeutralText,
+    texts: int,
+    name: str,
+    vectors: Mapping[int, torch.Tensor],
+    contributions: Contributions,
 ) -> dict[str, Any]:
-    """`evaluation.guard`: the damage of the whole edit, and whether it is accepted."""
-    chosen = texts[: recipe.evaluate.neutral_limit]
-    base, steered = NeutralText(chosen).damage(source, [{}, vectors])
+    """`evaluation.guard`: the damage of the whole edit on the first ``texts`` texts, and whether it is accepted.
+
+    Args:
+        name: what the texts are.
+        contributions: filled with the tokens that make up the divergence.
+    """
+    base, steered = neutral.damage(source, [{}, vectors], texts, contributions)
+    tokens, compared = sum(map(len, neutral.texts[:texts])), neutral.compared(texts)
     guard = recipe.evaluate.guard
     low, high = bootstrap_interval(steered.kl, recipe.seed, weights=steered.tokens)
     return {
@@ -41,7 +53,7 @@ def guard_of(
         "perplexity": {"base": base.perplexity, "steered": steered.perplexity},
         "perplexity_limit": guard.perplexity,
         "within": within_guard(guard, base.perplexity, steered.mean_kl, steered.perplexity),
-        "text": f"{len(chosen)} {name}, {sum(map(len, chosen))} tokens",
+        "text": f"{texts} {name}, {tokens} tokens" + (f", {compared} of them compared" if compared < tokens else ""),
     }
 
 

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
+from patcher.capture.layout import Text
 from patcher.capture.logits import LogitsSource
-from patcher.evaluate.scoring import Vectors, mean_log_probs, next_token_logits
+from patcher.evaluate.scoring import (
+    Rows,
+    Vectors,
+    ending,
+    mean_log_probs,
+    run_texts,
+    scored_from,
+    token_log_probs,
+)
 
 ANSWER_PROBABILITY = "answer_probability"
 LOG_ODDS = "log_odds_per_token"
@@ -38,31 +47,47 @@ def answer_probability(
     Read at the token in which the answers differ, after what they share, as CAA does (Rimsky et al. 2024, sec. 4).
     Answers that cannot be told apart by one token are scored as whole texts.
     """
+    asked = _asked(questions)
     result = torch.zeros(len(variants), len(questions), dtype=torch.float64)
-    by_token: list[tuple[int, tuple[int, ...], list[int]]] = []
-    by_text: list[tuple[int, Option]] = []
+    totals = torch.zeros(len(variants), len(asked), dtype=torch.float64)
+
+    def use(variant: int, rows: Rows) -> None:
+        for place, logits in rows:
+            owner, text, nexts = asked[place]
+            if nexts:
+                result[variant, owner] = torch.softmax(logits[0, list(nexts)].float().cpu().double(), dim=-1)[0]
+            else:
+                totals[variant, place] = token_log_probs(logits, text).sum()
+
+    run_texts(source, [text for _owner, text, _nexts in asked], variants, batch_size, use)
+    for owner in dict.fromkeys(owner for owner, _text, nexts in asked if not nexts):
+        places = [place for place, entry in enumerate(asked) if entry[0] == owner]
+        result[:, owner] = torch.softmax(totals[:, places], dim=-1)[:, 0]
+    return result
+
+
+def _asked(questions: Sequence[Question]) -> list[tuple[int, Text, tuple[int, ...]]]:
+    """What is run for lettered questions: whose it is, the text, and the tokens that are compared after it.
+
+    Without such tokens the text is one answer, and is scored as a whole.
+    """
+    found: list[tuple[int, Text, tuple[int, ...]]] = []
     for index, question in enumerate(questions):
         ids = [option.ids for option in question.options]
         shared = _shared_prefix(ids)
-        nexts = [option[shared] for option in ids if len(option) > shared]
+        nexts = tuple(option[shared] for option in ids if len(option) > shared)
         if shared and len(set(nexts)) == len(ids):
-            by_token.append((index, ids[0][:shared], nexts))
+            found.append((index, ending(ids[0][:shared]), nexts))
         else:
-            by_text += [(index, option) for option in question.options]
-    if by_token:
-        prefixes, tokens = [entry[1] for entry in by_token], [entry[2] for entry in by_token]
-        logits = next_token_logits(source, prefixes, tokens, variants, batch_size)
-        for variant, found in enumerate(logits):
-            for (index, _prefix, _nexts), values in zip(by_token, found, strict=True):
-                result[variant, index] = torch.softmax(values.double(), dim=-1)[0]
-    if by_text:
-        options = [option for _index, option in by_text]
-        means = mean_log_probs(source, [o.ids for o in options], [o.start for o in options], variants, batch_size)
-        totals = means * torch.tensor([len(o.ids) - max(1, o.start) for o in options], dtype=torch.float64)
-        for index in sorted({index for index, _option in by_text}):
-            places = [place for place, (owner, _option) in enumerate(by_text) if owner == index]
-            result[:, index] = torch.softmax(totals[:, places], dim=-1)[:, 0]
-    return result
+            found += [(index, scored_from(option.ids, option.start), ()) for option in question.options]
+    return found
+
+
+def texts_of(questions: Sequence[Question]) -> list[Text]:
+    """What is run for questions, whichever measure they allow."""
+    if measure_of(questions)[0] == ANSWER_PROBABILITY:
+        return [text for _owner, text, _nexts in _asked(questions)]
+    return [scored_from(option.ids, option.start) for question in questions for option in question.options[:2]]
 
 
 def log_odds(

@@ -6,17 +6,18 @@ That texts lie apart says that the direction is there. It does not say that addi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from patcher.capture.layout import Text
 from patcher.capture.logits import LogitsSource
 from patcher.capture.opened import OpenedBase
 from patcher.evaluate.effect import Effect, PairsEffect
 from patcher.evaluate.held_out import Option, Question
 from patcher.evaluate.log_probs import next_token_log_probs, wide
-from patcher.evaluate.scoring import Rows, Vectors
+from patcher.evaluate.scoring import Rows, Vectors, ending
 from patcher.pairs.pair import TokenisedSide
 from patcher.vectors.both_lists import BothLists, Texts, sample_texts
 from patcher.vectors.lists import PreparedLists
@@ -27,7 +28,7 @@ FIRST_TOKEN = "first_token_as_after_positives"
 IN_SAMPLE = "measured on the texts that the vector was made of: none were held out"
 RANDOM_DIRECTIONS = 100
 """Beside the separation: a projection costs nothing."""
-_MOST_PROMPTS = 50
+MOST_PROMPTS = 50
 """Of either list, whose next tokens are what is compared with."""
 _SMOOTHING = 0.1
 """Of a uniform distribution: a token that follows neither list speaks for neither."""
@@ -62,6 +63,12 @@ class FirstTokenEffect:
     def count(self) -> int:
         return len(self.prompts)
 
+    def first(self, items: int) -> FirstTokenEffect:
+        return replace(self, prompts=self.prompts[:items])
+
+    def texts(self, items: int) -> list[Text]:
+        return [ending(ids) for ids in self.prompts[:items]]
+
     def values(self, source: LogitsSource, variants: Sequence[Vectors], items: int) -> torch.Tensor:
         chosen = self.prompts[:items]
         result = torch.zeros(len(variants), len(chosen), dtype=torch.float64)
@@ -81,6 +88,7 @@ def list_effect(
     *,
     expected_sign: float,
     batch_size: int,
+    compared: int = MOST_PROMPTS,
 ) -> Effect:
     """What adding the vector does to the texts of two lists.
 
@@ -92,6 +100,7 @@ def list_effect(
     Args:
         source: the base.
         measured: texts to measure on.
+        compared: at most so many prompts of either list say which next tokens are whose.
     """
     sides = lists.tokenised(measured)
     if lists.continued:
@@ -101,7 +110,7 @@ def list_effect(
         ]
         return PairsEffect(questions, batch_size)
     prompts = sides.negative if expected_sign > 0 else sides.positive
-    shares = _shares(source, lists.sides.first(_MOST_PROMPTS), batch_size)
+    shares = _shares(source, lists.sides.first(compared), batch_size)
     return FirstTokenEffect([side.ids for side in prompts], shares, batch_size)
 
 
@@ -115,17 +124,16 @@ def _option(side: TokenisedSide) -> Option:
 
 
 def _shares(source: LogitsSource, sides: BothLists[TokenisedSide], batch_size: int) -> torch.Tensor:
-    means = []
-    for prompts in (sides.positive, sides.negative):
-        total = torch.zeros(())
+    totals = [torch.zeros(()), torch.zeros(())]
+    first = len(sides.positive)
 
-        def use(_variant: int, rows: Rows) -> None:
-            nonlocal total
-            for _index, log_probs in rows:
-                total = total + wide(log_probs[0].exp()).cpu()
+    def use(_variant: int, rows: Rows) -> None:
+        for index, log_probs in rows:
+            totals[index >= first] = totals[index >= first] + wide(log_probs[0].exp()).cpu()
 
-        next_token_log_probs(source, [side.ids for side in prompts], [{}], batch_size, use, last_only=True)
-        means.append(total / len(prompts))
+    # One call for both: a base that is streamed from the disk is read once for each.
+    next_token_log_probs(source, [side.ids for side in sides], [{}], batch_size, use, last_only=True)
+    means = [total / len(prompts) for total, prompts in zip(totals, (sides.positive, sides.negative), strict=True)]
     positive, negative = means
     little = _SMOOTHING / len(positive)
     return ((positive + little) / (positive + negative + 2 * little)).float()

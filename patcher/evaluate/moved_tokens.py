@@ -153,6 +153,19 @@ def top_contributing_tokens(
         count: how many tokens.
         last_only: only the distribution after each text's last token.
     """
+    return contributions_to(source, texts, base, steered, batch_size, last_only=last_only).top(count)
+
+
+def contributions_to(
+    source: LogitsSource,
+    texts: Sequence[Sequence[int]],
+    base: Vectors,
+    steered: Vectors,
+    batch_size: int,
+    *,
+    last_only: bool = False,
+) -> Contributions:
+    """What :func:`top_contributing_tokens` lists the top of."""
     before: dict[int, torch.Tensor] = {}
     found = Contributions()
 
@@ -165,4 +178,4 @@ def top_contributing_tokens(
             found.add(before[text], after)
 
     next_token_log_probs(source, texts, [base, steered], batch_size, use, last_only=last_only)
-    return found.top(count)
+    return found

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
+from typing import TypeVar
+
+Text = TypeVar("Text")
 
 
 def neutral_texts(limit: int | None = None) -> list[str]:
@@ -16,6 +20,11 @@ def neutral_texts(limit: int | None = None) -> list[str]:
     """
     text = resources.files("patcher.evaluate").joinpath("neutral.txt").read_text(encoding="utf-8")
     return _passages(text)[:limit]
+
+
+def in_measured_order(texts: Sequence[Text]) -> list[Text]:
+    """Every other text, then the others: a sweep chooses on the first half, so a build's guard is of a part of it."""
+    return [*texts[0::2], *texts[1::2]]
 
 
 def _passages(text: str) -> list[str]:

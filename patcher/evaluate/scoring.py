@@ -127,22 +127,10 @@ def scored_from(ids: Sequence[int], start: int) -> Text:
     return Text(ids, range(max(1, start) - 1, len(ids) - 1))
 
 
-def next_token_logits(
-    source: LogitsSource,
-    sequences: Sequence[Sequence[int]],
-    tokens: Sequence[Sequence[int]],
-    variants: Sequence[Vectors],
-    batch_size: int,
-) -> list[list[torch.Tensor]]:
-    """For each variant and each sequence, the logits of the sequence's ``tokens`` after its last one; fp32, CPU."""
-    found = [[torch.empty(0)] * len(sequences) for _ in variants]
-
-    def use(variant: int, rows: Rows) -> None:
-        for index, logits in rows:
-            found[variant][index] = logits[0, list(tokens[index])].float().cpu()
-
-    run_texts(source, [ending(ids) for ids in sequences], variants, batch_size, use)
-    return found
+def token_log_probs(logits: torch.Tensor, text: Text) -> torch.Tensor:
+    """Log-probabilities of the tokens that follow where a text is read, [read], fp64, from [read, vocabulary]."""
+    following = torch.tensor([text.ids[place + 1] for place in text.read])
+    return torch.log_softmax(logits.float(), dim=-1).cpu().gather(-1, following[:, None])[:, 0].double()
 
 
 def mean_log_probs(
@@ -160,9 +148,7 @@ def mean_log_probs(
 
     def use(variant: int, rows: Rows) -> None:
         for index, logits in rows:
-            ids = torch.tensor(list(sequences[index]))[max(1, starts[index]) :]
-            log_probs = torch.log_softmax(logits.float(), dim=-1).cpu()
-            result[variant, index] = log_probs.gather(-1, ids[:, None])[:, 0].double().mean()
+            result[variant, index] = token_log_probs(logits, texts[index]).mean()
 
     texts = [scored_from(ids, start) for ids, start in zip(sequences, starts, strict=True)]
     run_texts(source, texts, variants, batch_size, use)

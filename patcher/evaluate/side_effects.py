@@ -10,7 +10,7 @@ import torch
 
 from patcher.capture.logits import LogitsSource
 from patcher.capture.opened import OpenedBase
-from patcher.evaluate.damage import NeutralText
+from patcher.evaluate.damage import POSITIONS, NeutralText
 from patcher.evaluate.effect import Effect
 from patcher.evaluate.held_out import random_like
 from patcher.evaluate.neutral import neutral_texts
@@ -70,7 +70,7 @@ class Curve:
         noise = random_like(vectors, seed)
         scaled = [_times(vectors, factor) for factor in FACTORS] + [_times(noise, factor) for factor in FACTORS]
         values = effect.values(source, [{}, *scaled], items)
-        damages = NeutralText(texts[:_CURVE_ITEMS]).damage(source, scaled)
+        damages = NeutralText(texts[:_CURVE_ITEMS], positions=POSITIONS).damage(source, scaled)
         cells = []
         for factor, value, damage in zip(FACTORS * 2, values[1:], damages, strict=True):
             shifts = (value - values[0]) * self.sign

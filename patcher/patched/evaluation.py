@@ -55,8 +55,12 @@ class RecordedEffect(Part):
     unit: str | None = None
     base: Number | None = None
     steered: Number | None = None
+    shift: Number | None = None
+    shift_low: Number | None = None
+    shift_high: Number | None = None
     negative: Number | None = None
     random: list[Number] | Number | None = None
+    random_pairs: int | None = None
     distinguishable: bool | None = None
     held_out: bool | None = None
     prompting: Prompting | None = None
@@ -114,6 +118,17 @@ class Task(Part):
     patched_stderr: Number | None = None
 
 
+class Budget(Part):
+    """What measuring was allowed to cost and did, in tokens through all blocks, and what was measured less of."""
+
+    asked: Number | str | None = None
+    allowed: Number | None = None
+    spent: Number | None = None
+    outside: Number | None = None
+    capture: Number | None = None
+    cut: list[str] = []
+
+
 class SweepRow(Part):
     """One row of a sweep's report."""
 
@@ -152,4 +167,6 @@ class Evaluation(RecordedEffect):
     generation_temperature: Number | None = None
     scores: Scores | None = None
     lm_eval: list[Task] = []
+    budget: Budget | None = None
+    dtype: str | None = None
     sweep: SweepChoice | None = None

@@ -24,6 +24,9 @@ class EvaluateSpec(Strict):
 
     enabled: bool = True
     """Measure the effect on held-out pairs beside its controls."""
+    budget: PositiveNumber | Literal["full"] = 1.0
+    """What measuring may cost, in multiples of what reading the activations costs (counted in tokens that pass through
+    all blocks, 2,000 at least); what does not fit is measured on less, and said. `full`: everything is measured."""
     pairs: Pairs | None = None
     """Held-out pairs of their own; by default a seeded split of each vector's pairs."""
     format: Literal["auto", "ab", "pairs"] = "auto"

@@ -5,9 +5,10 @@ Unknown keys are refused with a suggestion, and all that is wrong is reported at
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +16,8 @@ from patcher.errors import InputError, Problem
 from patcher.errors.misspelt import closest
 from patcher.recipe.schema import Recipe
 from patcher.recipe.yaml_lines import YamlDocument, parse_yaml
+
+Read = TypeVar("Read")
 
 _MOST_PROBLEMS = 30
 _MOST_ERRORS = 500
@@ -34,11 +37,13 @@ class LoadedRecipe:
         recipe: the keys: those of the file, with what the command line changed.
         text: of the file, verbatim.
         path: of the file.
+        read: what was read for it, by what it was read from; see :meth:`once`.
     """
 
     recipe: Recipe
     text: str
     path: Path
+    read: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -58,6 +63,13 @@ class LoadedRecipe:
         for spec in self.recipe.vectors:
             if spec.file is not None and not self.file(spec.file).exists():
                 raise no_vector_file(self.file(spec.file))
+
+    def once(self, key: Hashable, read: Callable[[], Read]) -> Read:
+        """What ``read`` gives, which is asked for ``key`` only the first time; it must not be changed."""
+        if key not in self.read:
+            self.read[key] = read()
+        found: Read = self.read[key]
+        return found
 
     def place(self, key: str) -> str:
         """How an error names a key: ``recipe.yaml: vectors.0``."""

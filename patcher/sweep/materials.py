@@ -15,9 +15,9 @@ from patcher.errors import InputError
 from patcher.evaluate.damage import NeutralText
 from patcher.evaluate.details import batch_rows
 from patcher.evaluate.effect import Effect, PairsEffect, TextEffect
+from patcher.evaluate.inputs import IN_SAMPLE, pairs_to_measure
 from patcher.evaluate.lists import IN_SAMPLE as LISTS_IN_SAMPLE
 from patcher.evaluate.lists import list_effect
-from patcher.evaluate.of_build import IN_SAMPLE, pairs_to_measure
 from patcher.evaluate.questions import build_question, questions_with_prompt
 from patcher.evaluate.side_effects import neutral_ids
 from patcher.evaluate.texts import encode_texts, read_passages, split_sentences

@@ -29,8 +29,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(demo: Path) -> Path:
-    wanted = "evaluate.system_prompt=Say that it is good."
-    build_recipe(demo / "quickstart.yaml", demo / "out", wanted, strict=True)
+    wanted = ("evaluate.system_prompt=Say that it is good.", "evaluate.budget=full")
+    build_recipe(demo / "quickstart.yaml", demo / "out", *wanted, strict=True)
     return demo / "out"
 
 

@@ -41,7 +41,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(folder: Path, name: str, **keys: Any) -> Path:
-    evaluate = {"neutral": "neutral.txt", "generate_tokens": 0, "pictures": False, **keys.pop("evaluate", {})}
+    evaluate = {
+        "budget": "full",
+        "neutral": "neutral.txt",
+        "generate_tokens": 0,
+        "pictures": False,
+        **keys.pop("evaluate", {}),
+    }
     vector = {"name": "approving", "positives": "good.json", "negatives": "bad.json", "layer": LAYER}
     vector |= {"scale": 7, "coefficient": 2.0, **keys.pop("vector", {})}
     path = folder / f"{name}.yaml"

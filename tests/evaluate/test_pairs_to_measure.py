@@ -11,7 +11,7 @@ from support.sweep_reference import PAIRS
 from support.tiny_models import default_checkpoint, tiny_tokenizer
 
 from patcher.build.planning import plan_build
-from patcher.evaluate.of_build import IN_SAMPLE, pairs_to_measure
+from patcher.evaluate.inputs import IN_SAMPLE, pairs_to_measure
 from patcher.recipe.file import load_recipe
 from patcher.vectors.finding import prepare_vectors
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from support.sweep_reference import LETTERS, PAIRS, parts_of, write_sweep
 from support.tiny_models import tiny_tokenizer
 
-from patcher.evaluate.of_build import IN_SAMPLE
+from patcher.evaluate.inputs import IN_SAMPLE
 from patcher.pairs.pair import ContrastPair
 from patcher.recipe.rewriting import chosen_recipe
 from patcher.sweep.materials import Parts, _halves

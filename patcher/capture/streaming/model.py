@@ -132,7 +132,7 @@ class StreamedModel:
 
         Args:
             jobs: forward passes, each with what is added to its residual stream.
-            use: called with the index of a job and its logits, as :meth:`patcher.capture.logits.LogitsSource.logits` gives them.
+            use: called with the index of a job and its logits, as it asks for them.
 
         Raises:
             InputError, OutsideError: as in :meth:`run`.
