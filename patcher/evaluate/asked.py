@@ -106,12 +106,10 @@ def asked_of(
     every = sample_pairs(pairs, spec.limit, seed)
     effect: Effect
     if every:
-
-        def questions(count: int) -> list[Question]:
-            return [build_question(pair, opened.tokenizer, entry.spec) for pair in sample_pairs(every, count, seed)]
+        questions = {id(pair): build_question(pair, opened.tokenizer, entry.spec) for pair in every}
 
         def of_pairs(count: int) -> Effect:
-            return PairsEffect(questions(count), rows)
+            return PairsEffect([questions[id(pair)] for pair in sample_pairs(every, count, seed)], rows)
 
         effect = of_pairs(most_within(len(every), lambda count: _cost(source, of_pairs(count), vectors), allowed))
         unit = "held-out pairs" if held_out else "pairs"

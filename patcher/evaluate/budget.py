@@ -103,8 +103,11 @@ class Budget:
 
 
 def most_within(count: int, cost: Callable[[int], float], allowed: float, least: int = 1) -> int:
-    """The most items, of ``count``, whose cost is within what is allowed; not fewer than ``least``, if there are."""
-    found = count
-    while found > least and (needed := cost(found)) > allowed:
-        found = max(least, min(found - 1, int(found * allowed / needed)))
-    return found
+    """The most items, of ``count``, whose cost (which grows with them) is within what is allowed; not fewer than ``least``, if there are."""
+    if count <= least or cost(count) <= allowed:
+        return count
+    fits, too_many = least, count
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if cost(middle) <= allowed else (fits, middle)
+    return fits

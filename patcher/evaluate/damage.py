@@ -88,12 +88,10 @@ class _Base:
 def sampled_positions(ids: Sequence[int], most: int | None) -> tuple[int, ...]:
     """At most ``most`` positions of a text that another token follows, drawn by the text itself: the same anywhere.
 
-    All positions, the last one too, where ``most`` is None.
+    Where ``most`` is None or there are no more of them: all positions, the last one too.
     """
-    if most is None:
+    if most is None or most >= len(ids) - 1:
         return tuple(range(len(ids)))
-    if most >= len(ids) - 1:
-        return tuple(range(len(ids) - 1))
     digest = hashlib.blake2b(repr(tuple(map(int, ids))).encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
     return tuple(sorted(torch.randperm(len(ids) - 1, generator=generator)[:most].tolist()))

@@ -12,7 +12,7 @@ import torch
 
 from patcher.capture.opened import OpenedBase
 from patcher.errors import InputError
-from patcher.evaluate.damage import NeutralText
+from patcher.evaluate.damage import POSITIONS, NeutralText
 from patcher.evaluate.details import batch_rows
 from patcher.evaluate.effect import Effect, PairsEffect, TextEffect
 from patcher.evaluate.inputs import IN_SAMPLE, pairs_to_measure
@@ -195,11 +195,11 @@ def gather(
         notes.append("a system prompt is compared on pairs, and lists have none: it is left out")
     elif evaluate.system_prompt is not None:
         prompting = PairsEffect(questions_with_prompt(parts.report, tokenizer, spec, evaluate.system_prompt), rows)
-    sign, neutral_text = math.copysign(1.0, spec.factor), NeutralText(halves[0], memory)
+    sign, neutral_text = math.copysign(1.0, spec.factor), NeutralText(halves[0], memory, POSITIONS)
     choosing = CellBench(opened.logits, choose, neutral_text, on_topic, off_topic, sign, added, rows)
     return Materials(
         choosing,
-        replace(choosing, effect=report, neutral=NeutralText(halves[1], memory)),
+        replace(choosing, effect=report, neutral=NeutralText(halves[1], memory, POSITIONS)),
         f"{len(halves[0])} {name} to choose on and {len(halves[1])} to report on, "
         f"{sum(map(len, halves[0])) + sum(map(len, halves[1]))} tokens",
         prompting,

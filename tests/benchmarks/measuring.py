@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from patcher.build.base_run import BaseRun
-from patcher.build.inputs import prepared_base
 from patcher.build.job import Job, silent
 from patcher.build.planning import plan_build, with_weights
 from patcher.capture.opened import OpenedBase
 from patcher.capture.reader import ResidualReader
+from patcher.checkpoint.prepare import prepared_base
 from patcher.evaluate.of_build import evaluate_build
 from patcher.recipe.file import load_recipe
 from patcher.vectors.steering_vector import sum_by_layer

@@ -11,7 +11,7 @@ from support.sweep_reference import NEUTRAL, Plain, make_model
 
 from patcher.capture.logits import LoadedModel, LogitsJob
 from patcher.capture.resuming import ResumingModel
-from patcher.evaluate.damage import NeutralText
+from patcher.evaluate.damage import NeutralText, sampled_positions
 from patcher.evaluate.scoring import mean_log_probs
 from patcher.evaluate.texts import encode_texts
 
@@ -85,3 +85,21 @@ def test_logits_that_are_no_numbers() -> None:
     for wrong in (math.nan, math.inf):
         (found,) = NeutralText([(0, 1)]).damage(Given(base, torch.full((1, 2, 3), wrong)), [{0: torch.ones(1)}])
         assert math.isnan(found.mean_kl) and math.isnan(found.perplexity)
+
+
+def test_a_sample_of_positions_is_the_text_s_own(plain: Plain) -> None:
+    source, variant = LoadedModel(plain.model, plain.blocks), vectors_for(plain)[0]
+    texts = [tuple(ids) for ids in encode_texts(NEUTRAL, plain.tokenizer)]
+    drawn = [sampled_positions(ids, 4) for ids in texts]
+    assert all(len(set(places)) == 4 and max(places) < len(ids) - 1 for ids, places in zip(texts, drawn, strict=True))
+    assert len(set(drawn)) > 1 and drawn == [sampled_positions(list(ids), 4) for ids in texts]
+    assert sampled_positions(texts[0], 100) == tuple(range(len(texts[0])))
+    # The same text is compared at the same places, whatever stands beside it: a build and a sweep say the same of it.
+    sampled = NeutralText(texts, positions=4)
+    [whole], [part] = sampled.damage(source, [variant]), NeutralText(texts[:2], positions=4).damage(source, [variant])
+    assert torch.allclose(whole.kl[:2], part.kl, atol=1e-6) and sampled.compared() == 4 * len(texts)
+    [everywhere] = NeutralText(texts).damage(source, [variant])
+    for index, ids in enumerate(texts):
+        at = float(plain.divergence_at(ids, variant)[list(drawn[index])].mean())
+        assert float(whole.kl[index]) == pytest.approx(at, abs=1e-5, rel=1e-4)
+    assert whole.mean_kl == pytest.approx(everywhere.mean_kl, rel=1.0) and whole.mean_kl != everywhere.mean_kl

@@ -178,11 +178,12 @@ class Plain:
 
     def divergence(self, texts: Sequence[Sequence[int]], vectors: Mapping[int, torch.Tensor]) -> float:
         """KL(base || steered), nats, over all positions of all texts."""
-        terms = []
-        for ids in texts:
-            base, steered = self.log_probs(ids, {}), self.log_probs(ids, vectors)
-            terms.append((base.exp() * (base - steered)).sum(dim=-1))
-        return float(torch.cat(terms).mean())
+        return float(torch.cat([self.divergence_at(ids, vectors) for ids in texts]).mean())
+
+    def divergence_at(self, ids: Sequence[int], vectors: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """The same at each position of a text."""
+        base, steered = self.log_probs(ids, {}), self.log_probs(ids, vectors)
+        return (base.exp() * (base - steered)).sum(dim=-1)
 
     def _scores(self, ids: Sequence[int], vectors: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities of the tokens after the first."""
