@@ -288,5 +288,5 @@ def _key(inputs: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(inputs):
         digest.update(f"{name}{tuple(inputs[name].shape)}".encode())
-        digest.update(inputs[name].cpu().contiguous().numpy().tobytes())
+        digest.update(inputs[name].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

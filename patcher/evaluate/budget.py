@@ -103,7 +103,7 @@ class Budget:
 
 
 def most_within(count: int, cost: Callable[[int], float], allowed: float, least: int = 1) -> int:
-    """The most items, of ``count``, whose cost (which grows with them) is within what is allowed; not fewer than ``least``, if there are."""
+    """The most items, of ``count``, whose cost is within what is allowed, at least ``least``; it grows with them."""
     if count <= least or cost(count) <= allowed:
         return count
     fits, too_many = least, count

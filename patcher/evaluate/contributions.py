@@ -46,8 +46,12 @@ class Contributions:
 
     def add(self, before: torch.Tensor, after: torch.Tensor) -> None:
         """Log-probabilities of some positions, [positions, vocabulary], without the vectors and under them."""
-        parts = (_terms(after, before), before.exp(), after.exp())
-        found = torch.stack([_wide(part).sum(dim=0).cpu() for part in parts])
+        p, q = after.exp(), before.exp()
+        # A token that cannot be said adds nothing.
+        parts = (torch.where(p > 0, p * (after - before), 0.0), q, p)
+        # Apple's GPUs have no fp64.
+        exact = torch.float32 if after.device.type == "mps" else torch.float64
+        found = torch.stack([part.sum(dim=0, dtype=exact).cpu().double() for part in parts])
         self._sums = [self._sums[0] + found] if self._sums else [found]
         self.positions += len(after)
 
@@ -59,14 +63,3 @@ class Contributions:
         top = means[0].topk(min(count, means.shape[1])).indices.tolist()
         found = tuple(TokenContribution(token, *means[:, token].tolist()) for token in top)
         return TokenContributions(float(means[0].sum()), found)
-
-
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    """As fp64, on the device that has it."""
-    return (values.cpu() if values.device.type == "mps" else values).double()
-
-
-def _terms(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """p log(p / q) of log-probabilities; a token that cannot be said adds nothing."""
-    p = first.exp()
-    return torch.where(p > 0, p * (first - second), 0.0)

@@ -18,6 +18,8 @@ Rows = Iterator[tuple[int, torch.Tensor]]
 
 MOST_READ = 512
 """At most so many places of a batch are read: each of them has the logits of a whole vocabulary."""
+_READ_SHARE = 16
+"""On a device that computes large batches well, this part of a batch may be read."""
 
 _Place = tuple[int, Callable[[torch.Tensor], torch.Tensor]]
 """The index of a text, and how its logits are taken from those of its batch."""
@@ -67,7 +69,8 @@ def _batches(source: LogitsSource, texts: Sequence[Text], batch_size: int) -> It
         yield from _plain(texts, read, batch_size)
         return
     # In this order a text stands beside the one that it shares most with.
-    for chosen in _chunks(texts, sorted(read, key=lambda index: tuple(texts[index].ids))):
+    most = max(MOST_READ, layout.tokens // _READ_SHARE)
+    for chosen in _chunks(texts, sorted(read, key=lambda index: tuple(texts[index].ids)), most):
         for batch in layout.batches([texts[index] for index in chosen], batch_size):
             counts = [len(place.columns) for place in batch.places]
             columns = torch.tensor([column for place in batch.places for column in place.columns])
@@ -80,11 +83,11 @@ def _batches(source: LogitsSource, texts: Sequence[Text], batch_size: int) -> It
             yield LogitsJob(batch.inputs_in(source.dtype), {}, columns, rows), places
 
 
-def _chunks(texts: Sequence[Text], order: Sequence[int]) -> Iterator[list[int]]:
+def _chunks(texts: Sequence[Text], order: Sequence[int], most: int) -> Iterator[list[int]]:
     chosen: list[int] = []
     places = 0
     for index in order:
-        if chosen and places + len(texts[index].read) > MOST_READ:
+        if chosen and places + len(texts[index].read) > most:
             yield chosen
             chosen, places = [], 0
         chosen.append(index)
@@ -129,8 +132,9 @@ def scored_from(ids: Sequence[int], start: int) -> Text:
 
 def token_log_probs(logits: torch.Tensor, text: Text) -> torch.Tensor:
     """Log-probabilities of the tokens that follow where a text is read, [read], fp64, from [read, vocabulary]."""
-    following = torch.tensor([text.ids[place + 1] for place in text.read])
-    return torch.log_softmax(logits.float(), dim=-1).cpu().gather(-1, following[:, None])[:, 0].double()
+    following = torch.tensor([text.ids[place + 1] for place in text.read], device=logits.device)
+    logits = logits.float()
+    return (logits.gather(-1, following[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)).cpu().double()
 
 
 def mean_log_probs(

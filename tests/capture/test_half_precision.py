@@ -69,11 +69,9 @@ def test_a_build_says_in_what_it_measured(tmp_path: Path) -> None:
 def test_a_cpu_that_torch_does_not_know_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    for seconds, expected in (
-        ({torch.float32: 1.3, torch.bfloat16: 1.0}, True),
-        ({torch.float32: 1.2, torch.bfloat16: 1.0}, False),
-    ):
+    for times, expected in ((1.3, True), (1.2, False)):
         half_precision.fast_in_half.cache_clear()
-        monkeypatch.setattr(half_precision, "_seconds", lambda dtype, seconds=seconds: seconds[dtype])
+        taken = {torch.float32: times, torch.bfloat16: 1.0}
+        monkeypatch.setattr(half_precision, "_seconds", taken.__getitem__)
         assert half_precision.fast_in_half() is expected
     half_precision.fast_in_half.cache_clear()

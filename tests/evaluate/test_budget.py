@@ -30,10 +30,9 @@ class Counted:
 
         def loading(*arguments: Any, **options: Any) -> Any:
             model, tokenizer = load(*arguments, **options)
-            for block in model.model.layers:
-                block.mlp.register_forward_hook(
-                    lambda _module, _inputs, found: self.add(found, len(model.model.layers))
-                )
+            blocks = model.model.layers
+            for block in blocks:
+                block.mlp.register_forward_hook(lambda _module, _inputs, found: self.add(found, len(blocks)))
             return model, tokenizer
 
         def evaluating(*arguments: Any) -> Any:
@@ -80,9 +79,10 @@ def long(rows: list[dict[str, str]], times: int, copies: int = 1) -> list[dict[s
     ]
 
 
-@pytest.mark.parametrize(
-    "rows", [PAIRS, LETTERS, long(PAIRS, 30), long(LETTERS, 20, 4)], ids=["few", "ab", "long", "ab-many"]
-)
+MANY = {"few": PAIRS, "lettered": LETTERS, "long": long(PAIRS, 30), "long lettered": long(LETTERS, 20, 4)}
+
+
+@pytest.mark.parametrize("rows", MANY.values(), ids=MANY)
 def test_the_default_spends_about_what_capturing_does(
     base: Path, rows: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from support.sweep_reference import PAIRS
 from support.tiny_models import default_checkpoint, tiny_tokenizer
 
 from patcher.build.planning import plan_build
+from patcher.evaluate import inputs
 from patcher.evaluate.inputs import IN_SAMPLE, pairs_to_measure
 from patcher.recipe.file import load_recipe
 from patcher.vectors.finding import prepare_vectors
@@ -123,3 +124,11 @@ def test_a_side_that_all_share_is_not_seen_in_it(tmp_path: Path) -> None:
     single = [{"positive": "Love", "negative": " "}]
     own = [{"positive": f"{row['prompt']} love", "negative": " "} for row in LAST]
     assert len(measured(recipe(tmp_path, single, pairs=own))[0]) == len(LAST)
+
+
+def test_the_pairs_of_the_evaluation_are_read_once(tmp_path: Path, monkeypatch: Any) -> None:
+    default_checkpoint(tmp_path / "model", "llama")
+    read, load = [], inputs.load_pairs
+    monkeypatch.setattr(inputs, "load_pairs", lambda *given, **options: read.append(given) or load(*given, **options))
+    build_recipe(recipe(tmp_path, FIRST, OTHERS, pairs=LAST), tmp_path / "out")
+    assert len(read) == 1

@@ -33,8 +33,11 @@ DOTTED = re.compile(
     r"(?<![\w./:-])((?:capture|evaluate|verify|sweep|calibration|generate|vectors\.0)(?:\.[a-z_0-9]+)+)"
     r"(?![\w/]|\.(?!\s|$))"
 )
-NO_KEYS = re.compile(r"^(?:sweep\.(?:json|csv|html|png)|capture\.shared_prefixes|calibration\.txt)$")
-"""Files and modules that look like keys."""
+NO_KEYS = re.compile(
+    r"^(?:sweep\.(?:json|csv|html|png)|capture\.shared_prefixes|calibration\.txt"
+    r"|evaluate\.(?:cast|effect|texts|controls|curve|completions))$"
+)
+"""Files, modules and stages of a build that look like keys."""
 PATH = re.compile(r"\b(?:patcher|docs|tests|tools|recipes)/[\w./-]+\w")
 OF_CONFIGS = {"tie_word_embeddings", "pad_token_id", "vocab_size", "model_type", "task_type", "modules_to_save"}
 """Keys of config.json and adapter_config.json, which are no recipe's."""

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
+from patcher.evaluate.damage import sampled_positions
 from patcher.evaluate.questions import build_question
 from patcher.evaluate.texts import encode_texts
 from patcher.pairs.pair import ContrastPair
@@ -172,13 +173,23 @@ class Plain:
     def text_effect(self, ids: Sequence[int], vectors: Mapping[int, torch.Tensor]) -> float:
         return float(self._scores(ids, vectors).mean())
 
-    def perplexity(self, texts: Sequence[Sequence[int]], vectors: Mapping[int, torch.Tensor]) -> float:
-        scores = torch.cat([self._scores(ids, vectors) for ids in texts])
-        return math.exp(-float(scores.mean()))
+    def perplexity(
+        self, texts: Sequence[Sequence[int]], vectors: Mapping[int, torch.Tensor], most: int | None = None
+    ) -> float:
+        """Over all tokens of all texts but the first ones; ``most`` as in :meth:`divergence`."""
+        scores = [(self._scores(ids, vectors), sampled_positions(ids, most), len(ids) - 1) for ids in texts]
+        means = [float(found[[at for at in places if at < count]].mean()) * count for found, places, count in scores]
+        return math.exp(-sum(means) / sum(count for _found, _places, count in scores))
 
-    def divergence(self, texts: Sequence[Sequence[int]], vectors: Mapping[int, torch.Tensor]) -> float:
-        """KL(base || steered), nats, over all positions of all texts."""
-        return float(torch.cat([self.divergence_at(ids, vectors) for ids in texts]).mean())
+    def divergence(
+        self, texts: Sequence[Sequence[int]], vectors: Mapping[int, torch.Tensor], most: int | None = None
+    ) -> float:
+        """KL(base || steered), nats, over all tokens of all texts; of each at most ``most`` positions are seen."""
+        means = [
+            float(self.divergence_at(ids, vectors)[list(sampled_positions(ids, most))].mean()) * len(ids)
+            for ids in texts
+        ]
+        return sum(means) / sum(map(len, texts))
 
     def divergence_at(self, ids: Sequence[int], vectors: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """The same at each position of a text."""

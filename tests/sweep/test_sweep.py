@@ -26,6 +26,7 @@ from support.sweep_reference import (
 )
 
 from patcher.capture.resuming import ResumingModel
+from patcher.evaluate.damage import POSITIONS as MOST
 from patcher.evaluate.texts import encode_texts, split_sentences
 from patcher.recipe.file import load_recipe
 from patcher.recipe.vector import VectorSpec
@@ -168,8 +169,8 @@ def differences(case: Case, swept: Swept | None = None) -> dict[str, float]:
         expected = {
             "effect": mean([sign * (value - before) for value, before in zip(values, base, strict=True)]),
             "steered": mean(values),
-            "damage": case.plain.divergence(case.neutral(0), vectors),
-            "perplexity": case.plain.perplexity(case.neutral(0), vectors),
+            "damage": case.plain.divergence(case.neutral(0), vectors, MOST),
+            "perplexity": case.plain.perplexity(case.neutral(0), vectors, MOST),
         }
         for key, name in (("on_topic", "on"), ("off_topic", "off")):
             if getattr(case.recipe.evaluate, key) is not None:
@@ -196,7 +197,9 @@ def test_every_cell_equals_the_plain_one(cases: dict[str, Case], name: str) -> N
     assert min(cell["damage"] for cell in data["grid"]) > 10 * TOLERANCE
     others = case.others()
     assert data["baseline"]["steered"] == pytest.approx(mean(case.measure("choose", others)), abs=TOLERANCE)
-    assert data["baseline"]["perplexity"] == pytest.approx(case.plain.perplexity(case.neutral(0), {}), rel=TOLERANCE)
+    assert data["baseline"]["perplexity"] == pytest.approx(
+        case.plain.perplexity(case.neutral(0), {}, MOST), rel=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -215,8 +218,8 @@ def test_every_row_of_the_report_equals_the_plain_one(cases: dict[str, Case], na
         value = mean(case.measure("report", vectors))
         assert row["value"] == pytest.approx(value, abs=TOLERANCE)
         assert row["effect"] == pytest.approx(sign * (value - base), abs=TOLERANCE)
-        assert row["damage"] == pytest.approx(case.plain.divergence(case.neutral(1), vectors), abs=TOLERANCE)
-        assert row["perplexity"] == pytest.approx(case.plain.perplexity(case.neutral(1), vectors), rel=TOLERANCE)
+        assert row["damage"] == pytest.approx(case.plain.divergence(case.neutral(1), vectors, MOST), abs=TOLERANCE)
+        assert row["perplexity"] == pytest.approx(case.plain.perplexity(case.neutral(1), vectors, MOST), rel=TOLERANCE)
         assert row["low"] <= row["effect"] <= row["high"]
     assert {"base", "default"} <= kinds
     if case.swept.chosen is not None:

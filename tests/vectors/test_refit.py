@@ -17,6 +17,7 @@ from patcher.build.planning import plan_build
 from patcher.build.reproduce import reproduce
 from patcher.cli import main
 from patcher.errors import InputError
+from patcher.evaluate.damage import POSITIONS
 from patcher.pairs.formats import load_pairs
 from patcher.patched.reading import read_manifest
 from patcher.recipe.file import load_recipe
@@ -81,7 +82,7 @@ def test_the_final_vector_is_the_mean_over_all_pairs_and_the_measure_is_of_the_o
     texts = plain.encoded(place / "neutral.txt")
     for folder, vector in (("plain", of_used), ("refit", of_all)):
         guard = read_manifest(place / folder).evaluation.guard
-        assert guard.kl == pytest.approx(plain.divergence(texts, {LAYER: vector.float()}), rel=1e-3)
+        assert guard.kl == pytest.approx(plain.divergence(texts, {LAYER: vector.float()}, POSITIONS), rel=1e-3)
 
 
 def test_report_card_and_dry_run_say_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
