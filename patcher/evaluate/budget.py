@@ -70,6 +70,10 @@ class Budget:
         """What may still be spent."""
         return max(0.0, self.allowed - self.spent)
 
+    def reserved(self, share: float) -> float:
+        """What is left for later of a part of the budget; nothing has to be where everything is measured."""
+        return 0.0 if self.full else share * self.allowed
+
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
         """What is spent while this is open was asked for by name, and does not count."""

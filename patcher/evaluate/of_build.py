@@ -124,7 +124,7 @@ class _Evaluation:
     @cached_property
     def _for_guard(self) -> float:
         """What is left for neutral text."""
-        return min(self._guard_cost(len(self.neutral[0].texts)), _FOR_GUARD * self.budget.allowed)
+        return min(self._guard_cost(len(self.neutral[0].texts)), self.budget.reserved(_FOR_GUARD))
 
     def _effects(self) -> list[Asked]:
         """Base and steered on the held-out items of every vector."""
@@ -135,7 +135,7 @@ class _Evaluation:
             budget, shares = self.budget, len(self.prepared) - number
             # Found out first, because it says what everything costs.
             self._prove(entry)
-            allowed = (budget.left - self._for_guard - _FOR_CONTROLS * budget.allowed) / shares
+            allowed = (budget.left - self._for_guard - budget.reserved(_FOR_CONTROLS)) / shares
             one, notes = asked_of(
                 self.loaded, self.prepared, entry, own, self.opened, self.found, self.measured, allowed
             )
@@ -149,7 +149,7 @@ class _Evaluation:
             controls = (0, False)
             if self.opened.model is None:
                 # Once more through the whole model would be once more through the disk.
-                controls = self._fitting(one, _FOR_CONTROLS * budget.allowed / shares)
+                controls = self._fitting(one, math.inf if budget.full else budget.reserved(_FOR_CONTROLS) / shares)
                 one.compared = True
                 self._said_of_controls(*controls, None)
             one.measured.measure(source, random_vectors=controls[0], negative=controls[1], seed=recipe.seed)
@@ -206,7 +206,7 @@ class _Evaluation:
             self.notes.append("the neutral text has no passage of two tokens or more: damage was not measured")
             return None
         self.say("evaluating: what changes in neutral text")
-        texts = most_within(count, self._guard_cost, budget.left - _FOR_CONTROLS * budget.allowed)
+        texts = most_within(count, self._guard_cost, budget.left - budget.reserved(_FOR_CONTROLS))
         if texts < count:
             budget.cuts.append(f"{texts} of {count} neutral passages")
         return guard_of(recipe, self.opened.logits, neutral, texts, name, self.vectors, contributions)
