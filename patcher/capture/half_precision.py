@@ -18,6 +18,8 @@ from patcher.capture.forward import forward
 HALF = torch.bfloat16
 _WORTH = 1.3
 """Times as fast: less is not worth the rounding."""
+_FEWEST = 50_000_000
+"""Parameters: a smaller model takes no time in fp32 either."""
 _SIZE = 768
 """Of the matrices that are tried where torch does not say what the CPU has."""
 
@@ -33,10 +35,12 @@ def turned_to_half(model: nn.Module, stored: torch.dtype) -> bool:
         stored: the dtype on the disk.
 
     Returns:
-        Whether the model computes in bf16 now.
+        Whether the model computes in bf16 now; a small one stays in fp32.
     """
     changed = list(_parameters(model)) if stored == HALF else []
-    if not changed or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in changed) or not fast_in_half():
+    if not changed or sum(p.numel() for p in changed) < _FEWEST:
+        return False
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in changed) or not fast_in_half():
         return False
     _cast(changed, HALF)
     try:

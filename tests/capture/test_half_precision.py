@@ -20,6 +20,7 @@ LLAMA = "meta-llama--Llama-3.2-1B"
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(half_precision, "fast_in_half", lambda: True)
+    monkeypatch.setattr(half_precision, "_FEWEST", 1)
 
 
 def loaded(folder: Path, dtype: torch.dtype) -> Any:

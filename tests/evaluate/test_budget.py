@@ -15,8 +15,10 @@ from support.tiny_models import tiny_checkpoint
 from patcher.build import base_run
 from patcher.capture import opened
 from patcher.capture.layout import distinct_tokens
+from patcher.demo.write import write_demo
 from patcher.errors import CheckFailed
 from patcher.evaluate.budget import FLOOR, most_within
+from patcher.patched.reading import read_manifest
 
 LLAMA = "meta-llama--Llama-3.2-1B"
 
@@ -120,7 +122,7 @@ def test_more_budget_cuts_less(base: Path, tmp_path: Path, monkeypatch: pytest.M
     full = found[-1]
     assert full["budget"]["cut"] == [] and full["budget"]["allowed"] is None
     assert len(full["random"]) == 3 and full["negative"] is not None and full["curve"] and full["generations"]
-    assert found[0]["curve"] is None and found[0]["generations"] == [] and found[0]["negative"] is None
+    assert "curve" not in found[0] and found[0]["generations"] == [] and found[0]["negative"] is None
 
 
 def test_what_is_asked_for_by_name_does_not_count(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,23 +135,22 @@ def test_what_is_asked_for_by_name_does_not_count(base: Path, tmp_path: Path, mo
     assert [variant["name"] for variant in found["generations"][0]["variants"]] == ["base", "steered", "negative"]
 
 
-def test_strict_refuses_what_was_not_compared_and_its_remedy_works(base: Path, tmp_path: Path, command: Run) -> None:
-    """Pairs so long that not even three of them fit a second time."""
-    path = recipe(tmp_path, base, long(PAIRS, 60)[:10], budget=0.05)
-    result = build_recipe(path, tmp_path / "out").manifest["evaluation"]
-    assert result["random"] == [] and result["distinguishable"] in (None, False)
-    assert any("random vector" in cut for cut in result["budget"]["cut"])
-    # Of a random model nobody knows which way it goes.
-    right = f"vectors.0.coefficient={-0.5 if result['shift'] < 0 else 0.5}"
-    code, out, _err = command(path, "-o", tmp_path / "shown", "--set", right)
-    assert code == 0 and "not compared" in out
-    assert "was not compared with random vectors" in (tmp_path / "shown" / "README.md").read_text()
+def test_strict_refuses_what_was_not_compared_and_its_remedy_works(tmp_path: Path, command: Run) -> None:
+    path = write_demo(tmp_path / "demo")
+    keys = ("evaluate.budget=0.01", "evaluate.generate_tokens=0", "evaluate.pictures=false")
+    sets = [part for key in keys for part in ("--set", key)]
+    code, out, _err = command(path, "-o", tmp_path / "out", *sets)
+    assert code == 0 and "not compared" in " ".join(out.split())
+    result = read_manifest(tmp_path / "out").evaluation
+    assert result is not None and result.controls == [] and result.distinguishable is None
+    assert result.budget is not None and any("random vector" in cut for cut in result.budget.cut)
+    assert "was not compared with random vectors" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(CheckFailed) as caught:
-        build_recipe(path, tmp_path / "strict", right, strict=True)
+        build_recipe(path, tmp_path / "strict", *keys, strict=True)
     assert "no random vector was measured beside it" in str(caught.value)
     assert "--set evaluate.budget=full" in str(caught.value.problems[0].remedy)
-    more = build_recipe(path, tmp_path / "more", "evaluate.budget=full").manifest["evaluation"]
-    assert len(more["random"]) == 3 and more["distinguishable"] is not None
+    more = build_recipe(path, tmp_path / "more", *keys, "evaluate.budget=full", strict=True).manifest["evaluation"]
+    assert len(more["random"]) == 3 and more["distinguishable"] is True
 
 
 @pytest.mark.parametrize("budget", ["-1", "0", "half", "true"])
