@@ -12,6 +12,7 @@ from rich.table import Table
 
 from patcher.build.result import BuildResult
 from patcher.build.texts import NOT_DRAWN
+from patcher.cli.seconds import seconds_line
 from patcher.evaluate.guard import beyond_guard
 from patcher.patched.evaluation import Evaluation, Guard
 from patcher.patched.route import Fit
@@ -39,7 +40,7 @@ def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -
         count = result.placed["files"].get("hard_link", {"count": 0})["count"]
         why = f" ({result.placed['not_linked']})" if result.placed["not_linked"] else ""
         console.print(f"hard links to the base's files: {count}{why}", markup=False)
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.timings.items())
+    seconds = seconds_line(result.timings, result.timing_parts)
     console.print(f"[dim]{seconds}; peak memory {result.peak_rss_bytes / 2**20:.0f} MiB; "
                   f"{result.bytes_written / 2**20:.1f} MiB written[/]")  # fmt: skip
     if result.output is not None:

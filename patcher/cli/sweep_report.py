@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from patcher.cli.report import console_for, empty_table
+from patcher.cli.seconds import seconds_line
 
 _NO_NUMBER = "no number"
 _COLOURS = {"recommended": "bold green", "random": "dim", "default": ""}
@@ -24,8 +25,7 @@ def print_sweep(data: Mapping[str, Any], folder: Path, *, to_stderr: bool, pictu
         console.print(f"[yellow]warning[/] {escape(warning)}")
     for note in data["notes"]:
         console.print(f"note: {note}", markup=False)
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in data["timings"].items())
-    console.print(f"[dim]{seconds}[/]")
+    console.print(f"[dim]{seconds_line(data['timings'])}[/]")
     best = data["recommended"]
     if best is None:
         console.print("\nno cell is recommended", style="bold")
