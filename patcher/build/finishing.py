@@ -11,6 +11,7 @@ from patcher.build.job import Job
 from patcher.build.manifest import Copied, build_manifest
 from patcher.build.texts import write_texts
 from patcher.patched.schema import Manifest
+from patcher.progress.stage import doing
 from patcher.publish.contents import OnHub
 from patcher.publish.hub import push_folder
 
@@ -30,7 +31,8 @@ def finish(job: Job, copied: Copied, prove: Callable[[Manifest], Manifest]) -> t
     """
     with job.clock.time("card"):
         manifest = prove(build_manifest(copied, job.loaded))
-        return manifest, write_texts(copied.stage, manifest, copied.source, copied.responses)
+        with doing(job.say, "writing the card"):
+            return manifest, write_texts(copied.stage, manifest, copied.source, copied.responses)
 
 
 def push(job: Job, folder: Path, on_hub: Mapping[str, OnHub] | None = None) -> dict[str, Any]:

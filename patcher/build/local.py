@@ -81,8 +81,8 @@ def build(
             require_effect(found.evaluation, loaded.path.name)
         plan = found.plan
         with staged_folder(output, force=job.force) as stage, hashing(whole_base, hash=hash, since=opened) as hashes:
-            size = sum((base.checkpoint.path / name).stat().st_size for name in base.checkpoint.weight_files)
-            with job.stage("write", "writing the copy", size, BYTES, lambda: bytes_in(stage)):
+            stored = sum(tensor.size for tensor in base.checkpoint.tensors.values())
+            with job.stage("write", "writing the copy", stored, BYTES, lambda: bytes_in(stage)):
                 # What was converted or merged goes away after this, and need not be copied.
                 link = link or base.checkpoint.path != source.folder
                 trusted = recipe.trust_remote_code

@@ -42,7 +42,7 @@ def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -
         console.print(f"hard links to the base's files: {count}{why}", markup=False)
     seconds = seconds_line(result.timings, result.timing_parts)
     console.print(f"[dim]{seconds}; peak memory {result.peak_rss_bytes / 2**20:.0f} MiB; "
-                  f"{result.bytes_written / 2**20:.1f} MiB written[/]")  # fmt: skip
+                  f"{result.bytes_written / 2**20:.1f} MiB written[/]", soft_wrap=True)  # fmt: skip
     if result.output is not None:
         _print_folder(result.output, console, pictures=result.patch.evaluation is not None)
     if result.push:

@@ -25,7 +25,7 @@ def print_sweep(data: Mapping[str, Any], folder: Path, *, to_stderr: bool, pictu
         console.print(f"[yellow]warning[/] {escape(warning)}")
     for note in data["notes"]:
         console.print(f"note: {note}", markup=False)
-    console.print(f"[dim]{seconds_line(data['timings'])}[/]")
+    console.print(f"[dim]{seconds_line(data['timings'])}[/]", soft_wrap=True)
     best = data["recommended"]
     if best is None:
         console.print("\nno cell is recommended", style="bold")
