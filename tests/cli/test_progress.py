@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.hub_server import HubServer
 
 from patcher.cli.progress import progress
 from patcher.progress.stage import doing, warn
@@ -39,12 +40,12 @@ print("result")
 """
 
 
-def on_a_terminal(*arguments: str, **variables: str) -> str:
+def on_a_terminal(*arguments: str, program: str = PROGRAM, **variables: str) -> str:
     """What a person sees of the program, with all that moves the cursor."""
     master, slave = pty.openpty()
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-c", program, *arguments],
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -136,3 +137,29 @@ def test_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", None)
     with progress() as say, doing(say, "reading", 3) as reading:
         reading.advance()
+
+
+DOWNLOAD = """
+import sys
+from patcher.cli.progress import progress
+from patcher.checkpoint.source import download
+
+with progress(quiet="-q" in sys.argv) as say:
+    say("asking the Hub")
+    folder = download("org/base", None, ["*"], say=say)
+    say(f"it has {(folder / 'model.safetensors').stat().st_size} bytes")
+"""
+
+
+def test_a_download_has_one_bar_and_it_is_not_the_hubs(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        hub.add_repo("org/base", {"config.json": b"{}", "model.safetensors": bytes(40_000_000)})
+        variables = hub.environment(str(tmp_path / "home"))
+        del variables["HF_HUB_DISABLE_PROGRESS_BARS"]
+        quiet = on_a_terminal("-q", program=DOWNLOAD, **{**variables, "HF_HOME": str(tmp_path / "other")})
+        seen = on_a_terminal(program=DOWNLOAD, **variables)
+    assert quiet == ""
+    assert re.search(r"downloading org/base.* of 40\.0 MB", seen), seen
+    assert "%|" not in seen and "Fetching" not in seen and "Downloading bytes" not in seen
+    stays = [line for line in lines(seen) if "━" not in line and not re.search(r" 0:0\d$", line)]
+    assert stays[-1] == "  it has 40000000 bytes" and re.fullmatch(r"  downloading org/base: \d+\.\d s", stays[-2])
