@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ import transformers
 from support.tiny_models import default_checkpoint, tiny_checkpoint
 
 from patcher.architectures.model_class import quiet_transformers
-from patcher.verify.programs.disk_loading import values_left_on_disk
-from patcher.verify.programs.side_by_side import SideBySide, Work, changed, this_pass
+from patcher.verify.transformers_stack import RUNNER
+
+# The parts of the program find each other beside it.
+sys.path.append(str(RUNNER.parent))
+from disk_loading import values_left_on_disk
+from side_by_side import SideBySide, Work, changed, this_pass
 
 KINDS = {"meta-llama--Llama-3.2-1B": "model.layers", "gpt2": "transformer.h", "gemma2": "model.layers"}
 IDS = [torch.tensor([[5, 17, 3, 40, 21, 8]]), torch.tensor([[9, 2, 30, 4], [1, 1, 7, 7]])]

@@ -14,130 +14,21 @@ import contextlib
 import contextvars
 import functools
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from patcher.verify.programs.shared_weights import Change, OnDisk, Stop, Stored, Weights
+else:
+    from shared_weights import Change, OnDisk, Stop, Stored, Weights
 
 Work = Callable[[], None]
-Change = Callable[[torch.Tensor], None]
-Stored = tuple[str, str]
-"""A weight file, and a name in it."""
 STACK_BYTES = 2 << 20
 """For the thread of a pass, which only goes from module to module: the usual 8 MiB count in a limited address space."""
-
-
-class OnDisk:
-    """The tensors of weight files, as they are stored.
-
-    Attributes:
-        reads: how often a tensor was read from the disk.
-        keep: those that several modules have (tied ones), which are held once they are read; True for a copy in memory,
-            False for the file's pages, which go when memory gets short.
-    """
-
-    def __init__(self) -> None:
-        self.reads: Counter[Stored] = Counter()
-        self.keep: dict[Stored, bool] = {}
-        self._kept: dict[Stored, torch.Tensor] = {}
-        self._files: dict[str, Any] = {}
-        self._lock = threading.Lock()
-
-    def read(self, file: str, name: str) -> torch.Tensor:
-        """One tensor; its memory is the file's."""
-        with self._lock:
-            if (file, name) in self._kept:
-                return self._kept[file, name]
-            if file not in self._files:
-                self._files[file] = safe_open(file, framework="pt")
-            self.reads[file, name] += 1
-            tensor: torch.Tensor = self._files[file].get_tensor(name)
-            if (file, name) in self.keep:
-                tensor = self._kept[file, name] = tensor.clone() if self.keep[file, name] else tensor
-            return tensor
-
-
-class Stop:
-    """A module, the same in all models, before which passes wait for each other.
-
-    Attributes:
-        path: of the module.
-        block: its number among the decoder blocks, None for a module outside of them.
-    """
-
-    def __init__(self, path: str, block: int | None, on_disk: OnDisk) -> None:
-        self.path, self.block, self._on_disk = path, block, on_disk
-        self._stored: dict[Stored, torch.Tensor] = {}
-        self._held: dict[tuple[int, str], torch.Tensor] = {}
-
-    def fetch(self, weights: Weights, name: str) -> torch.Tensor:
-        """A weight in the dtype of the class; it is held while passes are here."""
-        key = (id(weights), name)
-        if key not in self._held:
-            stored, dtype = weights.stored(name), weights.index[name].get("dtype")
-            if stored not in self._stored:
-                self._stored[stored] = self._on_disk.read(*stored)
-            value = self._stored[stored]
-            self._held[key] = value if dtype is None else value.to(getattr(torch, dtype))
-        return self._held[key]
-
-    def fetch_all(self, models: Sequence[Weights]) -> None:
-        """All weights under this module."""
-        for weights in models:
-            for name in weights.under(self.path):
-                self.fetch(weights, name)
-
-    def leave(self) -> None:
-        """Give the weights up."""
-        self._stored.clear()
-        self._held.clear()
-
-
-class Weights(Mapping[str, Any]):
-    """The weights of one model on the disk, in place of accelerate's own map of them.
-
-    Attributes:
-        index: accelerate's: name -> file, name in it, dtype of the class.
-        sizes: name -> bytes in the dtype of the class.
-        stop: where passes are, while one computes there.
-        changes: name -> what the pass that computes does to it.
-    """
-
-    def __init__(self, stock: Any, sizes: Mapping[str, int], on_disk: OnDisk) -> None:
-        self._stock, self.sizes, self.index = stock, sizes, stock.index
-        self._nowhere = Stop("", None, on_disk)
-        self.stop: Stop | None = None
-        self.changes: Mapping[str, Change] = {}
-
-    def under(self, path: str) -> list[str]:
-        """Weights of the module at ``path`` (empty: of all) that lie in weight files."""
-        start = f"{path}." if path else ""
-        return [name for name, found in self.index.items() if name.startswith(start) and "safetensors_file" in found]
-
-    def stored(self, name: str) -> Stored:
-        """Where a weight lies."""
-        found = self.index[name]
-        return found["safetensors_file"], found.get("weight_name", name)
-
-    def __getitem__(self, name: str) -> Any:
-        if "safetensors_file" not in self.index.get(name, {}):
-            return self._stock[name]
-        value = (self.stop or self._nowhere).fetch(self, name)
-        self._nowhere.leave()
-        if name in self.changes:
-            value = value.detach().clone()
-            self.changes[name](value)
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stock)
-
-    def __len__(self) -> int:
-        return len(self._stock)
 
 
 @dataclass(eq=False)

@@ -16,7 +16,8 @@ import torch
 if TYPE_CHECKING:
     from patcher.verify.programs import stock_passes as passes
     from patcher.verify.programs.disk_loading import values_left_on_disk
-    from patcher.verify.programs.side_by_side import Change, SideBySide, Work, changed
+    from patcher.verify.programs.shared_weights import Change
+    from patcher.verify.programs.side_by_side import SideBySide, Work, changed
     from patcher.verify.programs.stock_forward import Forward
     from patcher.verify.programs.stock_model import own_dtype, set_factor
     from patcher.verify.programs.stock_roles import Candidate, Reference, Role

@@ -22,7 +22,7 @@ from typing import Any  # noqa: E402
 
 PARTS = ("stock_passes", "stock_forward", "stock_model", "stock_roles")
 """Each imports only earlier ones."""
-FROM_DISK = ("disk_loading", "side_by_side", "spread_roles")
+FROM_DISK = ("disk_loading", "shared_weights", "side_by_side", "spread_roles")
 """What runs a model larger than memory, after those."""
 
 
