@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from patcher.capture.forward import steering_hooks
+from patcher.capture.forward import row_vectors, steering_hooks
 from patcher.evaluate.scoring import Vectors
 from patcher.recipe.vector import GenerateSpec
 from patcher.vectors.responses import generate_responses
@@ -58,7 +59,8 @@ def generate_under(
 ) -> list[list[Generation]]:
     """Let the stock ``generate`` continue each prompt under each variant, which is added at every position.
 
-    Every variant gets the same seed and the same batches, padded on the left, so that where two of them agree on the
+    All variants of a prompt are rows of one batch, padded on the left, so that the weights are read once for all of
+    them. They share the noise that decides what is drawn (Gumbel-max), so that where two of them agree on the
     probabilities they draw the same tokens.
 
     Args:
@@ -67,7 +69,7 @@ def generate_under(
         tokenizer: its tokenizer.
         prompts: token ids, special tokens included.
         variants: layer -> [hidden] each; ``{}`` is the base.
-        spec: how long, how warm (temperature 0: greedy) and how many at a time; ``samples`` is not used.
+        spec: how long, how warm (temperature 0: greedy) and how many prompts at a time; ``samples`` is not used.
         seed: of the sampling; the random state of the process is left as it was.
         where: the recipe's entry, for errors.
         length_key: see :func:`patcher.vectors.responses.generate_responses`.
@@ -80,14 +82,42 @@ def generate_under(
         InputError: prompt and continuation do not fit the model's positions, or the model cannot generate.
         OutsideError: not enough memory.
     """
-    written = []
-    for number, vectors in enumerate(variants, start=1):
-        with steering_hooks(model, blocks, vectors):
-            found = generate_responses(model, tokenizer, prompts, spec, seed=seed, where=where, length_key=length_key)
-        written.append([Generation(ids, _text(ids, tokenizer)) for ids in found])
-        if progress is not None:
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    written = [[Generation((), "")] * len(prompts) for _ in variants]
+    for start in range(0, len(order), spec.batch_size):
+        chosen = order[start : start + spec.batch_size]
+        # From short to long, so that the rows stay in this order.
+        rows = [prompts[index] for index in chosen for _ in variants]
+        added = {layer: vectors.repeat(len(chosen), 1, 1) for layer, vectors in row_vectors(variants).items()}
+        greedy = spec.model_copy(update={"batch_size": len(rows), "temperature": 0.0})
+        noise = [_SharedNoise(spec.temperature, len(variants), seed + start)] if spec.temperature else []
+        with steering_hooks(model, blocks, added):
+            found = generate_responses(
+                model, tokenizer, rows, greedy, seed=seed, where=where, length_key=length_key, processors=noise
+            )
+        for row, ids in enumerate(found):
+            written[row % len(variants)][chosen[row // len(variants)]] = Generation(ids, _text(ids, tokenizer))
+    if progress is not None:
+        for number in range(1, len(variants) + 1):
             progress(number * len(prompts))
     return written
+
+
+class _SharedNoise:
+    """A logits processor: the likeliest token of the noisy scores is one drawn at a temperature (Gumbel-max).
+
+    The variants of a prompt, which stand one below the other, get the same noise.
+    """
+
+    def __init__(self, temperature: float, variants: int, seed: int) -> None:
+        self.temperature, self.variants = temperature, variants
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """[rows, vocabulary] -> the same."""
+        shape = len(scores) // self.variants, scores.shape[-1]
+        noise = -torch.empty(shape).exponential_(generator=self.generator).log()
+        return scores / self.temperature + noise.repeat_interleave(self.variants, dim=0).to(scores.device)
 
 
 def distinct(tokens: Sequence[Hashable], n: int) -> float:

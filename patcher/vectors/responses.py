@@ -31,6 +31,7 @@ def generate_responses(
     where: str,
     length_key: str | None = None,
     progress: Callable[[int], None] | None = None,
+    processors: Sequence[Any] = (),
 ) -> list[tuple[int, ...]]:
     """Let the model continue each prompt.
 
@@ -47,6 +48,7 @@ def generate_responses(
         where: the recipe's entry, for errors.
         length_key: the recipe's key of the longest response, where it is not ``generate.max_new_tokens`` of ``where``.
         progress: called with the number of responses after each batch.
+        processors: logits processors of transformers, which change what is drawn from.
 
     Returns:
         For each prompt the ids of its response, up to the token that ends it and without that; may be empty.
@@ -67,7 +69,7 @@ def generate_responses(
         for start in range(0, len(order), spec.batch_size):
             chosen = order[start : start + spec.batch_size]
             inputs, _ = padded([prompts[index] for index in chosen], "left", pad)
-            written = _generate(model, inputs["input_ids"], inputs["attention_mask"], where, length_key)
+            written = _generate(model, inputs["input_ids"], inputs["attention_mask"], where, length_key, processors)
             for row, index in enumerate(chosen):
                 responses[index] = up_to_end(written[row].tolist(), ends)
             if progress is not None:
@@ -144,7 +146,9 @@ def _check_length(model: nn.Module, longest: int, spec: GenerateSpec, where: str
         )
 
 
-def _generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, where: str, length_key: str | None) -> torch.Tensor:
+def _generate(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, where: str, length_key: str | None, processors: Sequence[Any]
+) -> torch.Tensor:
     """[batch, new tokens], on the CPU."""
     device = input_device(model)
     many, setting = "that many responses at a time", f"{where}.generate.batch_size"
@@ -153,7 +157,10 @@ def _generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, where: str, len
         setting, smaller, remedy = length_key, "dtype: bfloat16", f"{length_key}: 0 leaves them out"
     with generating("a response", where, remedy, many=many, setting=setting, smaller=smaller):
         written: torch.Tensor = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=model.generation_config
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=model.generation_config,
+            **({"logits_processor": list(processors)} if processors else {}),
         )
     return written[:, ids.shape[1] :].cpu()
 
