@@ -36,22 +36,24 @@ def main() -> None:
         with prepared_base(planned.source, job.loaded, job.output, silent, planned.adapter, stripped) as base:
             run = BaseRun.of(job, planned, base)
 
-            def work(opened: OpenedBase, reader: ResidualReader) -> list[tuple[str, float, float]]:
-                meter, started = opened.logits.meter, time.perf_counter()
+            def work(opened: OpenedBase, reader: ResidualReader) -> list[tuple[str, float, float, float]]:
+                meter, started, used = opened.logits.meter, time.perf_counter(), time.process_time()
                 found = run.find_vectors(planned.prepared, reader, opened.tokenizer)
-                rows = [("capture", meter.spent, time.perf_counter() - started)]
-                spent, started = meter.spent, time.perf_counter()
+                rows = [("capture", meter.spent, time.perf_counter() - started, time.process_time() - used)]
+                spent, started, used = meter.spent, time.perf_counter(), time.process_time()
                 run.measure_in_half(opened)
                 vectors = sum_by_layer(found)
                 evaluation, _notes = evaluate_build(
                     job.loaded, planned.prepared, opened, found, vectors, vectors, silent, job.clock
                 )
-                rows.append(("evaluate", meter.spent - spent, time.perf_counter() - started))
+                taken = time.perf_counter() - started, time.process_time() - used
+                rows.append(("evaluate", meter.spent - spent, *taken))
                 print_evaluation(evaluation or {}, job.clock.parts().get("evaluate", {}))
                 return rows
 
-            for name, tokens, seconds in run.run(work):
-                print(f"{name:10} {tokens:9,.0f} full-depth tokens {seconds:8.2f} s {tokens / seconds:8.1f} tokens/s")
+            for name, tokens, seconds, cpu in run.run(work):
+                rate = f"{tokens / seconds:8.1f} tokens/s, {tokens / cpu:8.1f} tokens a CPU second"
+                print(f"{name:10} {tokens:9,.0f} full-depth tokens {seconds:8.2f} s {cpu:8.2f} CPU s {rate}")
 
 
 def print_evaluation(evaluation: dict[str, Any], parts: dict[str, float]) -> None:
