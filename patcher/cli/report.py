@@ -197,6 +197,10 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
         )
     if evaluation.per_vector:
         console.print(table)
+    for result in evaluation.per_vector:
+        if None not in (result.shift, result.shift_low, result.shift_high):
+            interval = f"{result.shift_low:+.3f} to {result.shift_high:+.3f}"
+            console.print(f"{result.vector}: the shift is {result.shift:+.3f} (95 % interval {interval})")
     _print_separation(evaluation, console)
     for result in evaluation.per_vector:
         for note in result.notes:
