@@ -18,6 +18,7 @@ from patcher.verify.transformers_stack import RUNNER
 # The parts of the program find each other beside it.
 sys.path.append(str(RUNNER.parent))
 from disk_loading import values_left_on_disk
+from shared_weights import OnDisk
 from side_by_side import SideBySide, Work, changed, this_pass
 
 KINDS = {"meta-llama--Llama-3.2-1B": "model.layers", "gpt2": "transformer.h", "gemma2": "model.layers"}
@@ -154,3 +155,18 @@ def test_what_a_pass_raises_is_raised_after_the_others_have_ended(tmp_path: Path
     with pytest.raises(IndexError):
         SideBySide([model], "model.layers", 0).run(lambda: [bad, good])
     assert ended == ["good"]
+
+
+def test_memory_is_taken_again_unless_something_refers_to_it() -> None:
+    on_disk, stored = OnDisk(), torch.ones(4, 4, dtype=torch.bfloat16)
+    weight = torch.zeros(4, 4)
+    place, row = weight.data_ptr(), weight[1]
+    on_disk.give_back([weight])
+    other = on_disk.widened(stored, torch.float32)
+    assert other.data_ptr() != place and not row.any()
+    del row
+    on_disk.give_back([weight])
+    again = on_disk.widened(stored, torch.float32)
+    assert again.data_ptr() == place and torch.equal(again, torch.ones(4, 4))
+    # It is taken by one only.
+    assert on_disk.widened(stored, torch.float32).data_ptr() != place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class OnDisk:
         self.keep: dict[Stored, bool] = {}
         self._kept: dict[Stored, torch.Tensor] = {}
         self._files: dict[str, Any] = {}
+        self._spare: dict[tuple[torch.Size, torch.dtype], list[torch.Tensor]] = {}
         self._lock = threading.Lock()
 
     def read(self, file: str, name: str) -> torch.Tensor:
@@ -43,6 +44,41 @@ class OnDisk:
             if (file, name) in self.keep:
                 tensor = self._kept[file, name] = tensor.clone() if self.keep[file, name] else tensor
             return tensor
+
+    def widened(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in another dtype, in memory of its own; a block takes that of a block before, if that is free."""
+        if tensor.dtype == dtype:
+            return tensor
+        with self._lock:
+            spare = self._spare.get((tensor.shape, dtype))
+            memory = spare.pop() if spare else None
+        return tensor.to(dtype) if memory is None else memory.copy_(tensor)
+
+    def give_back(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Memory that the next block may take, as far as nothing else refers to it."""
+        with self._lock:
+            for tensor in tensors:
+                if _is_free(tensor):
+                    self._spare.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
+
+    def close(self, spare: bool) -> None:
+        """Unmap what has been read, so that it does not count as memory; ``spare``: give up spare memory, too."""
+        with self._lock:
+            self._files.clear()
+            if spare:
+                self._spare.clear()
+
+
+def _uses(tensor: torch.Tensor) -> int:
+    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
+
+
+def _is_free(tensor: torch.Tensor) -> bool:
+    """Whether this is the only tensor with its memory; unknown, in other releases of torch, is no."""
+    try:
+        return _uses(tensor) == _uses(torch.empty(1))
+    except (AttributeError, TypeError):
+        return False
 
 
 class Stop:
@@ -66,7 +102,7 @@ class Stop:
             if stored not in self._stored:
                 self._stored[stored] = self._on_disk.read(*stored)
             value = self._stored[stored]
-            self._held[key] = value if dtype is None else value.to(getattr(torch, dtype))
+            self._held[key] = value if dtype is None else self._on_disk.widened(value, getattr(torch, dtype))
         return self._held[key]
 
     def fetch_all(self, models: Sequence[Weights]) -> None:
@@ -77,8 +113,12 @@ class Stop:
 
     def leave(self) -> None:
         """Give the weights up."""
-        self._stored.clear()
+        held, stored = list(self._held.values()), {one.data_ptr() for one in self._stored.values()}
         self._held.clear()
+        self._stored.clear()
+        if self.block is not None:
+            self._on_disk.give_back(one for one in held if one.data_ptr() not in stored)
+        self._on_disk.close(spare=self.block is None)
 
 
 class Weights(Mapping[str, Any]):
@@ -111,7 +151,8 @@ class Weights(Mapping[str, Any]):
         if "safetensors_file" not in self.index.get(name, {}):
             return self._stock[name]
         value = (self.stop or self._nowhere).fetch(self, name)
-        self._nowhere.leave()
+        if self.stop is None:
+            self._nowhere.leave()
         if name in self.changes:
             value = value.detach().clone()
             self.changes[name](value)
