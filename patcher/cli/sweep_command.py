@@ -38,16 +38,16 @@ def sweep(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Try the vector of RECIPE at several layers and coefficients, and choose one cell under a guard against damage.
+    """Try the vector of RECIPE at several layers and coefficients, and recommend one cell under a guard against damage.
 
-    The vector is made of one part of the pairs, the cell is chosen on another, and what is reported is measured on a
-    third. Beside it stand random vectors of equal norm and the values that people take without a search. Finished cells
-    are kept: an interrupted sweep goes on, and one with other layers, coefficients or another guard measures only what
-    is not there yet. DIR gets the grid (sweep.json, sweep.csv), pictures, report.html, and recipe.yaml with the chosen
-    values, ready to be built.
+    The vector is made of one part of the pairs, and the cell is chosen on another, corrected for the number of cells.
+    It is recommended if a third part confirms it, beyond random vectors of equal norm and beyond the values that people
+    take without a search. Finished cells are kept: an interrupted sweep goes on, and one with other layers,
+    coefficients or another guard measures only what is not there yet. DIR gets the grid (sweep.json, sweep.csv),
+    pictures, report.html, and recipe.yaml with the recommended values, ready to be built.
 
-    Exit status: 0 a cell was chosen, 1 none within the guard does what the vector is for, 2 something in the input is
-    wrong, 3 the Hub, the disk or the memory failed.
+    Exit status: 0 a cell is recommended, 1 nothing is recommended (a fixed default that is confirmed is named), 2
+    something in the input is wrong, 3 the Hub, the disk or the memory failed.
     """
     refuse_both(verbose, quiet)
     from patcher.checkpoint.source import locate_model

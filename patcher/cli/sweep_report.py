@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from patcher.cli.report import console_for, empty_table
 from patcher.cli.seconds import seconds_line
+from patcher.recipe.rewriting import lines_of
 
 _NO_NUMBER = "no number"
-_COLOURS = {"recommended": "bold green", "random": "dim", "default": ""}
+_COLOURS = {"recommended": "bold green", "chosen": "bold", "random": "dim", "default": ""}
 
 
 def print_sweep(data: Mapping[str, Any], folder: Path, *, to_stderr: bool, pictures: bool) -> None:
@@ -21,44 +21,21 @@ def print_sweep(data: Mapping[str, Any], folder: Path, *, to_stderr: bool, pictu
     console = console_for(to_stderr=to_stderr)
     _print_grid(data, console)
     _print_report(data, console)
-    for warning in warnings(data):
-        console.print(f"[yellow]warning[/] {escape(warning)}")
     for note in data["notes"]:
         console.print(f"note: {note}", markup=False)
     console.print(f"[dim]{seconds_line(data['timings'])}[/]", soft_wrap=True)
     best = data["recommended"]
     if best is None:
-        console.print("\nno cell is recommended", style="bold")
+        console.print("\nnothing recommended", style="bold")
     else:
         console.print(f"\nrecommended: [bold]{_place(best['layer'])}, coefficient {best['coefficient']:g}[/]")
+    console.print(data["reason"], soft_wrap=True, markup=False)
+    if best is not None:
         console.print(f"build it: patch-model {folder / 'recipe.yaml'}", soft_wrap=True, markup=False)
+    elif (default := data["best_default"]) is not None and default["confirmed"]:
+        console.print(f"the default, in the recipe: {lines_of(default)}", soft_wrap=True, markup=False)
     where = f"written: {folder}" + (f" (open {folder / 'report.html'})" if pictures else "")
     console.print(where, soft_wrap=True, markup=False)
-
-
-def warnings(data: Mapping[str, Any]) -> list[str]:
-    """What a reader must not miss."""
-    found = []
-    report, control = data["report"], data["random_control"]
-    chosen = next((row for row in report if row["kind"] == "recommended"), None)
-    if chosen is None:
-        return ["no cell within the guard moves the measure the expected way on the choosing pairs"]
-    if control is not None and not control["distinguishable"]:
-        found.append(
-            "on the pairs that were kept back the effect is no larger than that of random vectors of equal norm"
-        )
-    if chosen["low"] is None or chosen["low"] <= 0:
-        found.append("the interval of the effect on the pairs that were kept back includes 0")
-    if not chosen["within_guard"]:
-        found.append("on the texts that were kept back the damage is beyond the guard")
-    better = [
-        row
-        for row in report
-        if row["kind"] == "default" and row["within_guard"] and (row["effect"] or 0) > (chosen["effect"] or 0)
-    ]
-    if better:
-        found.append(f"a fixed default did better on the pairs that were kept back: {better[0]['name']}")
-    return found
 
 
 def _print_grid(data: Mapping[str, Any], console: Console) -> None:
@@ -80,7 +57,8 @@ def _print_grid(data: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     limit = data["guard"]["limit"]
     if limit is not None:
-        console.print(f"in brackets: beyond the guard (KL divergence on neutral text above {limit:g} nats a token)")
+        above = f"the upper end of the KL divergence on neutral text is above {limit:g} nats a token"
+        console.print(f"in brackets: beyond the guard ({above})")
     console.print(f"rule: {data['rule']}", soft_wrap=True)
 
 
@@ -100,7 +78,7 @@ def _print_report(data: Mapping[str, Any], console: Console) -> None:
         place = "" if row["layer"] is None else f" ({_place(row['layer'])}, {row['coefficient']:+g})"
         base = row["kind"] == "base"
         table.add_row(
-            row["name"] + (place if row["kind"] in ("recommended", "negative", "default") else ""),
+            row["name"] + (place if row["kind"] in ("recommended", "chosen", "negative", "default") else ""),
             _shown(row["value"], ".3f"),
             "" if base else _shown(row["effect"], "+.3f"),
             "" if base or row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}",

@@ -150,6 +150,8 @@ class SweepChoice(Part):
     coefficients: list[Number] = []
     rule: str | None = None
     recommended: dict[str, Any] | None = None
+    reason: str | None = None
+    best_default: dict[str, Any] | None = None
     report: list[SweepRow] = []
 
 

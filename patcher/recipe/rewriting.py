@@ -34,6 +34,12 @@ def chosen_recipe(recipe: Recipe, vector: int, layer: int, coefficient: float) -
     return recipe.model_copy(update={"vectors": specs})
 
 
+def lines_of(cell: Mapping[str, Any]) -> str:
+    """The keys of a vector in a recipe, with the layer and the coefficient of a cell: what a person would write."""
+    place = "before_layer: 0" if cell["layer"] < 0 else f"layer: {cell['layer']}"
+    return f"`{place}`, `coefficient: {cell['coefficient']:g}`"
+
+
 def moved_text(before: LoadedRecipe, after: Recipe, to: Path) -> str:
     """The text of ``after`` for a file in another folder, as like that of ``before`` as can be.
 

@@ -9,12 +9,15 @@ from patcher.build.job import Job
 from patcher.checkpoint.staging import check_output
 from patcher.errors import CheckFailed
 from patcher.progress.clock import Clock
-from patcher.recipe.rewriting import chosen_recipe
+from patcher.recipe.rewriting import chosen_recipe, lines_of
 from patcher.report.pictures.drawing import can_draw
 from patcher.sweep.files import write_results
 from patcher.sweep.pipeline import sweep
 
-_KEPT = ("layers", "coefficients", "splits", "guard", "rule", "search", "recommended", "report", "random_control")
+_KEPT = (
+    *("layers", "coefficients", "splits", "guard", "rule", "search", "compared", "chosen", "recommended", "reason"),
+    *("best_default", "report", "random_control"),
+)
 """What the manifest keeps of a sweep; the whole of it stays in the sweep's own folder."""
 
 
@@ -28,7 +31,7 @@ def fill_in(job: Job) -> tuple[Job, dict[str, Any]]:
         The job with numbers, and how they were chosen, for the manifest.
 
     Raises:
-        CheckFailed: no cell within the guard does what the vector is for.
+        CheckFailed: the sweep recommends nothing; a fixed default that is confirmed is named.
         InputError, OutsideError: see :func:`patcher.sweep.pipeline.sweep`; or the output is in the way.
     """
     check_output(job.output, force=job.force)
@@ -38,12 +41,14 @@ def fill_in(job: Job) -> tuple[Job, dict[str, Any]]:
         found = sweep(sweeping)
         write_results(found, sweeping, pictures=can_draw())
     if found.chosen is None:
+        default = found.data["best_default"]
+        named = default is not None and default["confirmed"]
+        other = "other pairs, more of them, or a wider grid (sweep.layers, sweep.coefficients)"
         raise CheckFailed(
-            "no layer and coefficient within the guard does what the vector is for",
+            "the sweep recommends no layer and coefficient",
             where=job.loaded.place(f"vectors.{found.vector}"),
-            found=f"the grid is in {sweeping.output / 'sweep.json'}",
-            remedy="other pairs, a wider grid (sweep.layers, sweep.coefficients) or another guard (evaluate.guard); "
-            "or choose yourself",
+            found=f"{found.data['reason']} The grid is in {sweeping.output / 'sweep.json'}",
+            remedy=f"write the fixed default: {lines_of(default)}; or {other}" if named else other,
             code="sweep",
         )
     layer, coefficient = found.chosen

@@ -65,13 +65,27 @@ def grid_coefficients(recipe: Recipe, spec: VectorSpec, shares: Sequence[float])
         others = [value for value in chosen if value > 0 and value not in _KNOWN]
         if known not in chosen and others and min(others) / 2 < known < max(chosen):
             chosen = (chosen - {min(others, key=lambda value: abs(math.log(value / known)))}) | {known}
-    return sorted(chosen)
+    # Mostly of the recipe's own sign: the others are measured for the curve, and never chosen.
+    return sorted(math.copysign(1.0, spec.factor) * value for value in chosen)
 
 
-def default_cells(block_count: int) -> dict[tuple[int, float], str]:
-    """The fixed defaults that the chosen cell is compared with: (layer, coefficient) -> what it is called."""
+def may_be_chosen(recipe: Recipe, spec: VectorSpec, coefficient: float) -> bool:
+    """Whether the recipe asks for a coefficient of this sign: by naming it, or by its own coefficient's.
+
+    An automatic grid measures some of the other sign for the curve of effect and damage.
+    """
+    return recipe.sweep.coefficients != "auto" or coefficient * spec.factor > 0
+
+
+def default_cells(block_count: int, sign: float = 1.0) -> dict[tuple[int, float], str]:
+    """The fixed defaults that the chosen cell is compared with: (layer, coefficient) -> what it is called.
+
+    Args:
+        sign: of the recipe's own coefficient.
+    """
     cells: dict[tuple[int, float], str] = {}
-    for depth, coefficient in FIXED_DEFAULTS:
+    for depth, size in FIXED_DEFAULTS:
+        coefficient = math.copysign(size, sign)
         layer = min(int(float(depth.rstrip("%")) / 100 * block_count), block_count - 1)
         cells.setdefault((layer, coefficient), f"{depth} depth, {coefficient:+g}")
     return cells

@@ -12,7 +12,7 @@ import torch
 
 from patcher.capture.logits import LogitsSource
 from patcher.disk.json_files import finite_or_null
-from patcher.evaluate.damage import NeutralText
+from patcher.evaluate.damage import Damage, NeutralText
 from patcher.evaluate.effect import Effect
 from patcher.evaluate.perplexity import sentence_perplexities
 from patcher.evaluate.scoring import Vectors
@@ -32,6 +32,7 @@ class Cell:
         off_topic: of the off-topic text's, or None.
         norm: of the vector, coefficient included.
         residual_norm: mean residual norm at the layer, or None.
+        damage_high: the upper end of the damage's 95 % interval over texts; the damage itself where it is not known.
     """
 
     layer: int
@@ -44,6 +45,7 @@ class Cell:
     off_topic: float | None
     norm: float
     residual_norm: float | None
+    damage_high: float | None = None
 
     @property
     def effect(self) -> float:
@@ -59,6 +61,11 @@ class Cell:
     def pairs(self) -> int:
         """On how many choosing items the cell was measured."""
         return len(self.effects)
+
+    @property
+    def guarded(self) -> float:
+        """The damage that must be within the guard: as much as it may be on other texts."""
+        return self.damage if self.damage_high is None else self.damage_high
 
     @property
     def finite(self) -> bool:
@@ -182,6 +189,7 @@ class CellBench:
                 off_topic=off_topic[index],
                 norm=float(column.vectors[coefficient].double().norm()),
                 residual_norm=column.residual_norm,
+                damage_high=upper_kl(damages[index]),
             )
             for index, (column, coefficient) in enumerate(places)
         ]
@@ -200,6 +208,14 @@ class CellBench:
         if not sentences:
             return [None] * len(variants)
         return sentence_perplexities(self.source, sentences, variants, self.batch_size).overall().tolist()
+
+
+def upper_kl(damage: Damage) -> float:
+    """The upper end of the 95 % bootstrap interval of the KL divergence over texts, nats a token.
+
+    A sweep keeps this within the guard, so that a build, which measures on some of the texts, keeps its mean within it.
+    """
+    return bootstrap_interval(damage.kl, 0, weights=damage.tokens)[1]
 
 
 def _number(value: Any) -> float:

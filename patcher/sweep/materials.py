@@ -44,6 +44,9 @@ class Parts:
         notes: what the user should know.
         choose_texts: in place of pairs to choose on, texts of two lists.
         report_texts: the same to report on.
+        whole: the swept vector with the second part as its ``rest``: together they are what a build makes it of. None
+            where it is made of the same as the one of ``prepared``.
+        kept_back: whether no vector has seen the third part, so that it can confirm anything.
     """
 
     prepared: list[PreparedVector]
@@ -52,6 +55,8 @@ class Parts:
     notes: tuple[str, ...]
     choose_texts: Texts = NO_TEXTS
     report_texts: Texts = NO_TEXTS
+    whole: PreparedVector | None = None
+    kept_back: bool = True
 
 
 def split(prepared: Sequence[PreparedVector], index: int, loaded: LoadedRecipe, tokenizer: Any) -> Parts:
@@ -62,7 +67,7 @@ def split(prepared: Sequence[PreparedVector], index: int, loaded: LoadedRecipe, 
     entry, notes = prepared[index], [note for one in prepared for note in one.notes]
     recipe = loaded.recipe
     report, kept_back, said = pairs_to_measure(loaded, prepared, entry)
-    notes += said
+    notes, unseen_report = notes + said, kept_back
     if entry.lists is not None and not report:
         return _split_lists(prepared, index, entry.lists, loaded, notes)
     if entry.spec.method == "file" or entry.lists is not None:
@@ -70,7 +75,7 @@ def split(prepared: Sequence[PreparedVector], index: int, loaded: LoadedRecipe, 
         choose, report = split_held_out(given, 0.5, recipe.seed)
         notes += filter(None, [split_note(given, report, 0.5)])
         if given and not report:
-            report = choose
+            report, unseen_report = choose, False
             notes.append("too few pairs to keep some back: the cell is reported on the pairs that it was chosen on")
         if given and not kept_back:
             notes.append(f"nothing was kept back: {IN_SAMPLE}")
@@ -95,9 +100,13 @@ def split(prepared: Sequence[PreparedVector], index: int, loaded: LoadedRecipe, 
     # Successive halving begins with the first few.
     random.Random(recipe.seed).shuffle(shuffled)
     # Nothing of a sweep is of a vector that was refitted: it would have seen the pairs that are reported on.
-    whole = [one.without_refit() for one in (*prepared[:index], entry, *prepared[index + 1 :])]
+    parts = [one.without_refit() for one in (*prepared[:index], entry, *prepared[index + 1 :])]
     reported = sample_pairs(report, recipe.evaluate.limit, recipe.seed)
-    return Parts(whole, tuple(shuffled), tuple(reported), tuple(dict.fromkeys(notes)))
+    made = {id(pair) for pair in entry.used}
+    rest = [pair for pair in prepared[index].used if id(pair) not in made]
+    whole = replace(parts[index], rest=tuple(tokenise_pairs(rest, tokenizer, entry.spec)[0])) if rest else None
+    told = tuple(dict.fromkeys(notes))
+    return Parts(parts, tuple(shuffled), tuple(reported), told, whole=whole, kept_back=unseen_report)
 
 
 def _split_lists(
@@ -107,6 +116,7 @@ def _split_lists(
     recipe, held_out = loaded.recipe, lists.held_out
     fraction = recipe.sweep.choose * (len(lists.used) + len(held_out)) / len(lists.used)
     make, choose = split_lists(lists.used, min(fraction, 0.9), recipe.seed + 1)
+    kept_back, left = bool(held_out), choose
     if not choose or not held_out:
         notes.append(f"too few texts to keep some back: {LISTS_IN_SAMPLE}")
     choose, report = choose or make, held_out or make
@@ -119,8 +129,9 @@ def _split_lists(
     chosen = choose.each(shuffled)
     reported = report.each(lambda texts: sample_texts(texts, recipe.evaluate.limit, recipe.seed))
     entry = replace(prepared[index], lists=replace(lists, used=make))
-    whole = [one.without_refit() for one in (*prepared[:index], entry, *prepared[index + 1 :])]
-    return Parts(whole, (), (), tuple(dict.fromkeys(notes)), chosen, reported)
+    parts = [one.without_refit() for one in (*prepared[:index], entry, *prepared[index + 1 :])]
+    whole = replace(parts[index], lists=replace(lists, used=make, rest=left)) if left else None
+    return Parts(parts, (), (), tuple(dict.fromkeys(notes)), chosen, reported, whole, kept_back)
 
 
 def others(
@@ -142,10 +153,11 @@ class Materials:
 
     Attributes:
         choosing: what cells are measured on.
-        reporting: the same on the items and the neutral passages that are kept back.
+        reporting: the same on the items that are kept back, and on the neutral passages of a build.
         neutral_name: what the neutral passages are, for people.
         prompting: the report's items under the system prompt that asks for the behaviour, or None.
         splits: how many items are in each part.
+        kept_back: whether no vector has seen the items of the report.
         notes: what the user should know.
     """
 
@@ -154,6 +166,7 @@ class Materials:
     neutral_name: str
     prompting: Effect | None
     splits: dict[str, int]
+    kept_back: bool
     notes: tuple[str, ...]
 
     @property
@@ -186,7 +199,8 @@ def gather(
             where=f"evaluate.neutral: {evaluate.neutral}" if evaluate.neutral else "the bundled neutral passages",
             remedy="give `evaluate.neutral` a text file with one passage of several words on each line",
         )
-    halves = _halves(neutral, evaluate.neutral_limit)
+    of_build = neutral[: evaluate.neutral_limit]
+    of_cells = _every_other(neutral, evaluate.neutral_limit)
     choose, report, notes = _effects(parts.prepared[index], parts, on_topic, opened, rows)
     prompting: Effect | None = None
     if evaluate.system_prompt is not None and isinstance(report, TextEffect):
@@ -195,15 +209,16 @@ def gather(
         notes.append("a system prompt is compared on pairs, and lists have none: it is left out")
     elif evaluate.system_prompt is not None:
         prompting = PairsEffect(questions_with_prompt(parts.report, tokenizer, spec, evaluate.system_prompt), rows)
-    sign, neutral_text = math.copysign(1.0, spec.factor), NeutralText(halves[0], memory, POSITIONS)
+    sign, neutral_text = math.copysign(1.0, spec.factor), NeutralText(of_cells, memory, POSITIONS)
     choosing = CellBench(opened.logits, choose, neutral_text, on_topic, off_topic, sign, added, rows)
     return Materials(
         choosing,
-        replace(choosing, effect=report, neutral=NeutralText(halves[1], memory, POSITIONS)),
-        f"{len(halves[0])} {name} to choose on and {len(halves[1])} to report on, "
-        f"{sum(map(len, halves[0])) + sum(map(len, halves[1]))} tokens",
+        replace(choosing, effect=report, neutral=NeutralText(of_build, memory, POSITIONS)),
+        f"{len(of_cells)} {name} to choose on, {sum(map(len, of_cells))} tokens; the {len(of_build)} of a build to "
+        f"report on, {sum(map(len, of_build))} tokens",
         prompting,
         {"make": parts.prepared[index].pair_count, "choose": choose.count, "report": report.count},
+        parts.kept_back or isinstance(report, TextEffect),
         tuple(notes),
     )
 
@@ -238,10 +253,9 @@ def _effects(
     return PairsEffect(asked[0], rows), PairsEffect(asked[1], rows), []
 
 
-def _halves(texts: Sequence[Sequence[int]], limit: int) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]:
-    if len(texts) < 2:
-        return texts, texts
-    return texts[0::2][:limit], texts[1::2][:limit]
+def _every_other(texts: Sequence[Sequence[int]], limit: int) -> Sequence[Sequence[int]]:
+    """Enough to choose on: what is chosen is measured on all that a build measures on."""
+    return texts[0::2][:limit]
 
 
 def _sentences(

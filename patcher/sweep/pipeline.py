@@ -51,7 +51,7 @@ def sweep(job: Job) -> Swept:
     recipe, loaded, folder, say = job.recipe, job.loaded, job.output, job.say
     spec, where = recipe.vectors[index], loaded.place(f"vectors.{index}")
     blocks = planned.architecture.block_count
-    layers, defaults = grid_layers(recipe, spec, blocks, where), default_cells(blocks)
+    layers, defaults = grid_layers(recipe, spec, blocks, where), default_cells(blocks, spec.factor)
     notes: list[str] = []
     if (file := planned.prepared[index].file) is not None:
         layers, defaults, notes = _in_file(file, layers, defaults, as_asked=recipe.sweep.layers != "auto")
@@ -72,7 +72,7 @@ def sweep(job: Job) -> Swept:
         if not record.same:
             remove_results(folder)
         try:
-            data = run.run(SweepRun(job, planned, index, layers, defaults, parts, record).on)
+            data = run.run(SweepRun(job, planned, index, layers, defaults, parts, prepared[index], record).on)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; {len(record)} finished cells are kept in {folder}: the same command goes on from there"

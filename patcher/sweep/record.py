@@ -31,7 +31,7 @@ from patcher.sweep.cells import Cell
 from patcher.sweep.materials import Parts
 
 CELLS = "cells.jsonl"
-FORMAT = 2
+FORMAT = 3
 _LEFT_OUT = ("output", "push", "verify", "targets", "exact", "prefer", "route", "calibration")
 """Keys of a recipe on which no number of a sweep depends."""
 _OF_CELLS = {

@@ -134,6 +134,8 @@ def test_auto_ends_well_where_nothing_is_evaluated(
 ) -> None:
     """The sweep is all that there is to say of the effect."""
     keys = ["vectors.0.layer=auto", "sweep.layers=[1]", "sweep.coefficients=[2]", "evaluate.enabled=false"]
+    # What a build does not measure keeps nothing back: then a sweep needs pairs of their own, of which some are new.
+    keys += ["vectors.0.limit=60", f"evaluate.pairs={demo / 'pairs.jsonl'}"]
     arguments = [str(demo / "quickstart.yaml"), "-o", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as done:
         main([*arguments, *(text for key in keys for text in ("--set", key))])

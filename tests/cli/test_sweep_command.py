@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.command_line import Run, runner
-from support.sweep_reference import make_model, write_sweep
+from support.sweep_reference import LIKED, make_model, write_sweep
 
 from patcher.cli import main
 from patcher.demo.write import write_demo
@@ -24,7 +24,7 @@ from patcher.sweep.cells import CellBench
 from patcher.sweep.record import CELLS
 from patcher.sweep.reporting import RANDOM_SEEDS
 
-GRID = {"layers": [0, 1, 2], "coefficients": [-0.5, 0.5, 1.0]}
+GRID = {"layers": [1, 2, 3], "coefficients": [-0.5, 0.5, 1.0]}
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     model = make_model(folder / "model", "meta-llama--Llama-3.2-1B")
-    return write_sweep(folder / "recipe", model, {}, sweep=GRID)
+    guard = {"guard": {"kl": 0.08}}
+    return write_sweep(folder / "recipe", model, {"pairs": LIKED}, sweep=GRID, evaluate=guard)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +151,8 @@ def test_an_interrupted_sweep_goes_on(
         file.write('{"layer": 1, "coeff')
     code, _out, err = run(recipe, "-o", tmp_path / "out")
     assert code == 0 and "4 finished cells are taken" in err
-    # The others of a column, whole columns, and then the random vectors.
-    assert measured[:2] == [(1, [0.5, 1.0]), (2, [-0.5, 0.5, 1.0])] and len(measured) == 2 + RANDOM_SEEDS
+    # The others of a column, whole columns, the fixed default that is not in the grid, and then the random vectors.
+    assert measured[:3] == [(2, [0.5, 1.0]), (3, [-0.5, 0.5, 1.0]), (1, [2.0])] and len(measured) == 3 + RANDOM_SEEDS
     found = read(tmp_path / "out")
     found.pop("timings")
     assert alike(found, {key: value for key, value in whole.items() if key != "timings"})
@@ -167,7 +168,7 @@ def test_another_guard_and_grid_take_the_cells_that_are_there(
     changed = ("--set", "sweep.coefficients=[0.5, 0.75]", "--set", "evaluate.guard.kl=0.000001")
     # Nothing within that guard: and no recipe of the older sweep is left beside the new grid.
     code, out, err = run(recipe, "-o", folder, "--json", *changed)
-    assert code == 1 and json.loads(out)["recommended"] is None and f"{len(whole['grid'])} finished cells" in err
+    assert code == 1 and json.loads(out)["recommended"] is None and f"{len(whole['grid']) + 1} finished cells" in err
     assert measured[:3] == [(layer, [0.75]) for layer in GRID["layers"]] and len(measured) == 3 + RANDOM_SEEDS
     found = read(folder)
     assert found["coefficients"] == [0.5, 0.75] and len(found["grid"]) == 6
@@ -188,7 +189,7 @@ def test_another_recipe_is_refused_and_force_starts_anew(
     assert {item.name: item.read_bytes() for item in folder.iterdir()} == before
     # Nothing within that guard: and no recipe of the older sweep is left beside the new grid.
     code, out, err = run(recipe, "-o", folder, "--force", "--json", *changed)
-    assert code == 1 and json.loads(out)["recommended"] is None and "no cell" in err
+    assert code == 1 and json.loads(out)["recommended"] is None and "nothing recommended" in err
     assert read(folder)["recommended"] is None and not (folder / "recipe.yaml").exists()
     assert {row["kind"] for row in read(folder)["report"]} == {"base", "default"}
 

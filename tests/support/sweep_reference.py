@@ -43,6 +43,12 @@ LETTERS = [
     }
     for place, (noun, word) in enumerate((noun, word) for noun in NOUNS for word in ("good", "late"))
 ]
+LIKED = [
+    {"prompt": f"She walked to the {noun} {word}.", "positive": " It was wonderful", "negative": " It was terrible"}
+    for noun in NOUNS
+    for word in ("good", "late")
+]
+"""So alike that a few of them tell an effect, even of a random model."""
 NEUTRAL = [
     "The train left the station at nine.",
     "She bought a ticket. It was cold.",

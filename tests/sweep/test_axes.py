@@ -21,6 +21,7 @@ from patcher.sweep.axes import (
     default_cells,
     grid_coefficients,
     grid_layers,
+    may_be_chosen,
     shares_of,
     swept_vector,
 )
@@ -104,6 +105,21 @@ def test_fixed_defaults_are_the_depths_of_a_recipe(blocks: int) -> None:
         layer = resolve_layers(VectorSpec(pairs=PAIRS, layer=depth), blocks, "here")[0]
         assert (layer, coefficient) in cells
     assert set(cells.values()) <= {f"{depth} depth, {value:+g}" for depth, value in FIXED_DEFAULTS}
+
+
+def test_a_coefficient_of_the_other_sign_is_chosen_only_where_it_is_asked_for() -> None:
+    def allowed(found: Recipe, value: float) -> bool:
+        return may_be_chosen(found, found.vectors[0], value)
+
+    open_, turned = recipe({"layer": "auto", "coefficient": "auto"}), recipe({"layer": 1, "coefficient": -2})
+    assert allowed(open_, 2.0) and not allowed(open_, -2.0)
+    assert allowed(turned, -3.0) and not allowed(turned, 3.0)
+    assert allowed(recipe({"layer": "auto"}, coefficients=[-1, 1]), -1.0)
+    # Of the recipe's own sign there are most, and the defaults are of it.
+    grid = grid_coefficients(turned, turned.vectors[0], [0.1])
+    assert grid == sorted(-value for value in grid_coefficients(open_, open_.vectors[0], [0.1]))
+    assert {(layer, -value) for layer, value in default_cells(8)} == set(default_cells(8, -2.0))
+    assert default_cells(8, -2.0)[3, -1.0] == "40% depth, -1"
 
 
 def test_shares() -> None:

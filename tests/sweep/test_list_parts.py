@@ -40,9 +40,12 @@ def test_each_list_is_split_in_three(tmp_path: Path) -> None:
     assert not parts.choose and not parts.report and not any(IN_SAMPLE in note for note in parts.notes)
     # A sweep measures nothing on a refitted vector.
     assert not parts.prepared[0].rest_sides
+    # A build makes it of the first two parts.
+    assert parts.kept_back and parts.whole is not None and parts.whole.lists is not None
+    assert parts.whole.lists.used == lists.used and set(parts.whole.lists.rest) == set(parts.choose_texts)
 
 
 def test_lists_that_are_too_short_are_told(tmp_path: Path) -> None:
     parts = parts_of(tmp_path, 6, 30)
     assert parts.choose_texts and parts.report_texts
-    assert any(IN_SAMPLE in note for note in parts.notes)
+    assert any(IN_SAMPLE in note for note in parts.notes) and not parts.kept_back

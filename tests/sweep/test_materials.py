@@ -16,7 +16,7 @@ from support.tiny_models import tiny_tokenizer
 from patcher.evaluate.inputs import IN_SAMPLE
 from patcher.pairs.pair import ContrastPair
 from patcher.recipe.rewriting import chosen_recipe
-from patcher.sweep.materials import Parts, _halves
+from patcher.sweep.materials import Parts, _every_other
 from patcher.sweep.record import fingerprint
 from patcher.vectors.finding import prepare_vectors
 
@@ -138,6 +138,7 @@ def test_pairs_of_their_own_are_reported(tmp_path: Path) -> None:
 def test_where_nothing_is_kept_back_it_is_said(letters: Path, changes: tuple[str, ...]) -> None:
     found = parts(letters, *changes)
     assert found.choose and found.report and any(IN_SAMPLE in note for note in found.notes)
+    assert not found.kept_back and parts(letters).kept_back
 
 
 def test_a_vector_from_a_file(tmp_path: Path) -> None:
@@ -150,13 +151,23 @@ def test_a_vector_from_a_file(tmp_path: Path) -> None:
     )
     few = parts(path, f"evaluate.pairs={json.dumps(PAIRS[:3])}")
     assert texts(few.choose) == texts(few.report) and "too few pairs" in few.notes[-1]
+    assert found.kept_back and not few.kept_back and found.whole is few.whole is None
     assert parts(path, "evaluate.pairs=null").choose == ()
 
 
-def test_neutral_text_is_halved() -> None:
-    assert _halves([(1,), (2,), (3,)], 40) == ([(1,), (3,)], [(2,)])
-    assert _halves([(1,), (2,), (3,)], 1) == ([(1,)], [(2,)])
-    assert _halves([(1,)], 40) == ([(1,)], [(1,)])
+def test_cells_are_measured_on_every_other_neutral_text() -> None:
+    assert _every_other([(1,), (2,), (3,)], 40) == [(1,), (3,)]
+    assert _every_other([(1,), (2,), (3,)], 1) == _every_other([(1,)], 40) == [(1,)]
+
+
+def test_a_build_has_what_the_vector_is_made_of_and_chosen_on(letters: Path) -> None:
+    loaded, index, found = parts_of(letters, tiny_tokenizer(), BLOCKS)
+    (built,) = prepare_vectors(loaded, tiny_tokenizer(), BLOCKS)
+    assert found.whole is not None and found.whole.pairs == found.prepared[index].pairs
+    assert {*found.whole.pairs, *found.whole.rest} == set(built.pairs)
+    assert len(found.whole.pairs) + len(found.whole.rest) == len(built.pairs)
+    # Whatever is sampled to choose on.
+    assert len(parts(letters, "sweep.limit=2").whole.rest) == len(found.whole.rest) == 5  # type: ignore[union-attr]
 
 
 def test_what_a_fingerprint_notices(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from patcher.recipe.file import load_recipe
 from patcher.recipe.vector import VectorSpec
 from patcher.sweep.files import write_results
 from patcher.sweep.on_base import Swept
+from patcher.vectors.files.asked import SteeredModel
+from patcher.vectors.finding import prepare_vectors
 
 TOLERANCE = 1e-4
 OTHER = {"name": "other", "pairs": PAIRS[:3], "layer": 0, "scale": "residual", "coefficient": 0.3}
@@ -50,16 +52,18 @@ class Case:
         loaded, self.index, self.parts = parts_of(self.path, self.plain.tokenizer, blocks)
         self.recipe = loaded.recipe
         self.spec = self.recipe.vectors[self.index]
-        self.directions: dict[int, tuple[torch.Tensor, float]] = {}
+        self.directions: dict[tuple[int, bool], tuple[torch.Tensor, float]] = {}
+        self.built = prepare_vectors(loaded, self.plain.tokenizer, blocks, SteeredModel(hidden=64, blocks=blocks))
 
-    def vector(self, layer: int, coefficient: float) -> torch.Tensor:
-        """What is added at a cell, [hidden] fp32."""
+    def vector(self, layer: int, coefficient: float, *, built: bool = False) -> torch.Tensor:
+        """What is added at a cell, or by a build of it, [hidden] fp32."""
         if self.spec.method == "file":
             return (coefficient * FILE_VECTOR).float()
         read = layer if self.spec.read_layer is None else self.spec.read_layer
-        if layer not in self.directions:
-            self.directions[layer] = self.plain.direction(self.parts.prepared[self.index].used, self.spec, int(read))
-        direction, norm = self.directions[layer]
+        if (layer, built) not in self.directions:
+            pairs = (self.built if built else self.parts.prepared)[self.index].used
+            self.directions[layer, built] = self.plain.direction(pairs, self.spec, int(read))
+        direction, norm = self.directions[layer, built]
         return scaled(direction, norm, self.spec, coefficient)
 
     def others(self) -> dict[int, torch.Tensor]:
@@ -71,8 +75,9 @@ class Case:
                 total[layer] = scaled(direction, norm, spec, spec.factor)
         return total
 
-    def neutral(self, half: int) -> list[Any]:
-        return self.plain.encoded(self.path.parent / "neutral.txt")[half::2]
+    def neutral(self, step: int = 1) -> list[Any]:
+        """All that a build is measured on; every other one is chosen on."""
+        return self.plain.encoded(self.path.parent / "neutral.txt")[::step]
 
     def sentences(self, name: str) -> list[Any]:
         lines = (self.path.parent / f"{name}.txt").read_text().splitlines()
@@ -169,8 +174,8 @@ def differences(case: Case, swept: Swept | None = None) -> dict[str, float]:
         expected = {
             "effect": mean([sign * (value - before) for value, before in zip(values, base, strict=True)]),
             "steered": mean(values),
-            "damage": case.plain.divergence(case.neutral(0), vectors, MOST),
-            "perplexity": case.plain.perplexity(case.neutral(0), vectors, MOST),
+            "damage": case.plain.divergence(case.neutral(2), vectors, MOST),
+            "perplexity": case.plain.perplexity(case.neutral(2), vectors, MOST),
         }
         for key, name in (("on_topic", "on"), ("off_topic", "off")):
             if getattr(case.recipe.evaluate, key) is not None:
@@ -198,7 +203,7 @@ def test_every_cell_equals_the_plain_one(cases: dict[str, Case], name: str) -> N
     others = case.others()
     assert data["baseline"]["steered"] == pytest.approx(mean(case.measure("choose", others)), abs=TOLERANCE)
     assert data["baseline"]["perplexity"] == pytest.approx(
-        case.plain.perplexity(case.neutral(0), {}, MOST), rel=TOLERANCE
+        case.plain.perplexity(case.neutral(2), {}, MOST), rel=TOLERANCE
     )
 
 
@@ -214,16 +219,18 @@ def test_every_row_of_the_report_equals_the_plain_one(cases: dict[str, Case], na
             continue
         vectors = dict(others)
         if row["layer"] is not None:
-            vectors = added(others, {row["layer"]: case.vector(row["layer"], row["coefficient"])})
+            vectors = added(others, {row["layer"]: case.vector(row["layer"], row["coefficient"], built=True)})
         value = mean(case.measure("report", vectors))
         assert row["value"] == pytest.approx(value, abs=TOLERANCE)
         assert row["effect"] == pytest.approx(sign * (value - base), abs=TOLERANCE)
-        assert row["damage"] == pytest.approx(case.plain.divergence(case.neutral(1), vectors, MOST), abs=TOLERANCE)
-        assert row["perplexity"] == pytest.approx(case.plain.perplexity(case.neutral(1), vectors, MOST), rel=TOLERANCE)
+        assert row["damage"] == pytest.approx(case.plain.divergence(case.neutral(), vectors, MOST), abs=TOLERANCE)
+        assert row["perplexity"] == pytest.approx(case.plain.perplexity(case.neutral(), vectors, MOST), rel=TOLERANCE)
         assert row["low"] <= row["effect"] <= row["high"]
     assert {"base", "default"} <= kinds
     if case.swept.chosen is not None:
         assert {"recommended", "negative", "random"} <= kinds
+    elif case.swept.data["chosen"] is not None:
+        assert {"chosen", "negative", "random"} <= kinds and "recommended" not in kinds
 
 
 def test_what_each_case_is_about(cases: dict[str, Case]) -> None:
@@ -270,21 +277,20 @@ def test_the_comparison_notices_a_residual_of_another_layer(
 def test_the_third_part_changes_nothing_but_the_report(
     cases: dict[str, Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other pairs are kept back, and other neutral texts: the grid and the choice stay as they are."""
+    """Other pairs are kept back: the grid and the choice stay as they are; whether it is recommended does not."""
     from patcher.sweep import materials
 
     case = cases["beside another"]
-    split, halves = materials.split, materials._halves
+    split = materials.split
 
     def other_report(*arguments: Any) -> materials.Parts:
         parts = split(*arguments)
         turned = [type(p)(p.prompt, p.negative + "!", p.positive, p.origin) for p in parts.report]
-        return materials.Parts(parts.prepared, parts.choose, tuple(turned), parts.notes)
+        return replace(parts, report=tuple(turned))
 
     monkeypatch.setattr(materials, "split", other_report)
-    monkeypatch.setattr(materials, "_halves", lambda texts, limit: (halves(texts, limit)[0], texts[:1]))
     other = run_sweep(case.path, tmp_path / "out").data
-    for key in ("grid", "recommended", "pareto", "baseline", "random_grid", "geometry"):
+    for key in ("grid", "chosen", "pareto", "baseline", "random_grid", "geometry"):
         assert other[key] == case.swept.data[key], key
     assert other["report"] != case.swept.data["report"]
 
@@ -292,16 +298,17 @@ def test_the_third_part_changes_nothing_but_the_report(
 def test_what_is_written(cases: dict[str, Case], tmp_path: Path) -> None:
     case = cases["beside another"]
     folder = case.path.parent / "out"
-    write_results(case.swept, job_of(case.path, folder), pictures=False)
+    # As if it were recommended: of so few items nothing is.
+    swept = replace(case.swept, data={**case.swept.data, "recommended": {"layer": 1, "coefficient": 0.5}})
+    write_results(swept, job_of(case.path, folder), pictures=False)
     data = json.loads((folder / "sweep.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert data == json.loads(json.dumps(case.swept.data))
+    assert data == json.loads(json.dumps(swept.data))
     with (folder / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(data["grid"])
     for row, cell in zip(rows, data["grid"], strict=True):
         assert list(row) == list(cell)
         assert float(row["effect"]) == cell["effect"] and row["within_guard"] == str(cell["within_guard"])
-    assert case.swept.chosen is not None
     written = load_recipe(folder / "recipe.yaml").recipe
     spec = written.vectors[case.index]
-    assert (spec.layer, spec.coefficient) == case.swept.chosen and not spec.swept
+    assert (spec.layer, spec.coefficient) == swept.chosen == (1, 0.5) and not spec.swept

@@ -42,6 +42,8 @@ def remarks(sweep: Mapping[str, Any]) -> list[Remark]:
 
 
 def _why_none(sweep: Mapping[str, Any]) -> str:
+    if sweep.get("reason"):
+        return str(sweep["reason"])
     grid = rows_of(sweep, "grid")
     if not grid:
         return "No cell was measured."

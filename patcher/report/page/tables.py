@@ -40,12 +40,14 @@ def _guard(row: Mapping[str, Any]) -> str:
 
 
 def _grid(sweep: Mapping[str, Any]) -> _Rows:
-    cell = recommended_cell(sweep)
+    cell, chosen = recommended_cell(sweep), part_of(sweep, "chosen")
     front = set(map(place_of, rows_of(sweep, "pareto")))
     rows = []
     for row in rows_of(sweep, "grid"):
         here = cell is not None and place_of(row) == cell
-        mark = ", ".join([*["recommended"] * here, *["Pareto front"] * (place_of(row) in front)])
+        unsure = cell is None and bool(chosen) and place_of(row) == place_of(chosen)
+        marks = {"recommended": here, "chosen, not recommended": unsure, "Pareto front": place_of(row) in front}
+        mark = ", ".join(name for name, holds in marks.items() if holds)
         rows.append({**row, "guard": _guard(row), "mark": mark, "marked": here})
     return rows
 
@@ -110,6 +112,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], _Rows], list[TableCo
             _EFFECT,
             _change("95 % from", "effect_low"),
             _change("to", "effect_high"),
+            _change("from, corrected", "choosing_low"),
             _aligned("value", "steered"),
             _DAMAGE,
             _PERPLEXITY,

@@ -15,6 +15,7 @@ from patcher.report.pictures.text import printable
 _MOST = 24
 _LOOKS = {
     "recommended": ("o", "more", 9),
+    "chosen": ("o", "ink", 8),
     "negative": ("s", "less", 7),
     "random": ("x", "random", 6),
     "prompting": ("^", "third", 8),
