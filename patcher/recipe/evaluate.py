@@ -85,8 +85,8 @@ class SweepSpec(Strict):
     layers: Auto | Layers = "auto"
     """Decoder blocks to try. `auto`: the vector's own `layer`, or with `auto` there twelve, evenly spread."""
     coefficients: Auto | Annotated[list[Number], Field(min_length=1)] = "auto"
-    """Coefficients to try. `auto`: seven, of both signs, up to the mean residual norm of the model, and up to two more
-    between the best one and the guard."""
+    """Coefficients to try. `auto`: seven, up to the mean residual norm of the model, and up to two more between the
+    best one and the guard; two are of the other sign than the vector's own, and are never recommended."""
     search: Literal["auto", "grid", "halving"] = "auto"
     """`grid`: every cell on all choosing pairs. `halving`: all on a few, the best third of them on more (successive
     halving). `auto`: halving above 150 cells."""
@@ -95,7 +95,7 @@ class SweepSpec(Strict):
     limit: Annotated[int, Field(ge=2)] = 50
     """At most this many pairs are chosen on."""
     random_vectors: Annotated[int, Field(ge=1, le=100)] = 5
-    """How many random vectors of equal norm stand beside the chosen cell."""
+    """How many random vectors of equal norm the chosen cell must do more than."""
 
     @model_validator(mode="after")
     def _no_zero(self) -> SweepSpec:
