@@ -144,7 +144,7 @@ def _not_confirmed(row: Row, randoms: Sequence[float], *, kept_back: bool, guard
     """What stands against a row of the report, if anything does."""
     wrong = []
     if not kept_back:
-        wrong.append("nothing was kept back: give more pairs, `evaluate.pairs`, or `evaluate.held_out`")
+        wrong.append("nothing was kept back that the vector has not seen (see `evaluate.held_out`, `evaluate.pairs`)")
     if not row["low"] > 0:
         wrong.append(f"the 95 % interval of its effect is not above 0 ({_interval(row)})")
     elif not row["p"] <= LEVEL:

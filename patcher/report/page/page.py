@@ -63,6 +63,7 @@ def render(sweep: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
             vector=sweep.get("vector") or "a vector",
             model=sweep.get("model"),
             rule=sweep.get("rule"),
+            reason=sweep.get("reason"),
             cell=None if cell is None else cell_name(*cell),
             swept=_swept(sweep),
             tiles=_tiles(sweep),
