@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def main() -> None:
         pairs = make_pairs(scratch, options.routes, size)
         prompt = list(range(100, 100 + PROMPT))
         for stack in options.stacks:
-            progress(f"running {stack}")
+            start = time.perf_counter()
             found[stack] = run(stack, pairs, scratch, prompt=prompt, tokens=options.tokens, repeats=options.repeats)
+            progress(f"{stack}: run in {time.perf_counter() - start:.1f} s")
     python = {"python": {"": sys.version.split()[0]}}
     facts += [("load when it ended", load()), *versions(python, REPOSITORY)]
     numbers = {"prompt": PROMPT, "tokens": options.tokens, "repeats": options.repeats}

@@ -93,7 +93,7 @@ def tables(task: Task, turns: Turns) -> list[Table]:
         (*columns, "wall / ours", "CPU / ours"),
         rows,
         [
-            f"{task.parameters / 1e9:.2f} B parameters; {2 * task.questions.pairs} prompts of "
+            f"{task.parameters / 1e6:,.0f} million parameters; {2 * task.questions.pairs} prompts of "
             f"{task.questions.tokens:.1f} tokens on average; layer {task.layer}; turns: {len(turns.costs[OURS])}.",
         ],
     )

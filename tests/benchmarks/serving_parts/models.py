@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 import torch  # noqa: E402
 from build_parts.material import END, make_tokenizer  # noqa: E402
+from capture_parts.setting import progress  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from support.stack_models import complete_config  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase  # noqa: E402
@@ -42,7 +44,12 @@ class Case:
 
 
 # A fitted route in a random model is as far off as it likes: what is measured here is its speed.
-FITTED = {"exact": False, "route": "rank_one", "verify": {"fit_error": 1, "fit_kl": 1}}
+FITTED = {
+    "exact": False,
+    "route": "rank_one",
+    "calibration": {"tokens": 4096},
+    "verify": {"fit_error": 1, "fit_kl": 1},
+}
 COEFFICIENT = 4
 CASES = {
     "native": Case("gpt2", "transformer.h"),
@@ -96,7 +103,12 @@ class Pair:
 def make_pairs(folder: Path, routes: list[str], size: Size) -> list[Pair]:
     """Make the models below ``folder``, and build and verify their copies."""
     encoder = make_tokenizer(size.vocabulary)
-    return [make_pair(folder / route, route, size, encoder) for route in routes]
+    found = []
+    for route in routes:
+        start = time.perf_counter()
+        found.append(make_pair(folder / route, route, size, encoder))
+        progress(f"{route}: built in {time.perf_counter() - start:.1f} s")
+    return found
 
 
 def make_pair(folder: Path, route: str, size: Size, encoder: PreTrainedTokenizerBase) -> Pair:
