@@ -2,7 +2,7 @@
 
     patch-model stacks install vllm
     patch-model stacks install llama.cpp
-    python tests/benchmarks/serving.py [--repeats 5] [--tokens 64] [--write docs/performance-serving.md]
+    python tests/benchmarks/serving.py [--repeats 4] [--tokens 48] [--write docs/performance-serving.md]
 
 Small random models are made in a temporary folder (4 GB; TMPDIR says where), and their copies are built and verified.
 PATCH_MODEL_VLLM and PATCH_MODEL_LLAMA_CPP say where the stacks are, as in `patch-model verify --stack`; one that is not
@@ -61,8 +61,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--routes", type=_list, default=list(CASES), help=f"default: {','.join(CASES)}")
     parser.add_argument("--stacks", type=_list, default=list(STACKS), help=f"default: {','.join(STACKS)}")
-    parser.add_argument("--repeats", type=int, default=5, help="how many turns each has (default: 5)")
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens of a request (default: 64)")
+    parser.add_argument("--repeats", type=int, default=4, help="how many turns each has (default: 4)")
+    parser.add_argument("--tokens", type=int, default=48, help="new tokens of a request (default: 48)")
     parser.add_argument("--tiny", action="store_true", help="models with which nothing is to be measured")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page: docs/performance-serving.md")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
