@@ -52,7 +52,7 @@ def draw_pictures(stage: Path, evaluation: Evaluation | None) -> list[str]:
     Returns:
         The names of the files, in the order of the card.
     """
-    if evaluation is None or evaluation.curve is None or not can_draw():
+    if evaluation is None or not (evaluation.curve or evaluation.shifted) or not can_draw():
         return []
     from patcher.report.pictures.drawing import dark_of, draw_all
 
@@ -60,13 +60,14 @@ def draw_pictures(stage: Path, evaluation: Evaluation | None) -> list[str]:
         "measure": evaluation.measure,
         "grid": evaluation.curve,
         "random_grid": evaluation.random_curve,
-        "recommended": _built(evaluation.curve),
+        "recommended": _built(evaluation.curve) if evaluation.curve else None,
         "guard": {"measure": "kl", "unit": "nats a token", "limit": evaluation.guard and evaluation.guard.kl_limit},
         "shifted": evaluation.shifted,
     }
     scratch = stage / ".pictures"
     try:
-        drawn = draw_all(measured, scratch, names=tuple(PICTURES))
+        wanted = [name for name in PICTURES if evaluation.curve or name != "by_coefficient"]
+        drawn = draw_all(measured, scratch, names=wanted)
         for name, path in drawn.items():
             dark_of(path).unlink(missing_ok=True)
             path.replace(stage / PICTURES[name])

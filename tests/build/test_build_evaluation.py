@@ -65,6 +65,15 @@ def test_the_card_shows_them_and_is_published_with_its_pictures(built: Path) -> 
     assert not [path for path in built.iterdir() if path.name.startswith(".")]
 
 
+def test_without_a_curve_the_shifted_tokens_are_drawn(demo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    build_recipe(demo / "quickstart.yaml", tmp_path / "out", "evaluate.prompts=[The film was very]")
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["steering_shifted_tokens.png"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "](steering_shifted_tokens.png)" in card and "steering_by_coefficient" not in card
+    assert "Less than everything was measured" in card and "no curve over coefficients" in card
+
+
 @pytest.mark.slow
 def test_the_card_names_the_temperature_that_the_completions_were_sampled_at(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
