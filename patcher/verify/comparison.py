@@ -13,7 +13,7 @@ from patcher.patched.route import Fit
 from patcher.patched.stored import StoredLayer
 from patcher.routes.plan import STORED_LIMIT
 from patcher.verify.checks import Check, Comparison
-from patcher.verify.programs.stock_passes import RESIDUAL_PROBES, UNSTEERED_PROBES
+from patcher.verify.programs.stock_passes import OWN_DTYPE_PROBES, RESIDUAL_PROBES, UNSTEERED_PROBES
 
 HARD_LIMIT = 1e-3
 EFFECT_SHARE = 0.01
@@ -294,7 +294,7 @@ def _own_dtype(reference: Run, candidate: Run, count: int, *, fitted: bool = Fal
     for run, (truth, label) in zip((reference, candidate), truths, strict=True):
         apart = [
             (run.tensors[f"own_dtype/{number}"] - truth.tensors[f"{label}/{number}"]).abs().mean()
-            for number in range(count)
+            for number in range(min(OWN_DTYPE_PROBES, count))
         ]
         errors.append(float(torch.stack(apart).mean()))
     limit = 1.5 * errors[0] + 1e-3

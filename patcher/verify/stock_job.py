@@ -23,7 +23,7 @@ MAX_TOKENS = 32
 """Of a probe that a recipe names."""
 GREEDY_TOKENS = 12
 """Where other stacks decode them as well."""
-GREEDY_ALONE = 6
+GREEDY_ALONE = 5
 GREEDY_FROM_DISK = 2
 """Each token after the first is one more reading of a model that does not fit in memory."""
 START_LIMIT = 1e-4
@@ -45,7 +45,7 @@ def stock_job(
     Args:
         base: the base as it is given; ``offload`` may name another form of it.
         scratch: takes the vectors.
-        others: whether other stacks are held to the result: everything at every position then.
+        others: whether other stacks are held to the result: more tokens are decoded then.
     """
     config = CheckpointFolder(base).config
     vectors = {f"layer.{layer}": held.stored.clone() for layer, held in stored.items()}
@@ -62,16 +62,14 @@ def stock_job(
     positions = stated_positions(config)
     quantisation = quantisation_of(config)
     texts = list(terms.spec.probes or PROBES)
-    lengths = [MAX_TOKENS] * len(texts) if terms.spec.probes else PROBE_TOKENS
+    most = MAX_TOKENS if terms.spec.probes else PROBE_TOKENS
     job = {
         "base": str(base if offload is None else offload.base),
         "dequantise": None if quantisation is None else quantisation.dequantise,
         "texts": texts,
         "ids": None if has_tokenizer(base) else _ids_without_tokenizer(config),
-        "max_tokens": [min(most, positions - GREEDY_TOKENS) if positions else most for most in lengths],
+        "max_tokens": min(most, positions - GREEDY_TOKENS) if positions else most,
         "greedy_tokens": GREEDY_TOKENS if others else GREEDY_ALONE if offload is None else GREEDY_FROM_DISK,
-        # A fit is judged by means over all positions.
-        "every_position": others or not patch.route.exact,
         "start_limit": START_LIMIT,
         "config_changes": list(patch.route.config_changes),
         "device": terms.device,

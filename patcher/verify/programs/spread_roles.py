@@ -60,11 +60,7 @@ class Spread(Role):
 
     def works(self, forward: Forward, ran: Sequence[passes.Pass]) -> list[Work]:
         """One for every batch, since each forward takes part in a reading of its own."""
-        batches = [
-            replace(one, probes=alike)
-            for one in ran
-            for alike in passes.groups(one.probes, self.ids, self.job["every_position"])
-        ]
+        batches = [replace(one, probes=alike) for one in ran for alike in passes.groups(one.probes, self.ids)]
         return [functools.partial(self.run_one, forward, one) for one in batches]
 
     def run_one(self, forward: Forward, one: passes.Pass) -> None:
@@ -76,7 +72,7 @@ class Spread(Role):
 
     def own_works(self) -> list[Work]:
         self.of_own = self.over(self.own)
-        one = passes.Pass("own_dtype", tuple(range(len(self.ids))), self.hooks, whole=True)
+        one = passes.own_dtype_pass(self.hooks, self.lengths)
 
         def run(work: Work) -> None:
             with self.skipping("own_dtype"):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from patcher.verify.programs.stock_passes import EMBEDDING, RESIDUAL_PROBES, Hook, Pass, groups, kept_positions
+    from patcher.verify.programs.stock_passes import EMBEDDING, RESIDUAL_PROBES, Hook, Pass, groups
 else:
-    from stock_passes import EMBEDDING, RESIDUAL_PROBES, Hook, Pass, groups, kept_positions
+    from stock_passes import EMBEDDING, RESIDUAL_PROBES, Hook, Pass, groups
 
 MOST_LOGITS = 2**28
 """In one batch."""
@@ -44,7 +44,6 @@ class Forward:
         blocks: the path of its decoder blocks.
         ids: of each probe.
         vectors: what hooks add, [hidden] fp32; of the candidate, nothing.
-        every: keep the logits at every position of every probe.
         device: where the ids go.
     """
 
@@ -55,15 +54,14 @@ class Forward:
         ids: Sequence[Sequence[int]],
         vectors: Mapping[str, Any],
         *,
-        every: bool,
         device: str,
     ) -> None:
         self.model, self.blocks, self.ids, self.vectors = model, blocks, ids, vectors
-        self.every, self.device = every, device
+        self.device = device
         self.tensors: dict[str, torch.Tensor] = {}
         self.read_by = ""
-        self.counted: dict[str, float] = {"passes": 0, "tokens": 0, "positions": 0}
-        """Batches; tokens times the share of the blocks that they went through; positions with logits."""
+        self.counted: dict[str, float] = {"passes": 0, "tokens": 0}
+        """Batches, and tokens times the share of the blocks that they went through; decoding is not among them."""
         self.keeps = "logits_to_keep" in signature(model.forward).parameters
 
     @property
@@ -73,15 +71,12 @@ class Forward:
     def run(self, one: Pass, start: Start | None = None, *, record: Start | None = None) -> None:
         """Run a pass; ``start``: from where, if not from the ids; ``record``: where to put what enters its block."""
         vocabulary = int(getattr(self.model.config.get_text_config(), "vocab_size", 1))
-        for alike in groups(one.probes, self.ids, self.every):
-            positions = kept_positions(alike[0], len(self.ids[alike[0]]), self.every)
-            most = max(1, MOST_LOGITS // (vocabulary * (len(positions) if self.keeps else len(self.ids[alike[0]]))))
+        for alike in groups(one.probes, self.ids):
+            most = max(1, MOST_LOGITS // (vocabulary * len(self.ids[alike[0]])))
             for first in range(0, len(alike), most):
-                self._batch(one, alike[first : first + most], positions, None if one.whole else start, record)
+                self._batch(one, alike[first : first + most], None if one.whole else start, record)
 
-    def _batch(
-        self, one: Pass, numbers: Sequence[int], positions: list[int], start: Start | None, record: Start | None
-    ) -> None:
+    def _batch(self, one: Pass, numbers: Sequence[int], start: Start | None, record: Start | None) -> None:
         ids = torch.tensor([self.ids[number] for number in numbers])
         read = [number for number in numbers if number < RESIDUAL_PROBES] if one.residuals else []
         with contextlib.ExitStack() as stack:
@@ -91,8 +86,9 @@ class Forward:
                 stack.enter_context(self._recording(record, numbers))
             taken = stack.enter_context(self._taking(one.residuals.values())) if read else None
             more = {"output_hidden_states": True} if read else {}
-            output = self.forward(one.hooks, ids, positions, **more)
-        self._count(ids.numel(), start, len(positions) * len(numbers))
+            # Where only the residual stream is wanted, the head need not run everywhere.
+            output = self.forward(one.hooks, ids, None if one.name else [0], **more)
+        self._count(ids.numel(), start)
         if one.name:
             found = torch.log_softmax(output.logits.float(), dim=-1).cpu()
             for row, number in enumerate(numbers):
@@ -104,10 +100,9 @@ class Forward:
                     place = f"residual/{one.read_as}/{key}/{number}"
                     self.tensors[place] = state[numbers.index(number)].cpu().contiguous()
 
-    def _count(self, tokens: int, start: Start | None, positions: int) -> None:
+    def _count(self, tokens: int, start: Start | None) -> None:
         self.counted["passes"] += 1
         self.counted["tokens"] += tokens if start is None else tokens * (1 - start.block / self.block_count)
-        self.counted["positions"] += positions
 
     def forward(self, hooks: Iterable[Hook], ids: Any, positions: list[int] | None = None, **options: Any) -> Any:
         """A forward pass under hooks; of the logits only those at ``positions`` come back."""

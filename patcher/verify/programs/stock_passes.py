@@ -20,9 +20,9 @@ RESIDUAL_PROBES = 2
 UNSTEERED_PROBES = 2
 """How many probes the copy is run on with its vector taken out."""
 LAST = 4
-"""Positions at the end of a probe whose logits are always kept."""
-EVERY = 4
-"""Of the other positions, one in so many; of the first probe all are kept."""
+"""Positions at the end of a padded prompt whose logits are kept."""
+OWN_DTYPE_PROBES = 3
+"""How many probes are run in the dtype in which the folder is stored."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Pass:
     """One forward pass over some probes, in fp32, without a cache.
 
     Attributes:
-        name: log-probabilities go to ``NAME/PROBE``, [kept positions, vocabulary] fp32; empty if none are wanted.
+        name: log-probabilities go to ``NAME/PROBE``, [positions, vocabulary] fp32; empty if none are wanted.
         probes: numbers of the probes.
         hooks: what is added; the candidate has none.
         factor: how many times the candidate's own tensors hold the vector.
@@ -110,6 +110,11 @@ def whole_candidate(lengths: Sequence[int]) -> Pass:
     return Pass("candidate_whole", (shortest(lengths),), whole=True)
 
 
+def own_dtype_pass(hooks: tuple[Hook, ...], lengths: Sequence[int]) -> Pass:
+    """The steered model in the dtype in which it is stored."""
+    return Pass("own_dtype", tuple(range(len(lengths)))[:OWN_DTYPE_PROBES], hooks, whole=True)
+
+
 def all_hooks(layers: Mapping[str, int], factor: float = 1.0, below: int | None = None) -> tuple[Hook, ...]:
     """A hook for every vector, or for those that are added before block ``below`` has run."""
     return tuple(
@@ -168,17 +173,9 @@ def shortest(lengths: Sequence[int]) -> int:
     return min(range(len(lengths)), key=lambda number: lengths[number])
 
 
-def kept_positions(number: int, length: int, every: bool) -> list[int]:
-    """At which positions the log-probabilities of a probe are kept: of the first probe at all of them."""
-    if every or number == 0:
-        return list(range(length))
-    return [place for place in range(length) if place % EVERY == EVERY - 1 or place >= length - LAST]
-
-
-def groups(probes: Sequence[int], ids: Sequence[Sequence[int]], every: bool) -> list[tuple[int, ...]]:
-    """Probes that go through a model in one batch: of one length, with logits at the same positions."""
-    found: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+def groups(probes: Sequence[int], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Probes that go through a model in one batch: those of one length."""
+    found: dict[int, list[int]] = {}
     for number in probes:
-        length = len(ids[number])
-        found.setdefault((length, tuple(kept_positions(number, length, every))), []).append(number)
+        found.setdefault(len(ids[number]), []).append(number)
     return [tuple(numbers) for numbers in found.values()]

@@ -20,7 +20,7 @@ else:
     from stock_forward import Forward, Start
     from stock_model import differing_before, foreign_hooks, held_times, load, own_dtype
 
-WHOLE = 8
+WHOLE = 4
 """A probe is cut to a multiple of so many tokens, so that probes go through the model side by side."""
 CUT_AWAY = 4
 """Tokens that the left padding stands for."""
@@ -54,8 +54,7 @@ class Role:
         self.forward = self.over(self.model)
 
     def over(self, model: Any) -> Forward:
-        every, device = self.job["every_position"], self.job["device"]
-        return Forward(model, self.job["blocks"], self.ids, self.vectors, every=every, device=device)
+        return Forward(model, self.job["blocks"], self.ids, self.vectors, device=self.job["device"])
 
     def tokenise(self) -> list[list[int]]:
         if self.job["ids"]:
@@ -65,8 +64,7 @@ class Role:
         tokenizer = AutoTokenizer.from_pretrained(
             self.job["folder"], trust_remote_code=self.job["trust_remote_code"], local_files_only=True
         )
-        limits = zip(self.job["texts"], self.job["max_tokens"], strict=True)
-        rows = {text: cut(tokenizer(text)["input_ids"], most) for text, most in limits}
+        rows = {text: cut(tokenizer(text)["input_ids"], self.job["max_tokens"]) for text in self.job["texts"]}
         # A tokenizer may know more tokens than the model; no stock software runs a text that holds one of them.
         count = self.embeddings()
         kept = {text: ids for text, ids in rows.items() if count is None or all(0 <= token < count for token in ids)}
@@ -140,7 +138,7 @@ class Role:
                 del self.forward
                 model = own_dtype(self.job, model, self.facts)
                 forward = self.over(model)
-                forward.run(passes.Pass("own_dtype", tuple(range(len(self.ids))), self.hooks, whole=True))
+                forward.run(passes.own_dtype_pass(self.hooks, self.lengths))
                 self.tensors |= forward.tensors
         self.model = None
 
@@ -289,7 +287,7 @@ class Candidate(Role):
 
 
 def cut(ids: Any, most: int) -> list[int]:
-    """The first tokens of a probe: a multiple of 8, fewer only where there are fewer."""
+    """The first tokens of a probe: a multiple of 4, fewer only where there are fewer."""
     found = list(ids)[:most]
     return found[: len(found) - len(found) % WHOLE] if len(found) > WHOLE else found
 
