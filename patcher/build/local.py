@@ -34,6 +34,8 @@ from patcher.progress.stage import BYTES, bytes_in
 from patcher.routes.apply import write_plan
 from patcher.vectors.steering_vector import SteeringVector
 from patcher.verify.of_build import require_passed, verify_build
+from patcher.verify.warm import prepare, warmed_up
+from patcher.verify.watched import WaitingProcess
 
 _NO_EFFECT: Mapping[str, Any] = {"per_vector": []}
 """The evaluation of a build that measured no vector, but has something else to say there."""
@@ -57,6 +59,13 @@ def build(
             left of it.
         OutsideError: the disk, the memory or the Hub failed; nothing is left.
     """
+    with warmed_up() as warm:
+        return _build(job, warm, link=link, hash=hash, strict=strict, sweep=sweep)
+
+
+def _build(
+    job: Job, warm: WaitingProcess | None, *, link: bool, hash: bool, strict: bool, sweep: Mapping[str, Any] | None
+) -> BuildResult:
     clock = job.clock
     with clock.time("plan"):
         planned = plan_build(job)
@@ -67,6 +76,7 @@ def build(
     if planned.source.hub and recipe.capture.mode == "stream" and recipe.adapter is None and job.processes is None:
         early = vectors_before_download(job, planned)
     planned = with_weights(job, planned)
+    prepare(warm, planned.source.folder, device=job.recipe.device)
     source = planned.source
     history = history_of(source.folder)
     whole_base = CheckpointFolder(source.folder)
@@ -113,7 +123,7 @@ def build(
                 prepared=found.prepared,
                 responses=[record for entry in found.prepared for record in entry.records],
             )
-            manifest, texts = finish(job, copied, lambda manifest: _proven(job, base, stage, manifest))
+            manifest, texts = finish(job, copied, lambda manifest: _proven(job, base, stage, manifest, warm))
     size = written.bytes_written + carried + texts
     pushed = None if recipe.push is None else push(job, output)
     timings = clock.timings(STAGES), clock.parts()
@@ -130,7 +140,7 @@ def _require_alone(job: Job, planned: BuildPlan) -> None:
         )
 
 
-def _proven(job: Job, base: PreparedBase, stage: Path, manifest: Manifest) -> Manifest:
+def _proven(job: Job, base: PreparedBase, stage: Path, manifest: Manifest, warm: WaitingProcess | None) -> Manifest:
     """With the verification in every stack that the recipe asks for, and its lm-eval tasks."""
     recipe = job.recipe
     with job.clock.time("verify"), scratch_folder(job.output) as scratch:
@@ -142,6 +152,7 @@ def _proven(job: Job, base: PreparedBase, stage: Path, manifest: Manifest) -> Ma
             scratch=scratch,
             progress=job.say,
             check=lambda entry: require_passed(entry, str(job.output), exact=manifest.route.exact),
+            warm=warm,
         )
     manifest = manifest.with_parts(verification=entries)
     if not (recipe.evaluate.enabled and recipe.evaluate.lm_eval):

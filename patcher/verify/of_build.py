@@ -12,6 +12,7 @@ from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.all_stacks import require_installed, verify_in_stacks
 from patcher.verify.terms import VerifyTerms
+from patcher.verify.watched import WaitingProcess
 
 
 def stacks_of(recipe: Recipe) -> list[str]:
@@ -43,11 +44,13 @@ def verify_build(
     scratch: Path,
     progress: Callable[[str], None],
     check: Callable[[Mapping[str, Any]], None],
+    warm: WaitingProcess | None = None,
 ) -> list[dict[str, Any]]:
     """Verify the staged folder in every stack that the recipe asks for.
 
     Args:
         check: called with every entry of a stack that was run; raises if it failed.
+        warm: see :mod:`patcher.verify.warm`.
 
     Returns:
         The entries of ``verification``.
@@ -60,7 +63,7 @@ def verify_build(
         folder,
         base,
         patch,
-        VerifyTerms(recipe.verify, recipe.trust_remote_code, scratch, progress),
+        VerifyTerms(recipe.verify, recipe.trust_remote_code, scratch, progress, recipe.device, warm),
         # Nothing else is run on a folder that is wrong already.
         after_transformers=check,
     )

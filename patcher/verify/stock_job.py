@@ -72,7 +72,7 @@ def stock_job(
         "greedy_tokens": GREEDY_TOKENS if others else GREEDY_ALONE if offload is None else GREEDY_FROM_DISK,
         "start_limit": START_LIMIT,
         "config_changes": list(patch.route.config_changes),
-        "device": terms.device,
+        "device": "cpu",
         "long_tokens": long_tokens,
         "own_dtype": not _is_fp32(base, config),
         "vectors": str(scratch / "vectors.safetensors"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from patcher.recipe.schema import VerifySpec
+from patcher.verify.watched import WaitingProcess
 
 
 def _silent(_text: str) -> None:
@@ -22,11 +23,13 @@ class VerifyTerms:
         trust_remote_code: whether code that comes with the base may run.
         scratch: where intermediate files may lie; a build gives a place that the next one cleans if this one dies.
         say: called with a line about what is going on.
-        device: what models in memory are run on, ``cpu`` or ``cuda``.
+        device: what models are run on, as a recipe states it: unless it is ``cpu``, a GPU on which they fit.
+        warm: a process that waits for the job, see :mod:`patcher.verify.warm`.
     """
 
     spec: VerifySpec = field(default_factory=VerifySpec)
     trust_remote_code: bool = False
     scratch: Path | None = None
     say: Callable[[str], None] = _silent
-    device: str = "cpu"
+    device: str = "auto"
+    warm: WaitingProcess | None = None

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 from patcher.architectures.quantised import quantisation_of
@@ -29,10 +30,12 @@ from patcher.verify.comparison import FitLimits, Run, compare
 from patcher.verify.offload import RUNNER_BYTES, SMALL_HEAP, Offload, disk_is_full, memory_is_full, plan_offload
 from patcher.verify.stock_job import GREEDY_TOKENS, long_prompt, stock_job
 from patcher.verify.terms import VerifyTerms
-from patcher.verify.watched import run_watched, watched_command
+from patcher.verify.watched import WaitingProcess, run_watched, watched_command
 
 REFERENCE = "the base with a forward hook on the block, adding the vector that the file stores"
 __all__ = ["GREEDY_TOKENS", "long_prompt", "run_reference", "together", "verify_in_transformers"]
+GPU_ROOM = 1 << 30
+"""Bytes beside the weights: kernels, activations, logits."""
 RUNNER = Path(__file__).with_name("programs") / "stock_run.py"
 
 
@@ -93,9 +96,15 @@ def verify_in_transformers(
         ]
         if together(folder, base, job):
             say("verifying: the base under a hook, and the patched folder in stock transformers")
-            runs = _run_both(jobs, place)
+            device = pick_device(terms.device, folder, base)
+            runs = _run_both([{**job, "device": device} for job in jobs], place, terms.warm)
+            if device != "cpu" and not (len(runs) == 2 and compared(*runs).passed):
+                # What fails on a GPU is decided on the CPU.
+                runs = _run_both(jobs, place, None)
         else:
             runs = []
+            if terms.warm is not None:
+                terms.warm.close()
         if len(runs) == 2 and (result := compared(*runs)).passed:
             if keep is not None:
                 keep(*runs)
@@ -140,6 +149,15 @@ def together(folder: Path, base: Path, job: Mapping[str, Any]) -> bool:
     return sum(map(fp32_bytes, found)) <= int(FOR_WEIGHTS * available_memory()) - RUNNER_BYTES
 
 
+def pick_device(asked: str, folder: Path, base: Path) -> str:
+    """``cuda`` where there is a GPU that takes both in fp32 and the recipe does not keep to the CPU, else ``cpu``."""
+    if asked == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    free, _ = torch.cuda.mem_get_info()
+    needed = sum(fp32_bytes(CheckpointFolder(place)) for place in (folder, base))
+    return "cuda" if needed + GPU_ROOM <= FOR_WEIGHTS * free else "cpu"
+
+
 def run_reference(folder: Path, base: Path, patch: Patch, terms: VerifyTerms) -> Run:
     """The base without and under the hook, as :func:`verify_in_transformers` runs it, without the finished folder.
 
@@ -159,13 +177,17 @@ def _entry(result: Comparison, reference: Run) -> dict[str, Any]:
     return result.entry(TRANSFORMERS, reference.facts["version"], status, REFERENCE)
 
 
-def _run_both(jobs: Sequence[Mapping[str, Any]], place: Path) -> list[Run]:
+def _run_both(jobs: Sequence[Mapping[str, Any]], place: Path, warm: WaitingProcess | None) -> list[Run]:
     """Reference and candidate in one process; what it leaves undone when it dies is not among the result."""
-    results = [place / f"both-{job['role']}" for job in jobs]
+    results = [place / f"both-{jobs[0]['device']}-{job['role']}" for job in jobs]
     told = [{**job, "result": str(result)} for job, result in zip(jobs, results, strict=True)]
     path = place / "both.job.json"
     path.write_text(json.dumps({"runs": told}), encoding="utf-8")
-    run_watched([*watched_command(sys.executable, RUNNER), str(path)], dict(os.environ))
+    if warm is not None:
+        warm.tell(json.dumps({"job": str(path)}))
+        warm.finish()
+    else:
+        run_watched([*watched_command(sys.executable, RUNNER), str(path)], dict(os.environ))
     return [_read(result) for result in itertools.takewhile(_is_done, results)]
 
 

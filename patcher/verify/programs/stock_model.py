@@ -12,10 +12,46 @@ NOT_THE_MODEL = ("_name_or_path", "architectures", "dtype", "torch_dtype", "tran
 """Keys of a config that change no pass."""
 
 
-def load(job: Mapping[str, Any], dtype: str, facts: dict[str, Any]) -> Any:
-    """The folder by ``from_pretrained``; ``dtype`` is ``float32`` or ``auto``. What the loader says goes to facts."""
+PREPARED: dict[str, Any] = {}
+"""The base in fp32 and what its loader said, by folder, where it was loaded before the job was known."""
+
+
+def import_classes() -> None:
+    """What every job needs; of transformers, it is what takes its time."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401
+
+
+def prepare(folder: str, *, load: bool) -> None:
+    """Import the class of a folder that brings no code, and load it in fp32 by one thread, without the work that waits.
+
+    What goes wrong here goes wrong in the job as well, and is told then.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if load:
+            PREPARED[folder] = from_pretrained(folder, dtype=torch.float32)
+        else:
+            _ = AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(folder, local_files_only=True))]
+    except Exception:
+        PREPARED.pop(folder, None)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def from_pretrained(folder: str, **options: Any) -> Any:
+    """The model of a folder and what the loader says of it."""
     from transformers import AutoModelForCausalLM
 
+    return AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, output_loading_info=True, **{"trust_remote_code": False, **options}
+    )
+
+
+def load(job: Mapping[str, Any], dtype: str, facts: dict[str, Any]) -> Any:
+    """The folder by ``from_pretrained``; ``dtype`` is ``float32`` or ``auto``. What the loader says goes to facts."""
     options: dict[str, Any] = {}
     if job["offload"] is not None:
         options = {
@@ -24,16 +60,16 @@ def load(job: Mapping[str, Any], dtype: str, facts: dict[str, Any]) -> Any:
             "max_memory": {"cpu": job["offload"]["bytes"]},
         }
     undo = job["dequantise"] if dtype == "float32" else None
+    plain = dtype == "float32" and job["role"] == "reference" and not (options or undo or job["trust_remote_code"])
+    prepared = PREPARED.pop(job["folder"], None) if plain else None
     if undo not in (None, "method"):
         import transformers
 
         options["quantization_config"] = getattr(transformers, undo)(dequantize=True)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    model, info = prepared or from_pretrained(
         job["folder"],
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         trust_remote_code=job["trust_remote_code"],
-        local_files_only=True,
-        output_loading_info=True,
         **options,
     )
     facts["loads"] = facts.get("loads", 0) + 1

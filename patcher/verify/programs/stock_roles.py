@@ -294,6 +294,7 @@ def cut(ids: Any, most: int) -> list[int]:
 
 def run(jobs: list[dict[str, Any]]) -> None:
     """Run one role, or the reference and then the candidate side by side."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     roles = [(Reference if job["role"] == "reference" else Candidate)(job) for job in jobs]
     roles[0].load()
     reference = roles[0]

@@ -3,7 +3,8 @@
 It is started as ``python -I stock_run.py job.json``: nothing but torch, safetensors and transformers is used, so
 what it computes is what a stranger's machine computes. The same program runs the base, under plain forward hooks,
 and the finished folder, under none: one of them, or one after the other where memory takes both. The jobs and the
-results are files; see :mod:`patcher.verify.transformers_stack`. Its parts lie beside it and are loaded by path.
+results are files; see :mod:`patcher.verify.transformers_stack`. Started with ``--wait`` it does its imports and waits
+for the path of its job. Its parts lie beside it and are loaded by path.
 """
 
 from __future__ import annotations
@@ -36,8 +37,22 @@ def part(name: str) -> Any:
     return module
 
 
+def wait() -> str:
+    """Import what a job will need, and load the base that is named, until the path of the job comes."""
+    told = globals()["told"]
+    *_, model, _roles = map(part, PARTS)
+    model.import_classes()
+    while "job" not in (line := json.loads(told())):
+        model.prepare(line["prepare"], load=line["load"])
+    return str(line["job"])
+
+
 def main(job_path: str) -> None:
-    *_, roles = map(part, PARTS)
+    if job_path == "--wait":
+        job_path = wait()
+        *_, roles = (sys.modules[name] for name in PARTS)
+    else:
+        *_, roles = map(part, PARTS)
     with open(job_path, encoding="utf-8") as file:  # noqa: PTH123 - as few imports as can be
         job = json.load(file)
     if job.get("offload") is not None:

@@ -25,7 +25,7 @@ from support.stock_processes import become, leave
 
 from patcher import cli
 from patcher.cli.progress import Voice
-from patcher.verify import transformers_stack
+from patcher.verify import transformers_stack, warm
 
 ROOT = Path(__file__).parents[3]
 TIMEOUT = 300.0
@@ -214,6 +214,7 @@ def _child(
 
     Voice.__call__ = says  # type: ignore[method-assign]
     transformers_stack.run_watched = run_forked  # type: ignore[assignment]
+    warm.start = lambda: None  # type: ignore[assignment,return-value]
     if before is not None:
         before()
     try:
