@@ -151,6 +151,7 @@ def _proven(job: Job, base: PreparedBase, stage: Path, manifest: Manifest, warm:
             manifest,
             scratch=scratch,
             progress=job.say,
+            clock=job.clock,
             check=lambda entry: require_passed(entry, str(job.output), exact=manifest.route.exact),
             warm=warm,
         )

@@ -147,7 +147,7 @@ def _proven(job: Job, found: RemoteBuildPlan, copied: Copied, base: HubCheckpoin
     copy = PartialCopy(copied.stage, copied.written.absent, base, manifest, found.architecture, found.names)
     with job.clock.time("verify"):
         scratch.mkdir()
-        entry = verify_partially(copy, VerifyTerms(recipe.verify, scratch=scratch, say=job.say))
+        entry = verify_partially(copy, VerifyTerms(recipe.verify, scratch=scratch, say=job.say, clock=job.clock))
         assert recipe.push is not None
         require_passed(entry, recipe.push.repo)
     return manifest.with_parts(verification=[entry])

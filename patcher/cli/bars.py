@@ -114,7 +114,7 @@ class _Progress(Progress):
         for task in self.tasks:
             measure: Measure | None = task.fields["measure"]
             if measure is not None:
-                with suppress(OSError):
+                with suppress(OSError, ValueError):
                     self.update(task.id, completed=min(measure(), task.total or 0))
         return super().get_renderables()
 

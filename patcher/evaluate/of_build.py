@@ -27,6 +27,7 @@ from patcher.evaluate.side_effects import Curve, neutral_ids
 from patcher.evaluate.texts import read_passages
 from patcher.patched.evaluation import Guard
 from patcher.progress.clock import Clock
+from patcher.progress.stage import doing
 from patcher.recipe.file import LoadedRecipe
 from patcher.vectors.prepared import PreparedVector
 from patcher.vectors.steering_vector import SteeringVector
@@ -67,7 +68,9 @@ def evaluate_build(
         return None, ["the effect was not evaluated" + ("" if spec.enabled else ": `evaluate.enabled` is false")]
     budget = Budget(spec.budget, capture_tokens(prepared, opened.logits.meter.blocks), opened.logits.meter)
     run = _Evaluation(loaded, prepared, opened, found, vectors, measured, say, clock, budget)
-    return run.all(), run.notes
+    planned = None if budget.full else budget.allowed
+    with doing(say, "evaluating", planned, "tokens", lambda: budget.spent):
+        return run.all(), run.notes
 
 
 @dataclass

@@ -8,6 +8,8 @@ from typing import Any
 
 from patcher.errors import CheckFailed, OutsideError
 from patcher.patched.schema import Patch
+from patcher.progress.clock import Clock
+from patcher.progress.stage import Say
 from patcher.recipe.schema import Recipe
 from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.all_stacks import require_installed, verify_in_stacks
@@ -42,13 +44,15 @@ def verify_build(
     patch: Patch,
     *,
     scratch: Path,
-    progress: Callable[[str], None],
+    progress: Say,
+    clock: Clock,
     check: Callable[[Mapping[str, Any]], None],
     warm: WaitingProcess | None = None,
 ) -> list[dict[str, Any]]:
     """Verify the staged folder in every stack that the recipe asks for.
 
     Args:
+        clock: takes the time of the parts.
         check: called with every entry of a stack that was run; raises if it failed.
         warm: see :mod:`patcher.verify.warm`.
 
@@ -63,7 +67,7 @@ def verify_build(
         folder,
         base,
         patch,
-        VerifyTerms(recipe.verify, recipe.trust_remote_code, scratch, progress, recipe.device, warm),
+        VerifyTerms(recipe.verify, recipe.trust_remote_code, scratch, progress, recipe.device, warm, clock),
         # Nothing else is run on a folder that is wrong already.
         after_transformers=check,
     )

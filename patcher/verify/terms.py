@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from patcher.progress.clock import Clock
+from patcher.progress.stage import Say, silent
 from patcher.recipe.schema import VerifySpec
 from patcher.verify.watched import WaitingProcess
-
-
-def _silent(_text: str) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -25,11 +22,13 @@ class VerifyTerms:
         say: called with a line about what is going on.
         device: what models are run on, as a recipe states it: unless it is ``cpu``, a GPU on which they fit.
         warm: a process that waits for the job, see :mod:`patcher.verify.warm`.
+        clock: is told what the base and the copy took.
     """
 
     spec: VerifySpec = field(default_factory=VerifySpec)
     trust_remote_code: bool = False
     scratch: Path | None = None
-    say: Callable[[str], None] = _silent
+    say: Say = silent
     device: str = "auto"
     warm: WaitingProcess | None = None
+    clock: Clock = field(default_factory=Clock)

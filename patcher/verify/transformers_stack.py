@@ -8,7 +8,9 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from patcher.errors import OutsideError
 from patcher.errors.causes import cause_in_log
 from patcher.patched.schema import Patch
 from patcher.patched.stored import read_stored
+from patcher.progress.clock import Clock
+from patcher.progress.stage import Say, Stage, doing
 from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.checks import Check, Comparison
 from patcher.verify.comparison import FitLimits, Run, compare
@@ -95,12 +99,13 @@ def verify_in_transformers(
             {**job, "role": "candidate", "folder": str(folder), "vectors": None},
         ]
         if together(folder, base, job):
-            say("verifying: the base under a hook, and the patched folder in stock transformers")
-            device = pick_device(terms.device, folder, base)
-            runs = _run_both([{**job, "device": device} for job in jobs], place, terms.warm)
-            if device != "cpu" and not (len(runs) == 2 and compared(*runs).passed):
-                # What fails on a GPU is decided on the CPU.
-                runs = _run_both(jobs, place, None)
+            with doing(say, "verifying: the base under a hook, and the patched folder in stock transformers"):
+                device = pick_device(terms.device, folder, base)
+                runs = _run_both([{**job, "device": device} for job in jobs], place, terms.warm)
+                if device != "cpu" and not (len(runs) == 2 and compared(*runs).passed):
+                    # What fails on a GPU is decided on the CPU.
+                    runs = _run_both(jobs, place, None)
+                _tell_parts(terms.clock, runs)
         else:
             runs = []
             if terms.warm is not None:
@@ -111,13 +116,15 @@ def verify_in_transformers(
             return _entry(result, runs[0])
         # What goes wrong side by side is run again alone, and that decides.
         if not runs:
-            say("verifying: the base under a hook")
-            runs = [_run(jobs[0], place / "reference")]
-        say("verifying: the patched folder in stock transformers")
+            with _doing(say, "verifying: the base under a hook", job, place / "reference"):
+                runs = [_run(jobs[0], place / "reference")]
+                _tell_parts(terms.clock, runs)
         reference = runs[0]
         jobs[1]["amplify"] = reference.facts["amplify"]
         try:
-            candidate = _run(jobs[1], place / "candidate")
+            with _doing(say, "verifying: the patched folder in stock transformers", job, place / "candidate"):
+                candidate = _run(jobs[1], place / "candidate")
+                _tell_parts(terms.clock, [candidate])
         except OutsideError as error:
             if error.code in ("memory", "disk"):
                 raise
@@ -128,6 +135,14 @@ def verify_in_transformers(
         if keep is not None:
             keep(reference, candidate)
         return _entry(compared(reference, candidate), reference)
+
+
+def _doing(say: Say, text: str, job: Mapping[str, Any], result: Path) -> AbstractContextManager[Stage]:
+    """A model that is read from the disk takes long, and its process writes down how much of that is done."""
+    if job["offload"] is None:
+        return doing(say, text)
+    share = Path(f"{result}.share")
+    return doing(say, text, 100, "%", lambda: 100 * float(share.read_text() or 0) if share.exists() else 0.0)
 
 
 def _offload(folder: Path, base: Path, scratch: Path, terms: VerifyTerms) -> Offload | None:
@@ -183,21 +198,34 @@ def _run_both(jobs: Sequence[Mapping[str, Any]], place: Path, warm: WaitingProce
     told = [{**job, "result": str(result)} for job, result in zip(jobs, results, strict=True)]
     path = place / "both.job.json"
     path.write_text(json.dumps({"runs": told}), encoding="utf-8")
+    asked = time.time()
     if warm is not None:
         warm.tell(json.dumps({"job": str(path)}))
         warm.finish()
     else:
         run_watched([*watched_command(sys.executable, RUNNER), str(path)], dict(os.environ))
-    return [_read(result) for result in itertools.takewhile(_is_done, results)]
+    return [_read(result, asked) for result in itertools.takewhile(_is_done, results)]
+
+
+def _tell_parts(clock: Clock, runs: Sequence[Run]) -> None:
+    """What the process that ran them took: to start, for the base, for the copy; all since it was asked."""
+    if not runs or "began" not in runs[0].facts:
+        return
+    # One that was started before, and has loaded the base meanwhile, began before it was asked.
+    since = max(runs[0].facts["asked"], runs[0].facts["began"])
+    clock.give("verify.start", since - runs[0].facts["asked"])
+    for run in runs:
+        clock.give("verify.base" if run.facts["role"] == "reference" else "verify.copy", run.facts["ended"] - since)
+        since = run.facts["ended"]
 
 
 def _is_done(result: Path) -> bool:
     return result.with_suffix(".json").exists()
 
 
-def _read(result: Path) -> Run:
+def _read(result: Path, asked: float) -> Run:
     facts = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
-    return Run(load_file(result.with_suffix(".safetensors")), facts)
+    return Run(load_file(result.with_suffix(".safetensors")), {**facts, "asked": asked})
 
 
 def _run(job: Mapping[str, Any], result: Path) -> Run:
@@ -209,6 +237,7 @@ def _run(job: Mapping[str, Any], result: Path) -> Run:
     if spread is not None:
         Path(spread["folder"]).mkdir(exist_ok=True)
         environment |= SMALL_HEAP
+    asked = time.time()
     finished = run_watched(command, environment)
     if spread is not None:
         # The next run needs the room.
@@ -231,4 +260,4 @@ def _run(job: Mapping[str, Any], result: Path) -> Run:
             remedy="free some memory" if killed else "check that the base loads and runs in this transformers",
             code="memory" if killed else "stack",
         )
-    return _read(result)
+    return _read(result, asked)

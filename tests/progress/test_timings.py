@@ -45,6 +45,11 @@ def test_of_a_build(result: dict[str, Any]) -> None:
 
 
 def test_parts_are_a_stage(result: dict[str, Any]) -> None:
+    parts = result["timing_parts"]
+    assert {"effect", "guard", "controls"} <= set(parts["evaluate"]) and {"start", "base", "copy"} <= set(
+        parts["verify"]
+    )
+    assert all(parts["verify"][part] > 0 for part in ("base", "copy"))
     for stage, parts in result["timing_parts"].items():
         assert sum(parts.values()) == pytest.approx(result["timings"][stage], abs=0.002)
 

@@ -210,12 +210,16 @@ class SideBySide:
 
     Attributes:
         on_disk: what was read.
+        tell: called with how much of the readings is done, 0 to 1.
     """
+
+    tell: Callable[[float], None] | None = None
 
     def __init__(self, models: Sequence[Any], blocks: str, memory: int) -> None:
         self.on_disk, self._memory = OnDisk(), memory
         self._stops: dict[str, Stop] = {}
-        self._blocks = blocks
+        self._blocks, self._count = blocks, len(models[0].get_submodule(blocks))
+        self._begun, self._readings = 0, 1
         self._at: list[Stop] = []
         self._coming: dict[Stop, Future[None]] = {}
         self._reader = ThreadPoolExecutor(1)
@@ -235,11 +239,13 @@ class SideBySide:
         size = threading.stack_size(STACK_BYTES)
         passes: list[Pass] = []
         coming = list(enumerate(rounds))
+        self._readings = len(rounds)
         try:
             while True:
                 waiting = [one for one in passes if one.request is not None]
                 if coming and all(one.reading >= coming[0][0] for one in waiting):
                     reading, given = coming.pop(0)
+                    self._begun = reading
                     fresh = [Pass(work, reading) for work in given()]
                     passes += fresh
                     for one in fresh:
@@ -277,6 +283,8 @@ class SideBySide:
         if stop in self._at:
             return
         self._at.append(stop)
+        if self.tell is not None and stop.block is not None:
+            self.tell((self._begun + stop.block / self._count) / self._readings)
         coming = self._coming.pop(stop, None)
         if coming is not None:
             # What did not fit beside another block may fit alone.

@@ -49,7 +49,14 @@ class Spread(Role):
 
     def beside(self, *models: Any) -> SideBySide:
         memory = self.job["offload"]["bytes"] if self.job["offload"]["all"] else 0
-        return SideBySide([model for model in models if model is not None], self.job["blocks"], memory)
+        side = SideBySide([model for model in models if model is not None], self.job["blocks"], memory)
+        side.tell = self.tell
+        return side
+
+    def tell(self, share: float) -> None:
+        """How much is done, for whoever waits for this process."""
+        with open(self.job["result"] + ".share", "w", encoding="ascii") as file:  # noqa: PTH123
+            file.write(f"{share:.4f}")
 
     def read(self, side: SideBySide, *rounds: Callable[[], Sequence[Work]]) -> None:
         side.run(*rounds)

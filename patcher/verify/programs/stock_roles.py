@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Role:
         self.job = job
         self.tensors: dict[str, torch.Tensor] = {}
         self.facts: dict[str, Any] = {"version": transformers.__version__, "torch": torch.__version__, "skipped": {}}
+        self.facts |= {"began": time.time(), "role": job["role"]}
         self.layers: dict[str, int] = {key: places[job["role"]] for key, places in job["layers"].items()}
         self.vectors: Mapping[str, torch.Tensor] = {}
         self.hooks: tuple[passes.Hook, ...] = ()
@@ -153,6 +155,7 @@ class Role:
             self.finish_counting()
         path = self.job["result"]
         save_file(self.tensors, path + ".safetensors")
+        self.facts["ended"] = time.time()
         with open(path + ".json.part", "w", encoding="utf-8") as file:  # noqa: PTH123
             json.dump(self.facts, file)
         os.replace(path + ".json.part", path + ".json")  # noqa: PTH105
