@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 import pytest
 from support.stock_processes import StockProcesses
 
+from patcher.disk.findings import Findings
+
 # Nothing has imported torch yet, which looks at the first when it is loaded: tests run beside one another, and what
 # they compare is computed in the same order everywhere. Who sets other values gets them, in all processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +37,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["PATCH_MODEL_CACHE"]
     else:
         os.environ["PATCH_MODEL_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def proofs_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process nothing found is kept: tests replace what finds it. The processes that they start keep theirs."""
+    monkeypatch.setattr(Findings, "kept", False)
 
 
 @pytest.hookimpl(tryfirst=True)

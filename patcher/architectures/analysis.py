@@ -11,16 +11,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from patcher.architectures.config_keys import block_count
+from patcher.architectures.class_listing import ClassListing, findings_about
 from patcher.architectures.model_class import (
-    embedding_rows,
-    longest_module_list,
     on_meta,
     parameter_aliases,
     parameter_shapes,
     refuse_wrappers,
+    renamed_alone,
     saved_names,
-    submodule,
     why_config_is_refused,
     with_flags,
 )
@@ -29,7 +27,6 @@ from patcher.architectures.quantised import Quantisation, quantisation_of
 from patcher.architectures.registry import ModelTypeRow, rows
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import FAILURES
-from patcher.errors import InputError
 from patcher.errors.causes import cause_of
 from patcher.stacks.names import TRANSFORMERS_ALONE
 
@@ -84,33 +81,23 @@ class Architecture:
     def __init__(self, config: Any, *, trust_remote_code: bool = False) -> None:
         refuse_wrappers(config)
         self._cache: dict[Hashable, Any] = {}
+        self._findings = findings_about(config, trust_remote_code=trust_remote_code)
         self.config = config
         self.trust_remote_code = trust_remote_code
-        self._meta = on_meta(config, trust_remote_code=trust_remote_code)
-        self.class_name = type(self._meta).__name__
         self.model_type = str(config.model_type)
         self.row: ModelTypeRow | None = rows().get(self.model_type)
-        self.base_prefix = str(getattr(self._meta, "base_model_prefix", "") or "")
-        self.parameters = parameter_shapes(self._meta)
-        self.aliases = parameter_aliases(self._meta)
-        self.blocks = self._find_blocks()
-        self.block_count = len(self._meta.get_submodule(self.blocks))  # type: ignore[arg-type]
+        listing = self.once(("listing",), lambda: ClassListing.of(self._meta, config, self.row), ClassListing)
+        self.class_name, self.base_prefix = listing.class_name, listing.base_prefix
+        self.parameters, self.aliases = listing.parameters, listing.aliases
+        self.blocks, self.block_count = listing.blocks, listing.block_count
         self.hidden = int(config.hidden_size)
-        self.embeddings = embedding_rows(self._meta)
+        self.embeddings = listing.embeddings
         self.stacks: Mapping[str, str] = TRANSFORMERS_ALONE if self.row is None else self.row.stacks
         self.loads: Mapping[str, str] = TRANSFORMERS_ALONE if self.row is None else self.row.loads
 
-    def _find_blocks(self) -> str:
-        if self.row is not None and isinstance(submodule(self._meta, self.row.blocks), nn.ModuleList):
-            return self.row.blocks
-        found = longest_module_list(self._meta, block_count(self.config))
-        if found is None:
-            raise InputError(
-                f"no list of {block_count(self.config)} decoder blocks was found in {self.class_name}",
-                where=f"model_type `{self.model_type}`",
-                remedy="this architecture needs a row in patcher/architectures/rows.json",
-            )
-        return found
+    @functools.cached_property
+    def _meta(self) -> nn.Module:
+        return on_meta(self.config, trust_remote_code=self.trust_remote_code)
 
     @functools.cached_property
     def quantisation(self) -> Quantisation | None:
@@ -162,7 +149,18 @@ class Architecture:
 
     def saved_names(self, parameters: Iterable[str]) -> dict[str, str]:
         """Parameter -> the name under which transformers stores it, for parameters of any flags."""
-        return saved_names(self._meta, parameters)
+        names = tuple(parameters)
+        if len(names) == 1 and names[0] in self._saved_together:
+            return {names[0]: self._saved_together[names[0]]}
+        kind = dict[str, str]
+        return dict(self.once(("saved names", *names), lambda: saved_names(self._meta, names), kind))
+
+    @functools.cached_property
+    def _saved_together(self) -> Mapping[str, str]:
+        """The same of the class's own parameters, of each whose name does not depend on what it is stored with."""
+        # Fused experts are stored in parts, and with one of them the library says nothing of all the others.
+        names = [name for name, shape in self.parameters.items() if len(shape) < 3]
+        return self.once(("saved together",), lambda: renamed_alone(self._meta, names), dict[str, str])
 
     def _flag_choices(self) -> Iterator[dict[str, Any]]:
         if self.row is not None and self.row.slots:
@@ -230,14 +228,14 @@ class Architecture:
 
     def _why_refused(self, flags: Mapping[str, Any]) -> str | None:
         key = ("refused", *sorted(flags.items()))
-        return self.once(key, lambda: why_config_is_refused(self.config, flags))
+        return self.once(key, lambda: why_config_is_refused(self.config, flags), str | None)
 
     def _neutral(self, layer: int, flags: Mapping[str, Any]) -> bool:
         def test() -> bool:
             tiny, _ = shrink_config(self.config, layer)
             return flags_change_nothing(tiny, flags, trust_remote_code=self.trust_remote_code)
 
-        return self.once(("neutral", self.kind(layer), *sorted(flags.items())), test)
+        return self.once(("neutral", self.kind(layer), *sorted(flags.items())), test, bool, layer)
 
     def _candidates(self, layer: int, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         # An attention output bias also feeds the MLP of a sequential block; the parallel case is a route of its own.
@@ -267,7 +265,8 @@ class Architecture:
             meta = on_meta(self.config, dict(flags), trust_remote_code=self.trust_remote_code)
             return parameter_shapes(meta), parameter_aliases(meta)
 
-        return self.once(("parameters", *flags), look) if flags else (self.parameters, self.aliases)
+        kind = tuple[dict[str, tuple[int, ...]], dict[str, str]]
+        return self.once(("parameters", *flags), look, kind) if flags else (self.parameters, self.aliases)
 
     def probe(self, layer: int, slot_name: str, flags: Mapping[str, Any]) -> ProbeResult:
         """Probe ``slot_name`` on a tiny stand-in of this config; see :mod:`patcher.architectures.probe`."""
@@ -279,12 +278,18 @@ class Architecture:
             except FAILURES as error:
                 return ProbeResult.refused(f"the probe could not run on a stand-in ({cause_of(error)})")
 
-        return self.once(("probe", self.kind(layer), slot_name, *sorted(flags.items())), measure)
+        return self.once(("probe", self.kind(layer), slot_name, *sorted(flags.items())), measure, ProbeResult, layer)
 
-    def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """What ``make`` returned when it was first asked for under this key."""
+    def once(self, key: Hashable, make: Callable[[], _T], kind: Any = None, layer: int | None = None) -> _T:
+        """What ``make`` returned when it was first asked for under this key.
+
+        Args:
+            kind: the type of plain data that it is; then it is kept between runs, see
+                :class:`patcher.disk.findings.Findings`.
+            layer: that was looked at for it. Another run may have to look at another one of its kind.
+        """
         if key not in self._cache:
-            self._cache[key] = make()
+            self._cache[key] = make() if kind is None else self._findings.once([key, layer], kind, make)
         found: _T = self._cache[key]
         return found
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.class_listing import findings_about
 from patcher.architectures.model_class import as_saved, on_meta, quiet_transformers
 
 _NUMBER = re.compile(r"\.\d+\.")
@@ -51,8 +52,22 @@ class Loading:
 def stock_loading(config: Any, stored: Stored, *, trust_remote_code: bool = False) -> Loading | None:
     """Load names and shapes into the class of ``config``; None where the stock loader does not tell.
 
-    Of a quantised checkpoint, what belongs to a module of which anything is stored counts as there.
+    Of a quantised checkpoint, what belongs to a module of which anything is stored counts as there. What was told is
+    kept between runs.
     """
+    listed = sorted((name, str(dtype), shape) for name, (dtype, shape) in stored.items())
+    findings = findings_about(config, trust_remote_code=trust_remote_code)
+    try:
+        return findings.once(["loading", listed], Loading, lambda: _told(config, stored, trust_remote_code))
+    except _NotTold:
+        return None
+
+
+class _NotTold(Exception):  # noqa: N818 - a finding, not a failure
+    """The stock loader says nothing of names and shapes; another release may."""
+
+
+def _told(config: Any, stored: Stored, trust_remote_code: bool) -> Loading:
     config = copy.deepcopy(config)
     quantised = getattr(config, "quantization_config", None) is not None
     if quantised:
@@ -72,10 +87,12 @@ def stock_loading(config: Any, stored: Stored, *, trust_remote_code: bool = Fals
     except RuntimeError:
         # A conversion failed. Where one of several tensors that are put together is missing, its name can be told.
         lacking = _lacking(model, stored)
-        return replace(_about(model), missing=lacking) if lacking and not quantised else None
+        if lacking and not quantised:
+            return replace(_about(model), missing=lacking)
+        raise _NotTold from None
     except Exception:
         # A later release may not take such a call.
-        return None
+        raise _NotTold from None
     found = _loading(model, info)
     if any(shape is None for _dtype, shape in stored.values()):
         found = replace(found, mismatched=())
@@ -84,19 +101,28 @@ def stock_loading(config: Any, stored: Stored, *, trust_remote_code: bool = Fals
 
 def expected_names(config: Any, *, trust_remote_code: bool = False) -> Mapping[str, str]:
     """Every name that a checkpoint of this class can have -> the class's own name for it, as far as it is known."""
-    model = on_meta(config, trust_remote_code=trust_remote_code)
-    state, prefix = dict(model.state_dict()), str(getattr(model, "base_model_prefix", "") or "")
-    names = {name: name for name in (as_saved(model, state) or {})} | {name: name for name in state}
-    short = {name.removeprefix(prefix + "."): name for name in names} if prefix else {}
-    return {**short, **names}
+
+    def look() -> dict[str, str]:
+        model = on_meta(config, trust_remote_code=trust_remote_code)
+        state, prefix = dict(model.state_dict()), str(getattr(model, "base_model_prefix", "") or "")
+        names = {name: name for name in (as_saved(model, state) or {})} | {name: name for name in state}
+        short = {name.removeprefix(prefix + "."): name for name in names} if prefix else {}
+        return {**short, **names}
+
+    findings = findings_about(config, trust_remote_code=trust_remote_code)
+    return findings.once("expected names", dict[str, str], look)
 
 
 def tied_names(config: Any, *, trust_remote_code: bool = False) -> Mapping[str, str]:
     """Parameter that the config ties to another -> that other; none where it ties nothing."""
+
+    def look() -> dict[str, str]:
+        keys = getattr(on_meta(config, trust_remote_code=trust_remote_code), "_tied_weights_keys", None)
+        return dict(keys) if isinstance(keys, dict) else {}
+
     if not getattr(config.get_text_config(), "tie_word_embeddings", False):
         return {}
-    keys = getattr(on_meta(config, trust_remote_code=trust_remote_code), "_tied_weights_keys", None)
-    return keys if isinstance(keys, dict) else {}
+    return findings_about(config, trust_remote_code=trust_remote_code).once("tied names", dict[str, str], look)
 
 
 def _without_data(model: nn.Module, stored: Stored) -> dict[str, torch.Tensor]:

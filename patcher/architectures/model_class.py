@@ -182,7 +182,7 @@ def as_saved(model: nn.Module, named: Mapping[str, torch.Tensor]) -> dict[str, t
         from transformers.core_model_loading import revert_weight_conversion
 
         return dict(revert_weight_conversion(model, dict(named)))
-    except (ImportError, TypeError, ValueError, AttributeError, RuntimeError):
+    except (ImportError, TypeError, ValueError, LookupError, AttributeError, RuntimeError):
         return None
 
 
@@ -192,9 +192,15 @@ def saved_names(model: nn.Module, parameters: Iterable[str]) -> dict[str, str]:
     A checkpoint under other names is then refused, never written wrongly.
     """
     names = list(parameters)
+    saved = renamed_alone(model, names)
+    return {name: saved.get(name, name) for name in names}
+
+
+def renamed_alone(model: nn.Module, parameters: Iterable[str]) -> dict[str, str]:
+    """The same for those alone of which the library says it: none that is stored in parts, or together with another."""
+    names = list(parameters)
     reverted = as_saved(model, {name: torch.tensor(index) for index, name in enumerate(names)}) or {}
-    saved = {int(tensor): name for name, tensor in reverted.items() if tensor.numel() == 1}
-    return {name: saved.get(index, name) for index, name in enumerate(names)}
+    return {names[int(tensor)]: name for name, tensor in reverted.items() if tensor.numel() == 1}
 
 
 def submodule(model: nn.Module, path: str) -> Any:

@@ -11,7 +11,6 @@ from patcher.checkpoint.source import Source, locate
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
 from patcher.recipe.file import LoadedRecipe
-from patcher.recipe.schema import Recipe
 from patcher.routes.planner import ROUTES
 from patcher.stacks.names import TRANSFORMERS
 
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
     from patcher.capture.processes.messages import Processes
 
 LOCAL = "give `output` a folder (or --output): the whole model is then downloaded, and published from there"
-
-
-def is_remote(recipe: Recipe, output: Path | None) -> bool:
-    """Whether the copy is to be made on the Hub: the recipe says `output: null`, and no --output is given."""
-    return output is None and recipe.output is None and "output" in recipe.model_fields_set
 
 
 def check_recipe(loaded: LoadedRecipe, processes: Processes | None = None) -> tuple[str, str | None]:

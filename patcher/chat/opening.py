@@ -17,12 +17,12 @@ from patcher.build.planning import plan_build, with_weights
 from patcher.capture.model import load_causal_lm, pick_device, pick_dtype, require_tokenizer
 from patcher.capture.opened import OpenedBase, choose_mode
 from patcher.capture.reader import ResidualReader
+from patcher.chat.given import recipe_or_folder
 from patcher.chat.prompting import reading_of
 from patcher.chat.steering import Steering, named_layers
 from patcher.chat.writing import Writer
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import PreparedBase, prepared_base, read_config, temporary_base
-from patcher.checkpoint.steering_files import MANIFEST
 from patcher.errors import InputError
 from patcher.evaluate.scoring import Vectors
 from patcher.pairs.templates import Reading, require_known
@@ -31,7 +31,6 @@ from patcher.patched.reading import read_manifest
 from patcher.patched.stored import read_stored
 from patcher.progress.stage import Say
 from patcher.recipe.file import load_recipe
-from patcher.sweep.files import RECIPE, RESULT
 from patcher.vectors.prepared import PreparedVector
 from patcher.vectors.steering_vector import sum_by_layer
 
@@ -93,22 +92,9 @@ def with_opened(path: Path, options: Options, use: Callable[[Opened], Result], s
         InputError: it is none of these, or what it needs is not there.
         OutsideError: the Hub, the disk or the memory failed.
     """
-    if path.is_dir() and (path / RESULT).is_file():
-        if not (path / RECIPE).is_file():
-            raise InputError(
-                "this sweep chose nothing, so there is no recipe to try",
-                where=str(path),
-                remedy="give a recipe with a layer and a coefficient of your own",
-            )
-        path = path / RECIPE
+    path = recipe_or_folder(path)
     if path.is_file():
         return _with_recipe(path, options, use, say)
-    if not (path / MANIFEST).is_file():
-        raise InputError(
-            f"this is not a patched folder: it has no {MANIFEST}" if path.exists() else "there is no such folder",
-            where=str(path),
-            remedy="give a folder that patch-model wrote, a recipe, or the folder of a sweep",
-        )
     return _with_folder(path, options, use, say)
 
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from patcher.checkpoint.folder import TEMPLATE_FILES, TEMPLATE_FOLDERS, TOKENIZER_FILES
 from patcher.checkpoint.listing import in_order
-from patcher.checkpoint.safetensors_file import TensorInfo, read_header
+from patcher.checkpoint.names import WRAPPERS
+from patcher.checkpoint.safetensors_header import TensorInfo, read_header
 from patcher.checkpoint.source import download, locate, names_on_the_hub
-from patcher.checkpoint.stored_names import WRAPPERS
 from patcher.disk.lfs import refuse_pointer
 from patcher.errors import InputError
 

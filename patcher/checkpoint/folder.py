@@ -13,7 +13,7 @@ from patcher.disk.links import require_inside
 from patcher.errors import InputError
 
 if TYPE_CHECKING:
-    from patcher.checkpoint.safetensors_file import TensorInfo
+    from patcher.checkpoint.safetensors_header import TensorInfo
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -141,7 +141,7 @@ class CheckpointFolder:
 
     def _header(self, name: str) -> Mapping[str, TensorInfo]:
         # It takes torch, and names of files are looked at before that is imported.
-        from patcher.checkpoint.safetensors_file import read_header
+        from patcher.checkpoint.safetensors_header import read_header
 
         return read_header(self.path / name)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patcher.checkpoint.folder import BIN_INDEX, BIN_SINGLE, INDEX, SINGLE, CheckpointFolder, Layout
-from patcher.checkpoint.safetensors_file import MAX_HEADER, PREFIX, TensorInfo, read_header
+from patcher.checkpoint.safetensors_header import MAX_HEADER, PREFIX, TensorInfo, read_header
 from patcher.checkpoint.source import Source, fetch_files
 from patcher.errors import InputError, OutsideError
 from patcher.errors.hub import hub_errors

@@ -6,6 +6,9 @@ from collections.abc import Collection
 
 from patcher.errors import InputError
 
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""Of wrappers that can stand anywhere in a name: modules are compiled or checkpointed one by one, too."""
+
 
 def spellings(parameter: str, base_prefix: str) -> list[str]:
     """A class's name for a parameter, and the other one that a checkpoint may have for it.

@@ -8,7 +8,7 @@ from typing import Any
 
 from patcher.architectures.quantised import quantisation_of
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
+from patcher.checkpoint.safetensors_header import FLOATS, TensorInfo
 
 FP32 = 4
 _BNB_SCALES = ".absmax"

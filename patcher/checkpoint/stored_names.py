@@ -14,10 +14,8 @@ from pathlib import Path
 from patcher.checkpoint.bin_files import load_bin
 from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
+from patcher.checkpoint.names import WRAPPERS
 from patcher.checkpoint.writer import copy_tensors
-
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Of wrappers that can stand anywhere in a name: modules are compiled or checkpointed one by one, too."""
 
 
 def without(name: str, stripped: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ import click
 
 from patcher import __version__
 from patcher.cli.interrupts import heed_interrupts, obey_interrupts
+from patcher.cli.lean_imports import import_no_compiler
 from patcher.errors import OutsideError, PatchModelError
 from patcher.progress.clock import process_began
 
@@ -126,8 +127,11 @@ def _leave_to_the_first(arguments: list[str]) -> None:
     """Of several processes that a launcher started for something else than a build, only the first does it."""
     from patcher.capture.processes.launch import forget_launch, world
 
+    several = world().several
+    if not several:
+        import_no_compiler()
     builds = _with_default_command(arguments)[0] == "build" and not {"--dry-run", "-h", "--help"} & set(arguments)
-    if builds or not world().several:
+    if builds or not several:
         return
     if world().rank:
         sys.exit(0)

@@ -88,37 +88,35 @@ def _build(
     processes: Processes | None,
 ) -> None:
     refuse_both(verbose, quiet)
-    from patcher.checkpoint.source import locate_model
+    from patcher.build.early_checks import check_early, is_remote
     from patcher.cli.progress import progress
     from patcher.recipe.file import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    # Before torch is imported.
-    locate_model(loaded.recipe.model, recipe_folder=loaded.folder)
-    loaded.require_vector_files()
+    remote = is_remote(loaded.recipe, output)
+    folder = output or Path(loaded.recipe.output or f"{loaded.recipe.model_name}-steered")
+    if remote:
+        _refuse_options({"--force": force, "--link": link, "--no-hash": no_hash, "--strict": strict})
+    check_early(loaded, None if remote else folder, force=force)
 
+    # These import torch.
     from patcher.build.job import Job
-    from patcher.build.remote import remote_build
-    from patcher.build.remote_refusals import is_remote
     from patcher.cli.plan_report import print_plan
     from patcher.cli.report import print_build
     from patcher.progress.clock import Clock
 
-    remote = is_remote(loaded.recipe, output)
-    if remote:
-        _refuse_options({"--force": force, "--link": link, "--no-hash": no_hash, "--strict": strict})
     with ExitStack() as stack:
         if remote:
             place = stack.enter_context(tempfile.TemporaryDirectory(prefix="patch-model-remote-"))
             folder = Path(place).resolve() / "build"
-        else:
-            folder = output or Path(loaded.recipe.output or f"{loaded.recipe.model_name}-steered")
         with progress(verbose, quiet) as say:
             clock, cache = Clock(began), not no_cache
             job = Job(loaded, folder, say, say.note, force=force, cache=cache, processes=processes, clock=clock)
             if dry_run:
                 planned = _planned(job, remote=remote)
             elif remote:
+                from patcher.build.remote import remote_build
+
                 result = remote_build(job)
             else:
                 result = _here(job, link=link, hash=not no_hash, strict=strict)
@@ -143,10 +141,13 @@ def _here(job: Job, *, link: bool, hash: bool, strict: bool) -> BuildResult:
 
 
 def _planned(job: Job, *, remote: bool) -> BuildPlan:
-    from patcher.build.planning import plan_build
-    from patcher.build.remote_planning import plan_remote_build
+    if remote:
+        from patcher.build.remote_planning import plan_remote_build
 
-    return plan_remote_build(job) if remote else plan_build(job)
+        return plan_remote_build(job)
+    from patcher.build.planning import plan_build
+
+    return plan_build(job)
 
 
 def _refuse_options(given: Mapping[str, bool]) -> None:

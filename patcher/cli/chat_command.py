@@ -98,6 +98,16 @@ def chat(
     of_template = _switches(switches)
     asked = None if interactive else _asked(prompts)
 
+    from patcher.chat.given import recipe_or_folder
+
+    # Before torch is imported.
+    given = recipe_or_folder(source)
+    if given.is_file():
+        from patcher.build.early_checks import check_early
+        from patcher.recipe.file import load_recipe
+
+        check_early(load_recipe(given, overrides), None)
+
     from rich.console import Console
 
     from patcher.chat.opening import Options, with_opened

@@ -36,6 +36,11 @@ def export(
     What is written is what the base's residual stream gains after each block, coefficient and scale included. DIR is
     not changed.
     """
+    from patcher.patched.reading import read_manifest
+
+    # Before torch is imported.
+    read_manifest(folder)
+
     from patcher.cli.progress import progress
 
     with progress(quiet=quiet) as say, doing(say, f"exporting as {format}"):

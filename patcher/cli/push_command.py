@@ -39,6 +39,11 @@ def push(
     of `hf auth login` or HF_TOKEN and needs write access. Only a folder whose steering was verified is published. Local
     paths and tokens are left out.
     """
+    from patcher.patched.reading import read_manifest
+
+    # Before torch is imported.
+    read_manifest(folder)
+
     from patcher.cli.progress import progress
 
     with progress(quiet=quiet) as say:

@@ -38,6 +38,11 @@ def reproduce(
     route and base; 1 if not. The keys of a safetensors header may come in another order. DIR is not changed, and
     nothing is published.
     """
+    from patcher.patched.reading import read_manifest
+
+    # Before torch is imported.
+    read_manifest(folder)
+
     from patcher.build import reproduce as work
     from patcher.cli.progress import progress
 

@@ -50,14 +50,12 @@ def sweep(
     something in the input is wrong, 3 the Hub, the disk or the memory failed.
     """
     refuse_both(verbose, quiet)
-    from patcher.checkpoint.source import locate_model
+    from patcher.build.early_checks import check_early
     from patcher.cli.progress import progress
     from patcher.recipe.file import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    # Before torch is imported.
-    locate_model(loaded.recipe.model, recipe_folder=loaded.folder)
-    loaded.require_vector_files()
+    check_early(loaded, None)
     if not no_pictures:
         from patcher.report.pictures.drawing import require_plots
 

@@ -24,6 +24,11 @@ def unpatch(folder: Path, output: Path, base: str | None, every: bool, link: boo
     What comes back is compared with the hashes that DIR keeps of its base's files: exit status 1, and no OUT, if the
     weights are not byte for byte the base's. DIR is not changed.
     """
+    from patcher.patched.reading import read_manifest
+
+    # Before torch is imported.
+    read_manifest(folder)
+
     from patcher.build import unpatch as work
     from patcher.cli.progress import progress
 

@@ -49,6 +49,11 @@ def verify(
     Exit status 0 only if every check holds in every stack that was asked for; 1 if one fails, 3 if one could not be
     made. DIR is not changed.
     """
+    from patcher.patched.reading import read_manifest
+
+    # Before torch is imported.
+    read_manifest(folder)
+
     from patcher.cli.progress import progress
     from patcher.cli.report import print_verification
     from patcher.patched.schema import Verification

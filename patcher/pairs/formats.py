@@ -23,6 +23,7 @@ from patcher.pairs.problems import (
     shown,
     suffix_of,
 )
+from patcher.pairs.read_once import read_once
 from patcher.pairs.sources import read_rows
 from patcher.pairs.unknown_columns import keys_of, listed, misspelt
 from patcher.recipe.pairs import Columns, InlinePair
@@ -64,14 +65,24 @@ def load_pairs(
     if isinstance(source, list):
         with ending_with(example_lines("")):
             return _inline_pairs(source, format, where)
+
+    def read() -> tuple[list[ContrastPair], list[str]]:
+        return _of_file(source, base_folder, format, columns, where)
+
+    pairs, said = read_once(source, base_folder, ("pairs", format, columns, where), read)
+    if notes is not None:
+        notes += said
+    return list(pairs)
+
+
+def _of_file(
+    source: str, base_folder: Path, format: AskedFormat, columns: Columns | None, where: str
+) -> tuple[list[ContrastPair], list[str]]:
     hub = source.startswith(HUB_PREFIX)
     with ending_with(example_lines(".jsonl" if hub else suffix_of(source), "ab" if format == "ab" else "pairs")):
         found = partial(fits, asked=format, columns=columns)
         table = read_rows(source, base_folder=base_folder, where=where, fits=found)
-        pairs = _pairs_of_table(table, source, format, columns, where)
-    if notes is not None:
-        notes += table.notes
-    return pairs
+        return _pairs_of_table(table, source, format, columns, where), table.notes
 
 
 def _pairs_of_table(

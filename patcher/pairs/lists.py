@@ -14,6 +14,7 @@ from patcher.pairs.list_files import Item, read_items
 from patcher.pairs.messages import as_prompt, check_turns, is_conversation, read_conversation
 from patcher.pairs.pair import ListedText, Side
 from patcher.pairs.problems import Problems, RowProblem, require_text, shown
+from patcher.pairs.read_once import read_once
 from patcher.pairs.unknown_columns import LABELS, columns_line, keys_of, may_be_text
 from patcher.recipe.pairs import Columns
 from patcher.recipe.vector import VectorSpec
@@ -58,7 +59,18 @@ def load_list(spec: VectorSpec, side: Side, *, base_folder: Path, where: str) ->
     """
     source = spec.positives if side == "positive" else spec.negatives
     assert source is not None
-    columns, notes = spec.columns, list[str]()
+
+    def read() -> tuple[list[ListedText], list[str]]:
+        return _load(source, side, spec.columns, base_folder, where)
+
+    texts, notes = read_once(source, base_folder, ("list", side, spec.columns, where), read)
+    return list(texts), list(notes)
+
+
+def _load(
+    source: str | list[Any], side: Side, columns: Columns | None, base_folder: Path, where: str
+) -> tuple[list[ListedText], list[str]]:
+    notes = list[str]()
     if isinstance(source, list):
         items: Sequence[Item] = [(item, f"{where}.{index}") for index, item in enumerate(source)]
         problems, columns = Problems(), None

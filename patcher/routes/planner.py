@@ -139,8 +139,12 @@ def rank(plan: Plan, architecture: Architecture, prefer: Prefer) -> tuple[float,
     read = sum(_reads(plan, stack) for stack in STACKS)
     native_in = sum(plan.stacks.get(stack) == "native" for stack in STACKS)
     other_type = plan.architecture != architecture.class_name
-    keys: dict[Prefer, float] = {"stacks": -read, "free": not plan.free, "same_model_type": other_type}
-    return (not plan.exact, keys.pop(prefer), *keys.values(), -native_in, list(ROUTES).index(plan.route))
+    return (not plan.exact, *_order(read, plan.free, other_type, native_in, plan.route, prefer))
+
+
+def _order(read: int, free: bool, other_type: bool, native_in: int, route: str, prefer: Prefer) -> tuple[float, ...]:
+    keys: dict[Prefer, float] = {"stacks": -read, "free": not free, "same_model_type": other_type}
+    return (keys.pop(prefer), *keys.values(), -native_in, list(ROUTES).index(route))
 
 
 def _reads(plan: Plan, stack: str) -> bool:
@@ -151,13 +155,13 @@ def _could_beat(route: Route, best: Plan, architecture: Architecture, prefer: Pr
     """Planning proves things on tiny models, so a route that cannot win is not planned."""
     if not route.exact:
         return False
-    read = sum(_reads(best, stack) for stack in STACKS)
-    if prefer == "free" and best.free and route.cost != FREE:
-        return False
-    ideal = best.free and best.architecture == architecture.class_name
     # A route that costs something keeps the model type: no stack reads it that does not load the model.
     reach = len(STACKS) if route.cost == FREE else architecture.loaded_by
-    return not (ideal and read >= reach)
+    ideal = best.free and best.architecture == architecture.class_name
+    if ideal and sum(_reads(best, stack) for stack in STACKS) >= reach:
+        return False
+    at_best = _order(reach, route.cost == FREE, False, reach, route.name, prefer)
+    return (not route.exact, *at_best) < rank(best, architecture, prefer)
 
 
 def _serving(plan: Plan, architecture: Architecture, targets: Sequence[str]) -> Plan:

@@ -15,9 +15,8 @@ from patcher.disk.whole_files import whole_file
 from patcher.recipe.rewriting import chosen_recipe, moved_text
 from patcher.report.pictures.drawing import PICTURES as DRAWINGS
 from patcher.report.pictures.drawing import dark_of, draw_all
+from patcher.sweep.file_names import PICTURES, RECIPE, REPORT, RESULT, TABLE
 from patcher.sweep.on_base import STAGES, Swept
-
-RESULT, TABLE, RECIPE, REPORT, PICTURES = "sweep.json", "sweep.csv", "recipe.yaml", "report.html", "pictures"
 
 
 def remove_results(folder: Path) -> None:

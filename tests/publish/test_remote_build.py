@@ -15,7 +15,8 @@ from support.hub_server import HubServer
 from support.publishing import REPO, TOKEN, manifest, refused
 from support.tiny_models import PAIRS, tiny_checkpoint
 
-from patcher.build.remote_refusals import check_recipe, is_remote
+from patcher.build.early_checks import is_remote
+from patcher.build.remote_refusals import check_recipe
 from patcher.build.result import BuildResult
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.cli import main

@@ -27,6 +27,7 @@ from patcher.capture.cache.key import CaptureKey, capture_key, model_identity
 from patcher.capture.residuals import Residuals
 from patcher.checkpoint.safetensors_file import tensor_bytes
 from patcher.disk.cache_folder import cache_folder
+from patcher.disk.findings import own_bytes
 from patcher.disk.whole_files import is_partial, whole_file
 from patcher.errors import InputError
 from patcher.errors.causes import cause_of
@@ -100,7 +101,7 @@ class CaptureCache:
         return folder / f"{key.digest}.safetensors"
 
     def _read(self, path: Path, key: CaptureKey) -> Mapping[int, Residuals]:
-        content = self._own_bytes(path)
+        content = own_bytes(path, self.limit + (1 << 20))
         marks = _marks(content)
         if marks.get("format") != FORMAT or marks.get("key") != key.digest:
             raise ValueError("another key")
@@ -108,16 +109,6 @@ class CaptureCache:
         if _checksum(tensors) != marks.get("checksum"):
             raise ValueError("damaged")
         return _residuals(key, tensors)
-
-    def _own_bytes(self, path: Path) -> bytes:
-        """The bytes of a plain file that nobody else has written, and that could have been put here."""
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            there = os.fstat(file.fileno())
-            own = not hasattr(os, "geteuid") or (there.st_uid == os.geteuid() and not there.st_mode & 0o022)
-            if not stat.S_ISREG(there.st_mode) or not own or there.st_size > self.limit + (1 << 20):
-                raise ValueError("not a file of this cache")
-            return file.read()
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,8 @@ class Choice:
     Attributes:
         insertion: the extended config, with the flags.
         forms: layer -> the content of the block after it.
-        trials: layer -> the stand-in on which that was proven.
+        trials: layer -> the stand-in on which that was proven, made when it is asked for.
+        keys: layer -> what tells the proofs of its stand-in from those of others.
         flags: config keys that the contents need.
         base: the base's class on meta.
         extended: the extended class on meta, with the flags.
@@ -37,7 +38,8 @@ class Choice:
 
     insertion: Insertion
     forms: Mapping[int, Form]
-    trials: Mapping[int, InsertionTrial]
+    trials: Mapping[int, Callable[[], InsertionTrial]]
+    keys: Mapping[int, Hashable]
     flags: Mapping[str, Any]
     base: nn.Module
     extended: nn.Module
@@ -75,7 +77,7 @@ class _Search:
         self.architecture, self.base = architecture, base
         self.config, self.trust = architecture.config, architecture.trust_remote_code
         self.kinds = block_kinds(base, architecture.blocks)
-        self._found: dict[Any, tuple[InsertionTrial, Form] | str] = {}
+        self._trials: dict[Any, InsertionTrial] = {}
         self._last: tuple[Any, tuple[Insertion, nn.Module]] | None = None
 
     def stages(self) -> Iterator[Stage]:
@@ -88,11 +90,12 @@ class _Search:
 
     def all_layers(self, layers: Sequence[int], stage: Stage) -> Choice:
         chosen = {layer: self._one_layer(layer, stage) for layer in layers}
-        templates = {layer: template for layer, (template, _, _) in chosen.items()}
+        templates = {layer: template for layer, (template, _) in chosen.items()}
         insertion, extended = self._inserted(tuple(layers), templates, stage)
-        forms = {layer: form for layer, (_, _, form) in chosen.items()}
-        trials = {layer: trial for layer, (_, trial, _) in chosen.items()}
-        return Choice(insertion, forms, trials, dict(stage.flags), self.base, extended)
+        forms = {layer: form for layer, (_, form) in chosen.items()}
+        trials = {layer: self._trial_of(templates[layer], stage, forms[layer]) for layer in chosen}
+        keys: dict[int, Hashable] = {layer: (templates[layer], stage) for layer in chosen}
+        return Choice(insertion, forms, trials, keys, dict(stage.flags), self.base, extended)
 
     def _inserted(
         self, layers: tuple[int, ...], templates: Mapping[int, int], stage: Stage
@@ -114,15 +117,15 @@ class _Search:
             insertion = replace(insertion, config=flagged, changes=changes)
         return insertion, extended
 
-    def _one_layer(self, layer: int, stage: Stage) -> tuple[int, InsertionTrial, Form]:
+    def _one_layer(self, layer: int, stage: Stage) -> tuple[int, Form]:
         why = ""
         for template in self._templates(layer):
             try:
                 insertion, extended = self._inserted((layer,), {layer: template}, stage)
                 block = submodule(extended, f"{self.architecture.blocks}.{insertion.copy_layers[layer]}")
-                trial, form = self._form(template, stage, block)
-                self._require_proof(layer, template, stage, trial, form)
-                return template, trial, form
+                form = self._form(template, stage, block)
+                self._require_proof(layer, template, stage, form)
+                return template, form
             except CannotInsert as finding:
                 why = why or str(finding)
         raise CannotInsert(why)
@@ -133,21 +136,22 @@ class _Search:
         by_kind = {self.kinds[block]: block for block in reversed(near)}
         return sorted(by_kind.values(), key=near.index)[:_MOST_TYPES]
 
-    def _form(self, template: int, stage: Stage, block: nn.Module) -> tuple[InsertionTrial, Form]:
-        key = (self.kinds[template], stage)
-        if key not in self._found:
+    def _form(self, template: int, stage: Stage, block: nn.Module) -> Form:
+        def search() -> Form | str:
             try:
-                self._found[key] = self._search(template, stage, block)
+                return self._search(template, stage, block)
             except CannotInsert as finding:
-                self._found[key] = str(finding)
+                return str(finding)
             except (InputError, RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-                self._found[key] = f"a stand-in of it does not run ({cause_of(error)})"
-        found = self._found[key]
+                return f"a stand-in of it does not run ({cause_of(error)})"
+
+        key = ("carrier form", repr(self.kinds[template]), stage)
+        found = self.architecture.once(key, search, Form | str, template)
         if isinstance(found, str):
             raise CannotInsert(found)
         return found
 
-    def _search(self, template: int, stage: Stage, block: nn.Module) -> tuple[InsertionTrial, Form]:
+    def _search(self, template: int, stage: Stage, block: nn.Module) -> Form:
         shapes = {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()}
         trial = self._trial(template, stage)
         weights = {name for name, tensor in block.state_dict().items() if tensor.is_floating_point()}
@@ -158,19 +162,32 @@ class _Search:
         form = next(find_forms(trial, shapes, self.architecture.hidden), None)
         if form is None:
             raise CannotInsert(why_none(trial))
-        if trial.parameters[form.sink].ndim == 3 and form.carrier == form.sink:
+        if _of_experts(trial, form) and form.carrier == form.sink:
             # What an expert weighs may depend on how many there are.
             trial = self._trial(template, stage, all_experts=True)
             again = find_forms(trial, shapes, self.architecture.hidden)
             form = next((found for found in again if found.sink == form.sink), None)
             if form is None:
                 raise CannotInsert("with all experts its output is no constant")
-        return trial, form
+        return form
 
-    def _require_proof(self, layer: int, template: int, stage: Stage, trial: InsertionTrial, form: Form) -> None:
+    def _require_proof(self, layer: int, template: int, stage: Stage, form: Form) -> None:
         """The whole model again, as deep as the real one, with the block where it will be."""
-        many = trial.parameters[form.sink].ndim == 3
-        deep = self._trial(template, stage, all_experts=many, after=layer)
+
+        def why() -> str | None:
+            try:
+                self._prove(layer, template, stage, form)
+            except CannotInsert as finding:
+                return str(finding)
+            return None
+
+        reason = self.architecture.once(("carrier proof", layer, template, stage), why, str | None)
+        if reason is not None:
+            raise CannotInsert(reason)
+
+    def _prove(self, layer: int, template: int, stage: Stage, form: Form) -> None:
+        trial = self._trial(template, stage)
+        deep = self._trial(template, stage, all_experts=_of_experts(trial, form), after=layer)
         if deep.parameters.keys() != trial.parameters.keys():
             raise CannotInsert("in a stand-in of full depth its block is of another type")
         difference, effect, largest = deep.prove(form.fills)
@@ -180,11 +197,28 @@ class _Search:
                 "effect: the class computes something from a block's index"
             )
 
+    def _trial_of(self, template: int, stage: Stage, form: Form) -> Callable[[], InsertionTrial]:
+        """The stand-in on which a form was found, or one like it of another block of the same kind."""
+
+        def trial() -> InsertionTrial:
+            made = self._trial(template, stage)
+            many = _of_experts(made, form) and form.carrier == form.sink
+            return self._trial(template, stage, all_experts=True) if many else made
+
+        return trial
+
     def _trial(
         self, template: int, stage: Stage, *, all_experts: bool = False, after: int | None = None
     ) -> InsertionTrial:
-        options: dict[str, Any] = {"all_experts": all_experts, "after": after, "trust_remote_code": self.trust}
-        return InsertionTrial(self.config, self.architecture.blocks, template, stage, **options)
+        key = (template, stage, all_experts, after)
+        if key not in self._trials:
+            options: dict[str, Any] = {"all_experts": all_experts, "after": after, "trust_remote_code": self.trust}
+            self._trials[key] = InsertionTrial(self.config, self.architecture.blocks, template, stage, **options)
+        return self._trials[key]
+
+
+def _of_experts(trial: InsertionTrial, form: Form) -> bool:
+    return trial.parameters[form.sink].ndim == 3
 
 
 def _require_same_factors(trial: InsertionTrial, block: nn.Module) -> None:

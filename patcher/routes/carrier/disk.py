@@ -44,22 +44,17 @@ class DiskTensor:
     fill: Fill
 
 
-def disk_tensors(
-    extended: nn.Module, blocks: str, place: int, trial: InsertionTrial, form: Form
-) -> dict[str, DiskTensor]:
-    """The inserted block as transformers would save it, by the part of the name after the block's index.
-
-    Args:
-        extended: the extended class on meta.
-        blocks: path of the list of decoder blocks.
-        place: index of the inserted block.
-        trial: the stand-in with ``form``.
-        form: the content.
+def disk_tensors(architecture: Architecture, choice: Choice, layer: int) -> dict[str, DiskTensor]:
+    """The block that is inserted after ``layer`` as transformers would save it, by what follows its index in the name.
 
     Raises:
         CannotInsert: the class stores the block in a way that is not understood.
     """
-    contents = _contents(trial, form)
+    form, blocks, extended = choice.forms[layer], architecture.blocks, choice.extended
+    place = choice.insertion.copy_layers[layer]
+    kind = dict[str, tuple[str, bool, Fill]]
+    known = ("carrier contents", choice.keys[layer], repr(form))
+    contents = architecture.once(known, lambda: _contents(choice.trials[layer](), form), kind)
     found = {}
     prefix, stored = saved_block(extended, blocks, place)
     for name, tensor in stored.items():

@@ -81,7 +81,7 @@ def _block_tensors(
     blocks, form = architecture.blocks, choice.forms[layer]
     template = choice.insertion.templates[layer]
     beside = names.blocks.get(template, {})
-    split = disk_tensors(choice.extended, blocks, place, choice.trials[layer], form)
+    split = disk_tensors(architecture, choice, layer)
     fused = class_tensors(choice.extended, blocks, place, form)
     wanted = []
     for tensor in split.values():

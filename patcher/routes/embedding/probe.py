@@ -32,6 +32,11 @@ def find_embedding_slot(architecture: Architecture) -> tuple[Slot | None, str]:
 
     Where it is tied to the output head, the slot's flags untie them, and they create the head.
     """
+    kind = tuple[Slot | None, str]
+    return architecture.once(("embedding",), lambda: _find_slot(architecture), kind)
+
+
+def _find_slot(architecture: Architecture) -> tuple[Slot | None, str]:
     reason = "no parameter in front of block 0 is as wide as the residual stream"
     for parameter, shape in _candidates(architecture):
         try:

@@ -90,12 +90,19 @@ def _places(
 
 def _expert_names(architecture: Architecture, parameter: str, count: int) -> dict[int, str]:
     """What each slice of a fused parameter [experts, ...] is called on disk, by transformers' own conversion."""
-    model = on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code)
-    reverted = as_saved(model, {parameter: torch.arange(count).reshape(-1, 1, 1)})
-    if reverted is None:
+
+    def look() -> dict[int, str] | None:
+        model = on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code)
+        reverted = as_saved(model, {parameter: torch.arange(count).reshape(-1, 1, 1)})
+        if reverted is None:
+            return None
+        single = {int(tensor): name for name, tensor in reverted.items() if tensor.numel() == 1}
+        return {} if count == 1 and parameter in reverted else single
+
+    names = architecture.once(("expert names", parameter, count), look, dict[int, str] | None)
+    if names is None:
         raise NotApplicable(f"how the experts' `{parameter}` is stored is not known")
-    names = {int(tensor): name for name, tensor in reverted.items() if tensor.numel() == 1}
-    if sorted(names) != list(range(count)) or (count == 1 and parameter in reverted):
+    if sorted(names) != list(range(count)):
         raise NotApplicable(
             f"`{parameter}` is stored as one tensor for all experts, and each needs an addition of its own"
         )

@@ -61,6 +61,20 @@ def find_site(architecture: Architecture, layer: int) -> Site:
     Raises:
         NotApplicable: no weight of the block writes linearly into the residual stream.
     """
+
+    def find() -> Site | str:
+        try:
+            return _find(architecture, layer)
+        except NotApplicable as finding:
+            return str(finding)
+
+    found = architecture.once(("rank-one site", layer), find, Site | str)
+    if isinstance(found, str):
+        raise NotApplicable(found)
+    return found
+
+
+def _find(architecture: Architecture, layer: int) -> Site:
     prefix = f"{architecture.blocks}.{layer}."
     shapes = {
         name.removeprefix(prefix): shape

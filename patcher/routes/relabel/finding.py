@@ -98,15 +98,16 @@ def _relabel(
 def _proof(architecture: Architecture, row: Candidate, slot: Slot) -> RelabelProof:
     """The proof for the kind of block that ``slot`` is in; once per architecture."""
 
-    def measure() -> RelabelProof | NoRelabel:
+    def measure() -> RelabelProof | str:
         try:
             return prove(architecture.config, row, slot)
         except NoRelabel as finding:
-            return finding
+            return str(finding)
 
-    found = architecture.once(("relabel", id(row), architecture.kind(slot.layer)), measure)
-    if isinstance(found, NoRelabel):
-        raise found
+    key = ("relabel", repr(row), slot.parameter, architecture.kind(slot.layer))
+    found = architecture.once(key, measure, RelabelProof | str, slot.layer)
+    if isinstance(found, str):
+        raise NoRelabel(found)
     return found
 
 

@@ -6,6 +6,7 @@ own pre-tokenizer instead of the one in tokenizer.json. So a changed model type 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from patcher.architectures.model_class import quiet_transformers
+from patcher.disk.findings import Findings
 
 AS_STORED = "PreTrainedTokenizerFast"
 """The ``tokenizer_class`` that takes tokenizer.json as it is, in every release of transformers."""
@@ -48,6 +50,12 @@ def tokenizer_changes(base: Path, config: Mapping[str, Any]) -> dict[str, str] |
         The keys to change: none where the ids are the same anyway, or the base has no tokenizer that loads. None where
         no change was found that keeps the ids.
     """
+    files = [[name, hashlib.sha256((base / name).read_bytes()).hexdigest()] for name in _read_beside(base)]
+    subject = ["tokenizer", files, dict(config)]
+    return Findings(subject).once("changes", dict[str, str] | None, lambda: _changes(base, config))
+
+
+def _changes(base: Path, config: Mapping[str, Any]) -> dict[str, str] | None:
     with quiet_transformers():
         before = _loaded(base)
         if before is None:
@@ -67,15 +75,21 @@ def _beside(base: Path, config: Mapping[str, Any], changes: Mapping[str, str]) -
     """The base's tokenizer as it loads from a folder with ``config`` and a changed tokenizer_config.json."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch)
-        for file in base.iterdir():
-            if file.is_file() and file.suffix in (".json", ".model", ".txt", ".tiktoken", ".jinja"):
-                (copy / file.name).symlink_to(file.resolve())
+        for name in _read_beside(base):
+            (copy / name).symlink_to((base / name).resolve())
         _replace(copy / "config.json", config)
         if changes:
             stated = base / "tokenizer_config.json"
             before = json.loads(stated.read_text(encoding="utf-8")) if stated.is_file() else {}
             _replace(copy / "tokenizer_config.json", {**before, **changes})
         return _loaded(copy)
+
+
+def _read_beside(base: Path) -> list[str]:
+    """The small files that a tokenizer may be read from."""
+    wanted = (".json", ".model", ".txt", ".tiktoken", ".jinja")
+    names = (file.name for file in base.iterdir() if file.is_file() and file.suffix in wanted)
+    return sorted(name for name in names if not name.endswith(".index.json"))
 
 
 def _replace(file: Path, content: Mapping[str, Any]) -> None:
