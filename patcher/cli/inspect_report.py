@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from patcher.cli.plan_report import written_by
-from patcher.cli.report import console_for, empty_table
+from patcher.cli.tables import HEADS, console_for, print_pairs, routes_table
 from patcher.errors import Problem
 from patcher.routes.inspection import Inspection
 from patcher.routes.plan import Plan
 from patcher.routes.planner import Verdict
-from patcher.stacks.names import LABELS, STACKS, UNREAD
+from patcher.stacks.names import STACKS, UNREAD
 
-HEADS = ("exact", "run-time cost", *LABELS.values())
 MOST_REASONS = 3
 
 
@@ -43,48 +40,11 @@ def print_inspection(found: Inspection) -> None:
     others = [plan for plan in planned if found.chosen is None or plan.route != found.chosen.route]
     if others:
         console.print("\n[bold]what the others would write[/]")
-        _print_pairs(console, [(plan.route, _in_short(plan, found)) for plan in others])
+        print_pairs(console, [(plan.route, _in_short(plan, found)) for plan in others])
     against = [verdict for verdict in found.verdicts if verdict.plan is None]
     if against:
         console.print("\n[bold]do not apply[/]")
-        _print_pairs(console, [(verdict.name, _why_not(verdict, found.layers)) for verdict in against])
-
-
-def print_all(found: Sequence[Inspection]) -> None:
-    """One line an architecture, and the counts."""
-    console = console_for()
-    table = _table("model type", "route", *HEADS)
-    for one in found:
-        if one.best is None:
-            table.add_row(one.model, "none", style="dim")
-        else:
-            fits, cost, *stacks = _cells(one.best)
-            # How many layers there are is the default config's matter.
-            table.add_row(one.model, one.best.route, fits, re.sub(r" in \d+", "", cost), *stacks)
-    console.print(table)
-    unseen = [one for one in found if one.architecture is None and one.why_none is not None]
-    if unseen:
-        console.print("[bold]could not be looked at[/]")
-        _print_pairs(console, [(one.model, _one_line(one.why_none)) for one in unseen if one.why_none is not None])
-        console.print()
-    plans = [one.best for one in found if one.best is not None]
-    exact = [plan for plan in plans if plan.exact]
-    read = ", ".join(f"{head} {sum(_stacks(plan)[stack] != 'no' for plan in plans)}" for stack, head in LABELS.items())
-    console.print(f"read by: {read}", soft_wrap=True)
-    console.print(
-        f"{len(found)} architectures: {len(exact)} exact, of which {sum(plan.free for plan in exact)} at no run-time "
-        f"cost; {len(plans) - len(exact)} only fitted; {len(found) - len(plans)} without a route",
-        soft_wrap=True,
-    )
-    console.print("patch-model inspect MODEL_TYPE says more about one", style="dim")
-
-
-def _table(*heads: str) -> Table:
-    """On a narrow terminal the cost folds, and nothing else."""
-    table = empty_table(*heads)
-    for column in table.columns:
-        column.no_wrap = column.header != HEADS[1]
-    return table
+        print_pairs(console, [(verdict.name, _why_not(verdict, found.layers)) for verdict in against])
 
 
 def _stacks(plan: Plan) -> dict[str, str]:
@@ -96,7 +56,7 @@ def _cells(plan: Plan) -> list[str]:
 
 
 def _routes(found: Inspection, planned: Sequence[Plan]) -> Table:
-    table = _table("route", *HEADS, "")
+    table = routes_table("route", *HEADS, "")
     for plan in planned:
         chosen = found.chosen is not None and plan.route == found.chosen.route
         only_allowed = not chosen and not plan.exact and found.best is not None and not found.best.exact
@@ -112,7 +72,7 @@ def _print_chosen(console: Console, found: Inspection, plan: Plan) -> None:
     for line in written_by(plan):
         console.print(f"  {line}", markup=False, soft_wrap=True)
     notes = [("note", note) for note in (*plan.warnings, *plan.advice)]
-    _print_pairs(console, [("why", plan.reason), *notes], indent=0)
+    print_pairs(console, [("why", plan.reason), *notes], indent=0)
 
 
 def _print_none(console: Console, problem: Problem) -> None:
@@ -144,17 +104,3 @@ def _why_not(verdict: Verdict, layers: Sequence[int]) -> str:
     why = verdict.why_not.replace(f"layer {layers[0]}: ", "") if len(layers) == 1 else verdict.why_not
     first, more = why.split("; ")[:MOST_REASONS], why.count("; ") + 1 - MOST_REASONS
     return "; ".join(first) + (f"; and {more} more (--json has them all)" if more > 0 else "")
-
-
-def _one_line(problem: Problem) -> str:
-    return problem.message + (f" ({problem.found})" if problem.found else "")
-
-
-def _print_pairs(console: Console, pairs: Sequence[tuple[str, str]], indent: int = 2) -> None:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, text in pairs:
-        # As Text, so that a bracket in a name is no markup.
-        grid.add_row(" " * indent + name, Text(text))
-    console.print(grid)

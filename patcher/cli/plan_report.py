@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from patcher.build.planning import BuildPlan
 from patcher.build.remote_planning import RemoteBuildPlan
-from patcher.cli.report import console_for, empty_table, size_of
+from patcher.cli.report import size_of
+from patcher.cli.tables import console_for, empty_table
 from patcher.routes.plan import Plan, TensorWrite
 from patcher.vectors.both_lists import Texts
 

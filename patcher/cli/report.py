@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,13 +12,13 @@ from rich.table import Table
 from patcher.build.result import BuildResult
 from patcher.build.texts import NOT_DRAWN
 from patcher.cli.seconds import seconds_line
+from patcher.cli.tables import console_for, empty_table
 from patcher.evaluate.guard import beyond_guard
 from patcher.patched.evaluation import Evaluation, Guard
 from patcher.patched.route import Fit
 from patcher.patched.schema import Patch, Remote, Verification
 from patcher.report.pictures.drawing import can_draw
 
-NO_TERMINAL_WIDTH = 118
 NUMBERS = ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_error")
 _COLOURS = {"passed": "green", "truncated": "green", "structural": "yellow", "not_checked": "yellow"}
 COLUMNS = ("max |Δ log-prob|", "tolerance", "effect", "residual error")
@@ -129,21 +128,6 @@ def print_verification(
             checks.add_row(check.name, words[check.passed], value, limit, escape(check.note))
         if entry.checks:
             console.print(checks)
-
-
-def console_for(*, to_stderr: bool = False) -> Console:
-    """Where reports go."""
-    console = Console(stderr=to_stderr, highlight=False)
-    # In a log or a pipe there is no width to fit; on a narrow terminal tables fold.
-    return console if console.is_terminal else Console(stderr=to_stderr, highlight=False, width=NO_TERMINAL_WIDTH)
-
-
-def empty_table(*columns: str) -> Table:
-    """A plain table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for column in columns:
-        table.add_column(column)
-    return table
 
 
 def _limit(entry: Verification, name: str) -> float | None:

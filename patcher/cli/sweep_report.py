@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from patcher.cli.report import console_for, empty_table
 from patcher.cli.seconds import seconds_line
+from patcher.cli.tables import console_for, empty_table
 from patcher.recipe.rewriting import lines_of
 
 _NO_NUMBER = "no number"

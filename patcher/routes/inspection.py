@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from patcher.checkpoint.given import require_checkpoint
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch_config, locate
 from patcher.errors import InputError, OutsideError, PatchModelError, Problem
-from patcher.progress.stage import Say, doing
 from patcher.routes.plan import Plan
 from patcher.routes.planner import ROUTES, Prefer, Verdict, choose_route, survey
 from patcher.stacks.names import demanded_stacks
@@ -139,19 +138,25 @@ def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None,
     return Inspection(model, architecture, layers, verdicts, best, chosen, why_none)
 
 
-def inspect_all(demands: Demands, progress: Say) -> Iterator[Inspection]:
-    """Every text causal LM of the installed transformers, by the config that its class has by default."""
-    names = [name for name in sorted(rows()) if causal_lm_class(name) is not None]
-    with doing(progress, "looking at every architecture", len(names), "architectures") as looking:
-        for name in names:
-            try:
-                yield inspect_config(name, default_config(name), None, demands)
-            except PatchModelError as error:
-                yield Inspection(name, None, why_none=error.problems[0])
-            except Exception as error:
-                # Classes fail in their own ways, and one of them should not hide the others.
-                yield Inspection(name, None, why_none=Problem("it could not be looked at", found=repr(error)[:300]))
-            looking.advance()
+def all_names() -> list[str]:
+    """Every text causal LM of the installed transformers that there is a row for, by its model type."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return [
+        name for name in sorted(rows()) if name in CONFIG_MAPPING_NAMES and name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    ]
+
+
+def inspect_default(name: str, demands: Demands) -> Inspection:
+    """One of them, by the config that its class has by default."""
+    try:
+        return inspect_config(name, default_config(name), None, demands)
+    except PatchModelError as error:
+        return Inspection(name, None, why_none=error.problems[0])
+    except Exception as error:
+        # Classes fail in their own ways, and one of them should not hide the others.
+        return Inspection(name, None, why_none=Problem("it could not be looked at", found=repr(error)[:300]))
 
 
 def _find(model: str, *, trust_remote_code: bool) -> tuple[Any, CheckpointFolder | None]:
