@@ -40,13 +40,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="serving-benchmark-") as name:
         scratch = Path(name)
         progress("building the copies")
-        pairs = make_pairs(scratch, options.routes, size)
+        pairs, failed = make_pairs(scratch, options.routes, size)
         prompt = list(range(100, 100 + PROMPT))
         for stack in options.stacks:
             start = time.perf_counter()
             found[stack] = run(stack, pairs, scratch, prompt=prompt, tokens=options.tokens, repeats=options.repeats)
             progress(f"{stack}: run in {time.perf_counter() - start:.1f} s")
     python = {"python": {"": sys.version.split()[0]}}
+    facts += [(f"no copy by `{route}`", why) for route, why in failed.items()]
     facts += [("load when it ended", load()), *versions(python, REPOSITORY)]
     numbers = {"prompt": PROMPT, "tokens": options.tokens, "repeats": options.repeats}
     text = page(facts, pairs, found, size=size, **numbers, command=_command(options))

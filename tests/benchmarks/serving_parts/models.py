@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from patcher.architectures.model_class import quiet_transformers  # noqa: E402
 from patcher.build.job import Job, silent  # noqa: E402
 from patcher.build.local import build  # noqa: E402
+from patcher.errors import PatchModelError  # noqa: E402
 from patcher.recipe.file import load_recipe  # noqa: E402
 
 
@@ -100,15 +101,18 @@ class Pair:
         }  # fmt: skip
 
 
-def make_pairs(folder: Path, routes: list[str], size: Size) -> list[Pair]:
-    """Make the models below ``folder``, and build and verify their copies."""
+def make_pairs(folder: Path, routes: list[str], size: Size) -> tuple[list[Pair], dict[str, str]]:
+    """Make the models below ``folder``, and build and verify their copies; of routes without a copy, why."""
     encoder = make_tokenizer(size.vocabulary)
-    found = []
+    found, failed = [], {}
     for route in routes:
         start = time.perf_counter()
-        found.append(make_pair(folder / route, route, size, encoder))
-        progress(f"{route}: built in {time.perf_counter() - start:.1f} s")
-    return found
+        try:
+            found.append(make_pair(folder / route, route, size, encoder))
+        except PatchModelError as error:
+            failed[route] = " ".join(str(error).replace(f"{folder}/", "").split())
+        progress(f"{route}: {failed.get(route, 'built')} ({time.perf_counter() - start:.1f} s)")
+    return found, failed
 
 
 def make_pair(folder: Path, route: str, size: Size, encoder: PreTrainedTokenizerBase) -> Pair:
