@@ -207,8 +207,11 @@ def differing_before(base: Any, copy: Any, blocks: str, block: int, changed: lis
     if other:
         return f"their configs differ in {other[0]}"
     held = [_before(one, blocks, block) for one in (base, copy)]
-    if held[0].keys() != held[1].keys():
-        return f"one of them has no {sorted(held[0].keys() ^ held[1].keys())[0]}"
+    # A bias of zeros, which a flag of the config asks for in every block, adds nothing.
+    zeros = {name for name, tensor in held[1].items() if name.endswith(".bias") and not tensor.any()}
+    unpaired = (held[0].keys() - held[1].keys()) | (held[1].keys() - held[0].keys() - zeros)
+    if unpaired:
+        return f"one of them has no {min(unpaired)}"
     for name, tensor in held[0].items():
         other_one = held[1][name]
         if tensor.data_ptr() == other_one.data_ptr() and tensor.numel():
