@@ -38,8 +38,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     found: list[Run] = []
     honest = transformers_stack._read
 
-    def read(path: Path) -> Run:
-        found.append(honest(path))
+    def read(path: Path, *asked: float) -> Run:
+        found.append(honest(path, *asked))
         return found[-1]
 
     monkeypatch.setattr(transformers_stack, "_read", read)
