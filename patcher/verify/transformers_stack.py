@@ -100,7 +100,7 @@ def verify_in_transformers(
         ]
         if together(folder, base, job):
             with doing(say, "verifying: the base under a hook, and the patched folder in stock transformers"):
-                device = pick_device(terms.device, folder, base)
+                device = pick_device(terms.device, folder)
                 runs = _run_both([{**job, "device": device} for job in jobs], place, terms.warm)
                 if device != "cpu" and not (len(runs) == 2 and compared(*runs).passed):
                     # What fails on a GPU is decided on the CPU.
@@ -161,16 +161,20 @@ def together(folder: Path, base: Path, job: Mapping[str, Any]) -> bool:
     found = [CheckpointFolder(place) for place in (folder, base)]
     if job["offload"] is not None or job["trust_remote_code"] or any(quantisation_of(one.config) for one in found):
         return False
-    return sum(map(fp32_bytes, found)) <= int(FOR_WEIGHTS * available_memory()) - RUNNER_BYTES
+    return _bytes_of_both(folder) <= int(FOR_WEIGHTS * available_memory()) - RUNNER_BYTES
 
 
-def pick_device(asked: str, folder: Path, base: Path) -> str:
+def pick_device(asked: str, folder: Path) -> str:
     """``cuda`` where there is a GPU that takes both in fp32 and the recipe does not keep to the CPU, else ``cpu``."""
     if asked == "cpu" or not torch.cuda.is_available():
         return "cpu"
     free, _ = torch.cuda.mem_get_info()
-    needed = sum(fp32_bytes(CheckpointFolder(place)) for place in (folder, base))
-    return "cuda" if needed + GPU_ROOM <= FOR_WEIGHTS * free else "cpu"
+    return "cuda" if _bytes_of_both(folder) + GPU_ROOM <= FOR_WEIGHTS * free else "cpu"
+
+
+def _bytes_of_both(copy: Path) -> int:
+    """Base and copy in fp32, by the copy alone: a base of pickled weights tells no sizes before it is loaded."""
+    return 2 * fp32_bytes(CheckpointFolder(copy))
 
 
 def run_reference(folder: Path, base: Path, patch: Patch, terms: VerifyTerms) -> Run:

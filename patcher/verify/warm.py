@@ -52,8 +52,6 @@ def prepare(process: WaitingProcess | None, folder: Path, *, device: str = "cpu"
     from patcher.checkpoint.sizes import fp32_bytes
 
     checkpoint = CheckpointFolder(folder)
-    plentiful = MANY_TIMES * fp32_bytes(checkpoint) <= available_memory()
-    plain = (
-        "quantization_config" not in checkpoint.config and not checkpoint.is_bin and "auto_map" not in checkpoint.config
-    )
-    process.tell(json.dumps({"prepare": str(folder), "load": plentiful and plain and device == "cpu"}))
+    plain = not checkpoint.is_bin and not {"quantization_config", "auto_map"} & checkpoint.config.keys()
+    load = plain and device == "cpu" and MANY_TIMES * fp32_bytes(checkpoint) <= available_memory()
+    process.tell(json.dumps({"prepare": str(folder), "load": load}))

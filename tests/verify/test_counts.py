@@ -128,4 +128,4 @@ def test_a_gpu_is_used_where_both_fit(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
-    assert pick_device(asked, made[1], made[0]) == device
+    assert pick_device(asked, made[1]) == device
