@@ -130,6 +130,7 @@ class Loop:
             "held_out": 0.0,
             "generate_tokens": 0,
             "pictures": False,
+            "budget": "full",
         }
         evaluate = self.recipe.evaluate.model_copy(update=own)
         loaded = self.loaded.changed(vectors=[spec], evaluate=evaluate)
