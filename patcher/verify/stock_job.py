@@ -23,7 +23,7 @@ MAX_TOKENS = 32
 """Of a probe that a recipe names."""
 GREEDY_TOKENS = 12
 """Where other stacks decode them as well."""
-GREEDY_ALONE = 5
+GREEDY_ALONE = 3
 GREEDY_FROM_DISK = 2
 """Each token after the first is one more reading of a model that does not fit in memory."""
 START_LIMIT = 1e-4
