@@ -54,7 +54,7 @@ def draw_pictures(stage: Path, evaluation: Evaluation | None) -> list[str]:
     """
     if evaluation is None or not (evaluation.curve or evaluation.shifted) or not can_draw():
         return []
-    from patcher.report.pictures.drawing import dark_of, draw_all
+    from patcher.report.pictures.drawing import draw_all
 
     measured = {
         "measure": evaluation.measure,
@@ -67,9 +67,8 @@ def draw_pictures(stage: Path, evaluation: Evaluation | None) -> list[str]:
     scratch = stage / ".pictures"
     try:
         wanted = [name for name in PICTURES if evaluation.curve or name != "by_coefficient"]
-        drawn = draw_all(measured, scratch, names=wanted)
+        drawn = draw_all(measured, scratch, names=wanted, dark=False)
         for name, path in drawn.items():
-            dark_of(path).unlink(missing_ok=True)
             path.replace(stage / PICTURES[name])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -40,7 +40,9 @@ def dark_of(picture: Path) -> Path:
     return picture.with_name(f"{picture.stem}_dark{picture.suffix}")
 
 
-def draw_all(sweep: Mapping[str, Any], folder: Path, *, names: Sequence[str] = PICTURES) -> dict[str, Path]:
+def draw_all(
+    sweep: Mapping[str, Any], folder: Path, *, names: Sequence[str] = PICTURES, dark: bool = True
+) -> dict[str, Path]:
     """Draw every picture whose data is there.
 
     Args:
@@ -48,6 +50,7 @@ def draw_all(sweep: Mapping[str, Any], folder: Path, *, names: Sequence[str] = P
         folder: made where it is missing; ``NAME.png`` and, on dark paper, ``NAME_dark.png`` are written, 1200 pixels
             wide, legible at 600.
         names: of :data:`PICTURES`.
+        dark: whether those on dark paper are drawn as well.
 
     Returns:
         The light file of each picture drawn, by name, in the order of ``names``; :func:`dark_of` names its dark one.
@@ -64,7 +67,7 @@ def draw_all(sweep: Mapping[str, Any], folder: Path, *, names: Sequence[str] = P
         for name in names:
             draw = importlib.import_module(f"patcher.report.pictures.{name}").figure
             path = folder / f"{name}.png"
-            for theme, target in ((LIGHT, path), (DARK, dark_of(path))):
+            for theme, target in ((LIGHT, path), (DARK, dark_of(path)))[: 1 + dark]:
                 picture = draw(sweep, theme)
                 if picture is None:
                     target.unlink(missing_ok=True)

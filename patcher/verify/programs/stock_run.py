@@ -62,3 +62,7 @@ def main(job_path: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Every result is on the disk, and Python takes a second to take torch and the models apart.
+    os._exit(0)
