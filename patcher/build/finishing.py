@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from patcher.build.job import Job
 from patcher.build.manifest import Copied, build_manifest
-from patcher.build.texts import write_texts
+from patcher.build.texts import prepare_texts, write_texts
+from patcher.checkpoint.staging import scratch_folder
 from patcher.patched.schema import Manifest
 from patcher.progress.stage import doing
 from patcher.publish.contents import OnHub
@@ -29,10 +31,13 @@ def finish(job: Job, copied: Copied, prove: Callable[[Manifest], Manifest]) -> t
         InputError: the files do not hold what the plan says.
         CheckFailed, OutsideError: those of ``prove``.
     """
-    with job.clock.time("card"):
-        manifest = prove(build_manifest(copied, job.loaded))
+    with job.clock.time("card"), scratch_folder(job.output) as scratch, ThreadPoolExecutor(1, "card") as beside:
+        manifest = build_manifest(copied, job.loaded)
+        prepared = beside.submit(prepare_texts, scratch, manifest)
+        manifest = prove(manifest)
         with doing(job.say, "writing the card"):
-            return manifest, write_texts(copied.stage, manifest, copied.source, copied.responses)
+            pictures = prepared.result()
+            return manifest, write_texts(copied.stage, manifest, copied.source, copied.responses, pictures)
 
 
 def push(job: Job, folder: Path, on_hub: Mapping[str, OnHub] | None = None) -> dict[str, Any]:

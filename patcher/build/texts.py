@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from patcher.card.card import render_card
+from patcher.card.markdown import card_template
 from patcher.checkpoint.source import Source
 from patcher.checkpoint.steering_files import CARD, GENERATIONS
 from patcher.patched.evaluation import Evaluation
@@ -21,12 +24,35 @@ PICTURES = {"by_coefficient": "steering_by_coefficient.png", "shifted_tokens": "
 NOT_DRAWN = "the card has no pictures: matplotlib is not installed (pip install 'patch-model[plots]')"
 
 
-def write_texts(stage: Path, manifest: Manifest, source: Source, records: Sequence[Mapping[str, Any]]) -> int:
+def prepare_texts(folder: Path, manifest: Manifest) -> list[Path]:
+    """Do what the texts need and no verification changes, in a thread, while another process verifies.
+
+    Args:
+        folder: an empty one, on the disk of the output.
+
+    Returns:
+        The pictures, in the order of the card.
+    """
+    if sys.platform == "linux":
+        # There, threads have priorities of their own. The verification computes on all cores, and is waited for.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    card_template()
+    return draw_pictures(folder, manifest.evaluation) if manifest.resolved["evaluate"]["pictures"] else []
+
+
+def write_texts(
+    stage: Path,
+    manifest: Manifest,
+    source: Source,
+    records: Sequence[Mapping[str, Any]],
+    pictures: Sequence[Path],
+) -> int:
     """Write ``steering.json``, the card, its pictures and the responses of `method: persona`.
 
     Args:
         stage: the folder that becomes the output.
         records: of `method: persona`, every response.
+        pictures: what :func:`prepare_texts` drew; they are moved.
 
     Returns:
         The number of bytes written.
@@ -34,23 +60,22 @@ def write_texts(stage: Path, manifest: Manifest, source: Source, records: Sequen
     card = source.folder / CARD
     base_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     licences = [item.name for item in sorted(stage.iterdir()) if item.name.lower().startswith(("licen", "notice"))]
-    wanted = manifest.resolved["evaluate"]["pictures"]
-    pictures = draw_pictures(stage, manifest.evaluation) if wanted else []
+    placed = [picture.replace(stage / picture.name) for picture in pictures]
     texts = {
-        CARD: render_card(manifest, base_card, licences, pictures=list(pictures)),
+        CARD: render_card(manifest, base_card, licences, pictures=[picture.name for picture in placed]),
         **({GENERATIONS: generations_text(records)} if records else {}),
     }
     written = write_manifest(stage, manifest)
     for name, text in texts.items():
         written += (stage / name).write_bytes(text.encode())
-    return written + sum((stage / name).stat().st_size for name in pictures)
+    return written + sum(picture.stat().st_size for picture in placed)
 
 
-def draw_pictures(stage: Path, evaluation: Evaluation | None) -> list[str]:
-    """Draw what was measured, if there is anything to draw and something to draw it with.
+def draw_pictures(folder: Path, evaluation: Evaluation | None) -> list[Path]:
+    """Draw what was measured into ``folder``, if there is anything to draw and something to draw it with.
 
     Returns:
-        The names of the files, in the order of the card.
+        The files, in the order of the card.
     """
     if evaluation is None or not (evaluation.curve or evaluation.shifted) or not can_draw():
         return []
@@ -64,15 +89,9 @@ def draw_pictures(stage: Path, evaluation: Evaluation | None) -> list[str]:
         "guard": {"measure": "kl", "unit": "nats a token", "limit": evaluation.guard and evaluation.guard.kl_limit},
         "shifted": evaluation.shifted,
     }
-    scratch = stage / ".pictures"
-    try:
-        wanted = [name for name in PICTURES if evaluation.curve or name != "by_coefficient"]
-        drawn = draw_all(measured, scratch, names=wanted, dark=False)
-        for name, path in drawn.items():
-            path.replace(stage / PICTURES[name])
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return [PICTURES[name] for name in drawn]
+    wanted = [name for name in PICTURES if evaluation.curve or name != "by_coefficient"]
+    drawn = draw_all(measured, folder, names=wanted, dark=False)
+    return [path.replace(folder / PICTURES[name]) for name, path in drawn.items()]
 
 
 def _built(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
