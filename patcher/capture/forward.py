@@ -13,6 +13,7 @@ from torch import nn
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.residual import Change, residual_hook
+from patcher.capture.products import fast_products
 
 EMBEDDING = -1
 """The layer index of the residual stream that enters block 0."""
@@ -65,7 +66,7 @@ def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], *, logits_to_k
     chosen: dict[str, Any] = {name: value.to(device) for name, value in inputs.items() if name in accepted}
     if "logits_to_keep" in accepted:
         chosen["logits_to_keep"] = logits_to_keep
-    with torch.no_grad(), quiet_transformers():
+    with torch.no_grad(), quiet_transformers(), fast_products(model):
         return model(**chosen, use_cache=False)
 
 

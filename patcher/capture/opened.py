@@ -15,6 +15,7 @@ from torch import nn
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import embedding_rows
 from patcher.capture.forward import position_limit
+from patcher.capture.freed_memory import give_back_freed_memory, keep_freed_memory
 from patcher.capture.layout import Layout
 from patcher.capture.logits import LogitsSource
 from patcher.capture.memory import FOR_WEIGHTS, available_memory
@@ -140,9 +141,13 @@ def open_base(
             trust_remote_code=trusted,
         )
         tokens, positions = token_budget(architecture.config, place, dtype), position_limit(streamed.model)
+        keep_freed_memory()
         reader = ResidualReader(streamed, architecture, tokens, batch_size, positions, one_pass=True, note=note)
         tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-        yield OpenedBase(reader, streamed, None, tokenizer, positions, embedding_rows(streamed.model))
+        try:
+            yield OpenedBase(reader, streamed, None, tokenizer, positions, embedding_rows(streamed.model))
+        finally:
+            give_back_freed_memory()
         return
     model, tokenizer = load_causal_lm(
         folder,
@@ -164,3 +169,4 @@ def open_base(
         # The verification loads the base again in processes of its own; both at once might not fit.
         del model, reader, logits
         gc.collect()
+        give_back_freed_memory()

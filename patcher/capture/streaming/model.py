@@ -22,6 +22,7 @@ from patcher.capture.batches import Batch
 from patcher.capture.layout import Layout
 from patcher.capture.logits import LogitsJob
 from patcher.capture.meter import Meter
+from patcher.capture.products import fast_products
 from patcher.capture.streaming.activation_store import ActivationStore
 from patcher.capture.streaming.block_calls import BatchOnItsWay
 from patcher.capture.streaming.rehearsal import Inputs, Rehearsal
@@ -217,7 +218,7 @@ class StreamedModel:
         """Where activations are while blocks compute; what goes wrong is said in words."""
         store = ActivationStore(self._memory, self._scratch, self._shell.buffer_addresses())
         try:
-            with torch.no_grad(), quiet_transformers(), store:
+            with torch.no_grad(), quiet_transformers(), fast_products(self.model), store:
                 yield store
         except NotStreamable as error:
             raise InputError(
