@@ -15,6 +15,10 @@ from typing import Literal, Protocol
 import torch
 
 Padding = Literal["right", "left"]
+_WIDTHS = 32
+"""How many widths of rows are tried, beside the widest row's own."""
+_BATCH_TOKENS = 20
+"""What a batch costs of its own, in tokens: the weights are read, and operators are called."""
 
 
 class Readable(Protocol):
@@ -156,28 +160,36 @@ def shared_rows(prompts: Sequence[Readable], *, linear_tokens: float, longest: i
     return rows
 
 
-def side_by_side(rows: Sequence[PromptRow], *, linear_tokens: float, longest: int) -> list[PromptRow]:
+def side_by_side(
+    rows: Sequence[PromptRow], *, linear_tokens: float, longest: int, token_budget: int
+) -> list[PromptRow]:
     """Short rows put together into long ones, so that little of a batch is filled up.
 
-    Each row takes the fullest place that still has room for it (best fit, the longest first). Of a few widths, the one
+    Each row takes the fullest place that still has room for it (best fit, the longest first). Of many widths, the one
     is taken that makes the whole cheapest: wide rows waste less, but attention grows with the width.
 
     Args:
         linear_tokens: see :func:`shared_rows`.
         longest: no row is made longer than this.
+        token_budget: of :func:`make_batches`.
     """
     widest = max(len(row.ids) for row in rows)
-    best, least = list(rows), float("inf")
-    for width in dict.fromkeys(min(int(widest * factor), max(longest, widest)) for factor in (1, 1.25, 1.5, 2)):
+    best, least = [[number] for number in range(len(rows))], float("inf")
+    widths = [*(widest + widest * step // _WIDTHS for step in range(_WIDTHS + 1)), longest]
+    for width in dict.fromkeys(min(width, max(longest, widest)) for width in widths):
         places = _fitted(rows, width)
-        cost = len(places) * width * (linear_tokens + width)
+        cost = 0.0
+        lengths = sorted((sum(len(rows[number].ids) for number in place) for place in places), reverse=True)
+        for start, end in _runs(lengths, token_budget, None):
+            cost += ((end - start) * lengths[start] + _BATCH_TOKENS) * (1 + lengths[start] / linear_tokens)
         if cost < least:
-            best, least = [], cost
-            for members in places:
-                best.append(PromptRow([], [], {}))
-                for number in members:
-                    best[-1].append(rows[number])
-    return best
+            best, least = places, cost
+    made = []
+    for members in best:
+        made.append(PromptRow([], [], {}))
+        for number in members:
+            made[-1].append(rows[number])
+    return made
 
 
 def _fitted(rows: Sequence[PromptRow], width: int) -> list[list[int]]:
@@ -217,17 +229,20 @@ def make_batches(
         padding: the side on which plain rows are filled up; trees are filled up on the right.
     """
     order = sorted(rows, key=lambda row: -len(row.ids))
-    chosen: list[PromptRow] = []
-    for row in order:
-        full = chosen and (
-            (len(chosen) + 1) * len(chosen[0].ids) > token_budget or len(chosen) == (most_rows or len(rows) + 1)
-        )
-        if full or (chosen and chosen[0].is_tree != row.is_tree):
-            yield _batch(chosen, prompts, padding)
-            chosen = []
-        chosen.append(row)
-    if chosen:
-        yield _batch(chosen, prompts, padding)
+    for _kind, alike in itertools.groupby(order, key=lambda row: row.is_tree):
+        members = list(alike)
+        for start, end in _runs([len(row.ids) for row in members], token_budget, most_rows):
+            yield _batch(members[start:end], prompts, padding)
+
+
+def _runs(lengths: Sequence[int], token_budget: int, most_rows: int | None) -> Iterator[tuple[int, int]]:
+    """Where each batch begins and ends, of rows of these descending lengths."""
+    start = 0
+    while start < len(lengths):
+        fitting = max(1, token_budget // max(1, lengths[start]))
+        end = min(len(lengths), start + min(fitting, most_rows or fitting))
+        yield start, end
+        start = end
 
 
 def _batch(rows: Sequence[PromptRow], prompts: Sequence[Readable], padding: Padding) -> Batch:

@@ -75,7 +75,7 @@ class Layout:
         limits = (self.tokens, self.exactness.window, self.positions)
         longest, linear = min(limit for limit in limits if limit is not None), self.exactness.linear_tokens
         rows = shared_rows(texts, linear_tokens=linear, longest=longest)
-        return side_by_side(rows, linear_tokens=linear, longest=longest)
+        return side_by_side(rows, linear_tokens=linear, longest=longest, token_budget=self.tokens)
 
     def count(self, texts: Sequence[Readable], most_rows: int | None = None) -> int:
         """How many tokens the batches of these texts hold, those that fill them up included."""

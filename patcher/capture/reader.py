@@ -14,6 +14,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.capture.batches import Readable
 from patcher.capture.cache.store import Remembering
 from patcher.capture.forward import position_limit
+from patcher.capture.freed_memory import keep_freed_memory
 from patcher.capture.meter import Meter
 from patcher.capture.residuals import InMemory, Progress, Residuals, Runner, capture_residuals
 from patcher.capture.shared_prefixes import exactness
@@ -21,8 +22,8 @@ from patcher.capture.shared_prefixes import exactness
 Request = tuple[Sequence[Readable], Sequence[int]]
 """Prompts, and the layers that are read for them."""
 
-CPU_TOKENS = 1024
-"""In a batch. More do not make the matrix products faster, and the activations between them leave the caches."""
+CPU_TOKENS = 512
+"""In a batch. More hardly make the matrix products faster, fill up more, and push activations out of the caches."""
 _MOST_TOKENS = 65_536
 _LEAST_TOKENS = 256
 # Of the free memory of an accelerator; the allocator loses some to fragments, and a batch that fails is halved anyway.
@@ -125,6 +126,7 @@ def reader_in_memory(
     config: Any = model.config
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     tokens = token_budget(config, device, runner.dtype)
+    keep_freed_memory()
     return ResidualReader(runner, architecture, tokens, batch_size, position_limit(model), note=note)
 
 

@@ -239,7 +239,7 @@ def capture_residuals(
     shared = None
     if exactness is not None:
         longest_row = min(limit for limit in (token_budget, exactness.window, positions) if limit is not None)
-        shared = _shared(prompts, exactness, longest_row, say)
+        shared = _shared(prompts, exactness, longest_row, token_budget, say)
     together = exactness is None or exactness.padding
 
     def batches_of(rows: Sequence[PromptRow], whose: Sequence[Readable]) -> list[Batch]:
@@ -285,7 +285,11 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _shared(
-    prompts: Sequence[Readable], exactness: Exactness, longest: int, say: Callable[[str], None]
+    prompts: Sequence[Readable],
+    exactness: Exactness,
+    longest: int,
+    token_budget: int,
+    say: Callable[[str], None],
 ) -> list[PromptRow] | None:
     """Rows that share prefixes, or None where that saves nothing or is not exact."""
     if exactness.sharing is not None:
@@ -297,4 +301,4 @@ def _shared(
     if packed + len(prompts[displaced_prompt(rows)].ids) >= whole or len(rows) == len(prompts):
         return None
     say(f"shared prefixes: {packed:,} of {whole:,} tokens are computed")
-    return side_by_side(rows, linear_tokens=exactness.linear_tokens, longest=longest)
+    return side_by_side(rows, linear_tokens=exactness.linear_tokens, longest=longest, token_budget=token_budget)

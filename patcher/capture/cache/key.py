@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from patcher.capture import products
 from patcher.capture.batches import Readable
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.source import Source
@@ -187,6 +188,7 @@ def _machine(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "onednn": products.available(),
         "threads": torch.get_num_threads(),
         "matmul": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),

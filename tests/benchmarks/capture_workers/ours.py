@@ -50,7 +50,6 @@ class Watched:
     def __init__(self, runner: Runner, stages: Stages, *, computes: bool = True) -> None:
         self.runner, self.stages, self.computes = runner, stages, computes
         self.hidden, self.dtype = runner.hidden, runner.dtype
-        self.segmented = getattr(runner, "segmented", False)
         self.batches: list[Batch] = []
 
     def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Any, progress: Any = None) -> None:
