@@ -71,46 +71,51 @@ class ResidualReader:
         Raises:
             InputError, OutsideError: see :func:`patcher.capture.residuals.capture_residuals`.
         """
-        *starts, total = itertools.accumulate((len(prompts) for prompts, _layers in requests), initial=0)
+        total, done = sum(len(prompts) for prompts, _layers in requests), 0
+        found = [self._remembered(*request) for request in requests]
+        missing = [number for number, known in enumerate(found) if known is None]
+        for numbers in [missing] if self.one_pass and missing else [[number] for number in missing]:
+            asked, before = [requests[number] for number in numbers], done
+            told: Progress = None if progress is None else lambda now, before=before: progress(before + now, total)
+            for number, read in zip(numbers, self._capture(asked, told), strict=True):
+                found[number] = read
+                done += len(requests[number][0])
+                if self.memory is not None:
+                    self.memory.put(*requests[number], read)
+        return [read or {} for read in found]
 
-        def told(before: int) -> Progress:
-            return None if progress is None else lambda done: progress(before + done, total)
-
-        if not self.one_pass or len(requests) < 2:
-            each = zip(requests, starts, strict=True)
-            return [self._capture(prompts, layers, told(before)) for (prompts, layers), before in each]
-        everyone = [prompt for prompts, _layers in requests for prompt in prompts]
-        layers = sorted({layer for _prompts, wanted in requests for layer in wanted})
-        together = self._capture(everyone, layers, told(0))
-        return [
-            {layer: together[layer].part(start, start + len(prompts)) for layer in wanted}
-            for (prompts, wanted), start in zip(requests, starts, strict=True)
-        ]
-
-    def _capture(
-        self, prompts: Sequence[Readable], layers: Sequence[int], progress: Progress
-    ) -> Mapping[int, Residuals]:
+    def _remembered(self, prompts: Sequence[Readable], layers: Sequence[int]) -> Mapping[int, Residuals] | None:
         if not prompts or not layers:
             return {}
-        found = None if self.memory is None else self.memory.get(prompts, layers)
-        if found is not None:
-            return found
+        return None if self.memory is None else self.memory.get(prompts, layers)
+
+    def _capture(self, requests: Sequence[Request], progress: Progress) -> list[Mapping[int, Residuals]]:
+        """What requests ask for, read in one pass: each as it would be alone, and those of the same prompts once."""
+        groups: dict[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], Sequence[Readable]] = {}
+        keys = [tuple((tuple(prompt.ids), tuple(prompt.read)) for prompt in prompts) for prompts, _layers in requests]
+        for key, (prompts, _layers) in zip(keys, requests, strict=True):
+            groups.setdefault(key, prompts)
+        sizes = [len(prompts) for prompts in groups.values()]
+        layers = sorted({layer for _prompts, wanted in requests for layer in wanted})
         # A few prompts are read sooner than the proof takes that they may be read together.
-        together = exactness(self.architecture, max(layers)) if len(prompts) > 1 else None
+        together = exactness(self.architecture, max(layers)) if max(sizes) > 1 else None
         found = capture_residuals(
             self.runner,
-            prompts,
+            [prompt for prompts in groups.values() for prompt in prompts],
             layers,
             exactness=together,
             token_budget=self.tokens,
+            groups=sizes,
             batch_size=self.batch_size,
             positions=self.positions,
             progress=progress,
             note=self.note,
         )
-        if self.memory is not None:
-            self.memory.put(prompts, layers, found)
-        return found
+        starts = dict(zip(groups, itertools.accumulate(sizes, initial=0), strict=False))
+        return [
+            {layer: found[layer].part(starts[key], starts[key] + len(prompts)) for layer in wanted}
+            for key, (prompts, wanted) in zip(keys, requests, strict=True)
+        ]
 
 
 def reader_in_memory(

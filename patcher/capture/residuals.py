@@ -100,6 +100,13 @@ class Collector:
         self.rows[layer][list(prompts)] = rows
         self.norms[layer][list(prompts)] = norms
 
+    def take(self, other: Collector) -> None:
+        """Take all that another has read, in place of what was read of those prompts before."""
+        prompts = [place.prompt for batch in other.batches for place in batch.places]
+        self.tokens[prompts] = other.tokens[prompts]
+        for layer in self.rows:
+            self.put(layer, prompts, other.rows[layer][prompts], other.norms[layer][prompts])
+
     def residuals(self, layer: int, prompts: int) -> Residuals:
         """What was collected at a layer, for the first ``prompts`` of them.
 
@@ -196,6 +203,7 @@ def capture_residuals(
     layers: Sequence[int],
     *,
     token_budget: int,
+    groups: Sequence[int] | None = None,
     batch_size: int | None = None,
     exactness: Exactness | None = None,
     positions: int | None = None,
@@ -214,6 +222,8 @@ def capture_residuals(
         prompts: token ids and read positions.
         layers: 0-based block indices; -1 is the residual stream that enters block 0.
         token_budget: most tokens in a batch, padding included; one row is always run.
+        groups: how many prompts belong together, one group after the other; None: all. A group's batches hold its own
+            prompts only, so that what is read of it is, to the last bit, what is read of it alone.
         batch_size: most rows in a batch.
         exactness: what this architecture computes alike, from :func:`~.shared_prefixes.exactness`; None: only
             rows of one prompt, padded.
@@ -236,25 +246,22 @@ def capture_residuals(
             remedy="shorten the contrast pairs",
         )
     say = note or (lambda _text: None)
-    shared = None
-    if exactness is not None:
-        longest_row = min(limit for limit in (token_budget, exactness.window, positions) if limit is not None)
-        shared = _shared(prompts, exactness, longest_row, token_budget, say)
+    limits = (token_budget, positions, exactness.window if exactness is not None else None)
+    longest_row = min(limit for limit in limits if limit is not None)
+    *starts, _end = itertools.accumulate(groups or [len(prompts)], initial=0)
+    parts = [range(start, start + size) for start, size in zip(starts, groups or [len(prompts)], strict=True)]
     together = exactness is None or exactness.padding
+    everyone, controls = list(prompts), dict[int, tuple[int, int]]()
 
-    def batches_of(rows: Sequence[PromptRow], whose: Sequence[Readable]) -> list[Batch]:
-        return list(
-            make_batches(
-                rows,
-                whose,
-                token_budget=token_budget,
-                most_rows=batch_size if together else 1,
-                padding=padding,
-            )
-        )
+    def batches_of(rows: Sequence[PromptRow]) -> list[Batch]:
+        most_rows = batch_size if together else 1
+        return list(make_batches(rows, everyone, token_budget=token_budget, most_rows=most_rows, padding=padding))
 
-    def run(batches: Sequence[Batch], count: int) -> Collector:
-        collector = Collector(batches, count, runner.hidden, layers)
+    def plain(part: range) -> list[Batch]:
+        return batches_of([_moved(row, part.start) for row in plain_rows(prompts[part.start : part.stop])])
+
+    def run(batches: Sequence[Batch]) -> Collector:
+        collector = Collector(batches, len(everyone), runner.hidden, layers)
         done = [0, *itertools.accumulate(len(batch.places) for batch in batches)]
         runner.run(
             batches,
@@ -264,18 +271,35 @@ def capture_residuals(
         )
         return collector
 
-    if shared is not None:
-        control = displaced_prompt(shared)
-        everyone, alone = [*prompts, prompts[control]], PromptRow([], [], {})
-        alone.add(len(prompts), prompts[control].ids, ())
-        collector = run([*batches_of(shared, everyone), *batches_of([alone], everyone)], len(everyone))
-        # The last row is the same prompt alone.
-        error = max(relative_error(collector.rows[layer][control], collector.rows[layer][-1]) for layer in layers)
-        if error <= CONTROL_TOLERANCE.get(runner.dtype, CONTROL_TOLERANCE_HALF):
-            return {layer: collector.residuals(layer, len(prompts)) for layer in layers}
-        say(f"shared prefixes are not exact on these weights (off by {error:.1e}): every prompt is computed whole")
-    collector = run(batches_of(plain_rows(prompts), prompts), len(prompts))
+    batches: list[Batch] = []
+    for number, part in enumerate(parts):
+        shared = None
+        if exactness is not None:
+            shared = _shared(prompts[part.start : part.stop], exactness, longest_row, token_budget, say)
+        if shared is None:
+            batches += plain(part)
+            continue
+        rows = [_moved(row, part.start) for row in shared]
+        # The same prompt alone.
+        controls[number] = (displaced_prompt(rows), len(everyone))
+        everyone.append(prompts[controls[number][0]])
+        alone = _moved(plain_rows(everyone[-1:])[0], len(everyone) - 1)
+        batches += [*batches_of(rows), *batches_of([alone])]
+    collector = run(batches)
+    again: list[Batch] = []
+    for number, (control, alone_at) in controls.items():
+        error = max(relative_error(collector.rows[layer][control], collector.rows[layer][alone_at]) for layer in layers)
+        if not error <= CONTROL_TOLERANCE.get(runner.dtype, CONTROL_TOLERANCE_HALF):
+            say(f"shared prefixes are not exact on these weights (off by {error:.1e}): every prompt is computed whole")
+            again += plain(parts[number])
+    if again:
+        collector.take(run(again))
     return {layer: collector.residuals(layer, len(prompts)) for layer in layers}
+
+
+def _moved(row: PromptRow, by: int) -> PromptRow:
+    """The row, of prompts that are numbered from ``by`` on."""
+    return PromptRow(row.ids, row.depths, {prompt + by: path for prompt, path in row.paths.items()})
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
