@@ -141,13 +141,9 @@ def open_base(
             trust_remote_code=trusted,
         )
         tokens, positions = token_budget(architecture.config, place, dtype), position_limit(streamed.model)
-        keep_freed_memory()
         reader = ResidualReader(streamed, architecture, tokens, batch_size, positions, one_pass=True, note=note)
         tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-        try:
-            yield OpenedBase(reader, streamed, None, tokenizer, positions, embedding_rows(streamed.model))
-        finally:
-            give_back_freed_memory()
+        yield OpenedBase(reader, streamed, None, tokenizer, positions, embedding_rows(streamed.model))
         return
     model, tokenizer = load_causal_lm(
         folder,
@@ -156,6 +152,9 @@ def open_base(
         offload=scratch if mode == "spread" else None,
         trust_remote_code=trusted,
     )
+    if mode == "memory":
+        # Where weights come and go, what is kept of them would fill the memory that they lack.
+        keep_freed_memory()
     meter = Meter(architecture.block_count)
     reader = reader_in_memory(model, architecture, batch_size=batch_size, note=note, meter=meter)
     memory = int(_ACTIVATIONS * available_memory())

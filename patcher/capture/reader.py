@@ -14,7 +14,6 @@ from patcher.architectures.analysis import Architecture
 from patcher.capture.batches import Readable
 from patcher.capture.cache.store import Remembering
 from patcher.capture.forward import position_limit
-from patcher.capture.freed_memory import keep_freed_memory
 from patcher.capture.meter import Meter
 from patcher.capture.residuals import InMemory, Progress, Residuals, Runner, capture_residuals
 from patcher.capture.shared_prefixes import exactness
@@ -131,7 +130,6 @@ def reader_in_memory(
     config: Any = model.config
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     tokens = token_budget(config, device, runner.dtype)
-    keep_freed_memory()
     return ResidualReader(runner, architecture, tokens, batch_size, position_limit(model), note=note)
 
 
