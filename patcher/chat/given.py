@@ -33,3 +33,18 @@ def recipe_or_folder(path: Path) -> Path:
             remedy="give a folder that patch-model wrote, a recipe, or the folder of a sweep",
         )
     return path
+
+
+def require_recipe_options(path: Path, *, base: str | None, adapter: str | None, baked: bool) -> None:
+    """Options that go with a patched folder are refused beside a recipe.
+
+    Raises:
+        InputError: one of them is given.
+    """
+    for given, name, remedy in (
+        (base, "--base", "--set model=PATH"),
+        (adapter, "--adapter", "--set adapter=PATH"),
+        (baked, "--baked", "build it first, then give the patched folder"),
+    ):
+        if given:
+            raise InputError(f"{name} goes with a patched folder, and this is a recipe", where=str(path), remedy=remedy)

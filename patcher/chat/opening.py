@@ -17,7 +17,7 @@ from patcher.build.planning import plan_build, with_weights
 from patcher.capture.model import load_causal_lm, pick_device, pick_dtype, require_tokenizer
 from patcher.capture.opened import OpenedBase, choose_mode
 from patcher.capture.reader import ResidualReader
-from patcher.chat.given import recipe_or_folder
+from patcher.chat.given import recipe_or_folder, require_recipe_options
 from patcher.chat.prompting import reading_of
 from patcher.chat.steering import Steering, named_layers
 from patcher.chat.writing import Writer
@@ -184,13 +184,7 @@ def _loaded(
 
 
 def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], say: Say) -> Result:
-    for given, name, remedy in (
-        (options.base, "--base", "--set model=PATH"),
-        (options.adapter, "--adapter", "--set adapter=PATH"),
-        (options.baked, "--baked", "build it first, then give the patched folder"),
-    ):
-        if given:
-            raise InputError(f"{name} goes with a patched folder, and this is a recipe", where=str(path), remedy=remedy)
+    require_recipe_options(path, base=options.base, adapter=options.adapter, baked=options.baked)
     loaded = load_recipe(path, options.overrides)
     asked = {key: getattr(options, key) for key in ("device", "dtype", "trust_remote_code")}
     loaded = loaded.changed(**{key: value for key, value in asked.items() if value})

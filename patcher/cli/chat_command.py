@@ -98,7 +98,7 @@ def chat(
     of_template = _switches(switches)
     asked = None if interactive else _asked(prompts)
 
-    from patcher.chat.given import recipe_or_folder
+    from patcher.chat.given import recipe_or_folder, require_recipe_options
 
     # Before torch is imported.
     given = recipe_or_folder(source)
@@ -106,6 +106,7 @@ def chat(
         from patcher.build.early_checks import check_early
         from patcher.recipe.file import load_recipe
 
+        require_recipe_options(given, base=base, adapter=adapter, baked=baked)
         check_early(load_recipe(given, overrides), None)
 
     from rich.console import Console

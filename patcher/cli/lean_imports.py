@@ -18,6 +18,9 @@ from typing import Any
 _COMPILER = "torch._dynamo"
 _INDEXING = f"{_COMPILER}._trace_wrapped_higher_order_op"
 _SEVERAL = "transformers.distributed"
+_TENSORS_OF_SEVERAL = "torch.distributed.tensor"
+_RELY_ON_IT = ("peft", "lm_eval")
+"""Libraries that use that module of torch, and leave it to transformers to import it."""
 
 
 def import_no_compiler() -> None:
@@ -36,6 +39,8 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname == _SEVERAL:
             _in_one_process()
+        elif fullname in _RELY_ON_IT:
+            importlib.import_module(_TENSORS_OF_SEVERAL)
         elif fullname == _COMPILER:
             return ModuleSpec(fullname, _Loader(_Compiler), is_package=True)
         elif fullname == _INDEXING:
@@ -88,6 +93,7 @@ class _Indexing(ModuleType):
 def real_compiler() -> ModuleType:
     """The compiler itself, imported in the place of what stands for it."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
+    importlib.import_module(_TENSORS_OF_SEVERAL)
     for name, kind in ((_INDEXING, _Indexing), (_COMPILER, _Compiler)):
         if isinstance(sys.modules.get(name), kind):
             del sys.modules[name]

@@ -36,7 +36,7 @@ def build(
                     {"name": "warm", "pairs": PAIRS, "layer": 1, "scale": "residual"},
                     {"name": "cold", "pairs": PAIRS[::-1][:3], "layer": 0, "coefficient": -2.0},
                 ],
-                "evaluate": {"off_topic": "off.txt"},
+                "evaluate": {"off_topic": "off.txt", "budget": "full"},
                 "exact": False,
                 "capture": capture,
             }

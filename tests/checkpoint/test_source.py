@@ -131,7 +131,9 @@ class Hub:
             raise OfflineModeIsEnabled("offline")
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.files])
 
-    def snapshot_download(self, _name: str, *, revision: str | None, allow_patterns: Sequence[str]) -> str:
+    def snapshot_download(
+        self, _name: str, *, revision: str | None, allow_patterns: Sequence[str], **_bars: object
+    ) -> str:
         chosen = {name for name in self.files if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)}
         self.asked.append((revision, chosen))
         for name in chosen:

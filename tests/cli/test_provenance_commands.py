@@ -121,13 +121,13 @@ def test_reproduce_reports(run: Run, place: Path, monkeypatch: pytest.MonkeyPatc
     other = Reproduced(place, identical=["a"], different={"b.safetensors": 0.125, "c": None}, missing=["d"],
                        unexpected=["e"], manifest=["edits"], notes=["a note"])  # fmt: skip
     monkeypatch.setattr("patcher.build.reproduce.reproduce", lambda *_args, **_options: same)
-    code, out, err = run("reproduce", place)
+    code, out, err = run("reproduce", place / "gpt2-out")
     assert code == 0 and out == "" and "reproduced: 2 files" in err
     monkeypatch.setattr("patcher.build.reproduce.reproduce", lambda *_args, **_options: other)
-    code, out, err = run("reproduce", place)
+    code, out, err = run("reproduce", place / "gpt2-out")
     assert code == 1 and out == ""
     for words in ("differs: b.safetensors, numbers by at most 0.125", "differs: c\n", "not built again: d",
                   "not in the folder: e", "edits", "note: a note", "not reproduced"):  # fmt: skip
         assert words in err
-    code, out, _ = run("reproduce", place, "--json")
+    code, out, _ = run("reproduce", place / "gpt2-out", "--json")
     assert code == 1 and json.loads(out)["reproduced"] is False and json.loads(out)["missing"] == ["d"]

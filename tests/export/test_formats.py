@@ -299,7 +299,7 @@ def test_the_command(
     assert "written: steered-control-vector.gguf" in err and "--control-vector" in err
     code, out, err = run(capsys, "export", folder, "--format", "peft", "--json")
     result = json.loads(out)
-    assert code == 0 and err == ""
+    assert code == 0 and err == "exporting as peft\n"
     assert result["output"] == "steered-peft" and [entry["layer"] for entry in result["layers"]] == LAYERS
     code, out, err = run(capsys, "export", folder, "--format", "peft", "--json")
     assert code == 2 and json.loads(out)["error"]["message"] == "the output exists"

@@ -90,6 +90,7 @@ def test_the_command_passes_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_p
         return PushResult("http://hub/me/x", "c" * 40, "copy", 12345)
 
     monkeypatch.setattr(push_command, "push_folder", fake)
+    monkeypatch.setattr("patcher.patched.reading.read_manifest", lambda _folder: None)
     options = ["--revision", "b", "--public", "--pull-request", "--commit-message", "m"]
     done = CliRunner().invoke(push_command.push, [str(tmp_path), "me/x", *options])
     assert done.exit_code == 0 and done.stdout == ""

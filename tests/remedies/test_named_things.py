@@ -35,7 +35,7 @@ DOTTED = re.compile(
 )
 NO_KEYS = re.compile(
     r"^(?:sweep\.(?:json|csv|html|png)|capture\.shared_prefixes|calibration\.txt"
-    r"|evaluate\.(?:cast|effect|texts|controls|curve|completions))$"
+    r"|evaluate\.(?:cast|effect|texts|controls|curve|completions)|verify\.(?:start|base|copy))$"
 )
 """Files, modules and stages of a build that look like keys."""
 PATH = re.compile(r"\b(?:patcher|docs|tests|tools|recipes)/[\w./-]+\w")

@@ -17,7 +17,7 @@ from typing import Any
 from harness_parts.builds import Build
 from harness_parts.checks import MODES, Bench, FaultFound, Mode, require, require_ended
 
-WRITING, CANDIDATE = "writing the copy", "verifying: the patched folder"
+WRITING, VERIFYING = "writing the copy", "verifying"
 COMPLETE_EVERY, COLD_EVERY, AIMED_EVERY = 10, 40, 4
 MANY = 20
 Say = Callable[[str], None]
@@ -55,10 +55,9 @@ class Kills:
 
 @dataclass(frozen=True)
 class Timetable:
-    """When a build of a mode writes, ends its verification and is done, in seconds; measured by running one."""
+    """When a build of a mode writes, verifies and is done, in seconds; measured by running one."""
 
     writing: float
-    candidate: float
     verifying: float
     whole: float
 
@@ -71,9 +70,8 @@ def timetable(bench: Bench, mode: Mode) -> Timetable:
     require(bench.version(mode) == "new", "a build that nothing disturbs made something else")
     bench.require_nothing_left()
     found = {words: when for when, words in reversed(build.lines())}
-    first = {key: min(when for words, when in found.items() if words.startswith(key)) for key in (WRITING, CANDIDATE)}
-    verifying = min(when for words, when in found.items() if words.startswith("verifying"))
-    return Timetable(first[WRITING], first[CANDIDATE], verifying, done.seconds)
+    first = {key: min(when for words, when in found.items() if words.startswith(key)) for key in (WRITING, VERIFYING)}
+    return Timetable(first[WRITING], first[VERIFYING], done.seconds)
 
 
 def kill_many(bench: Bench, count: int, seed: int, say: Say) -> Kills:
@@ -147,12 +145,12 @@ def _sleep_until_the_moment(build: Build, table: Timetable, chance: random.Rando
     """
     if cold or number % AIMED_EVERY == AIMED_EVERY - 1:
         writes = chance.random() < 0.5
-        begins, ends = (table.writing, table.verifying) if writes else (table.candidate, table.whole)
+        begins, ends = (table.writing, table.verifying) if writes else (table.verifying, table.whole)
         # It ends by writing: the last half of the candidate's time and what follows.
         wait = chance.uniform(0, ends - begins) if writes else chance.uniform(0.5, 1.0) * (ends - begins)
         if cold:
             return _said(build, "writing" if writes else "verifying", chance.uniform(0, 1.0 if writes else 8.0))
-        return build.until(WRITING if writes else CANDIDATE) and _alive_after(build, wait)
+        return build.until(WRITING if writes else VERIFYING) and _alive_after(build, wait)
     return _alive_after(build, build.started + chance.uniform(0, table.whole) - time.monotonic())
 
 
