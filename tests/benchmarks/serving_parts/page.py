@@ -10,6 +10,10 @@ from typing import Any
 from capture_parts.tables import Table
 from serving_parts.models import Pair, Size
 
+OF_A_TINY_MODEL = """
+**These figures say nothing about speed:** the model is tiny, and a step of it takes no longer than calling it does.
+They show that each copy runs in each stack. Without `--tiny` the same command measures.
+""".strip()
 INTRODUCTION = """\
 Each model is random, in fp32: {size}. A request has a prompt of {prompt} tokens and gets
 {tokens} new ones, greedily and alone (batch 1). The rate is new tokens by the seconds of the whole request. In each
@@ -47,6 +51,7 @@ def page(
         f"Measured on {today} by one run of",
         f"```\npatch-model stacks install vllm\npatch-model stacks install llama.cpp\n{command}\n```",
         "which writes this page.",
+        *([OF_A_TINY_MODEL] if "--tiny" in command else []),
         summary(pairs, found).markdown(),
         "## How it was measured",
         INTRODUCTION.format(size=shape, prompt=prompt, tokens=tokens, repeats=repeats).strip(),
