@@ -40,11 +40,12 @@ def test_questions_are_the_same_each_time_and_as_many_as_asked(tmp_path, encoder
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="processes are looked at in /proc")
 def test_the_cost_is_that_of_all_processes(tmp_path):
-    sleeping = "import time; held = b'x' * (80 << 20); time.sleep(0.5)"
+    waiting = "import sys; held = b'x' * (80 << 20); print(flush=True); sys.stdin.read()"
     program = (
-        f"import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', {sleeping!r}]); "
+        f"import subprocess, sys, time; both = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE); "
+        f"child = subprocess.Popen([sys.executable, '-c', {waiting!r}], **both); child.stdout.readline()\n"
         "end = time.process_time() + 0.3\nwhile time.process_time() < end: pass\nheld = b'x' * (40 << 20)\n"
-        "child.wait(); print('done')"
+        "time.sleep(0.5); child.stdin.close(); child.wait(); print('done')"
     )
     cost = run([sys.executable, "-c", program], variables={}, folder=tmp_path)
     assert cost.output == "done\n" and cost.processes == 2

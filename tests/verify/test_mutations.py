@@ -175,9 +175,9 @@ def test_the_checking_process_cannot_import_this_package(tmp_path: Path) -> None
 
     from patcher.verify.transformers_stack import RUNNER
 
-    probe = RUNNER.read_text(encoding="utf-8").replace(
-        'if __name__ == "__main__":\n    main(sys.argv[1])', "import patcher"
-    )
+    program, main, _ = RUNNER.read_text(encoding="utf-8").partition('if __name__ == "__main__":')
+    assert main
+    probe = f"{program}import patcher\n"
     script = tmp_path / "probe.py"
     script.write_text(probe, encoding="utf-8")
     finished = subprocess.run([sys.executable, "-I", str(script)], capture_output=True, text=True, check=False)
