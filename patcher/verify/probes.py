@@ -9,4 +9,4 @@ PROBES: tuple[str, ...] = (
     "1. Wash the rice. 2. Heat the oil. 3. Add the onions, and stir.",
 )
 PROBE_TOKENS = 12
-"""To how many tokens they are cut, so that one batch takes them all; by any tokenizer they have as many."""
+"""To how many tokens they are cut where stock transformers alone runs them, so that one batch takes them all."""

@@ -20,7 +20,7 @@ from patcher.verify.probes import PROBE_TOKENS, PROBES
 from patcher.verify.terms import VerifyTerms
 
 MAX_TOKENS = 32
-"""Of a probe that a recipe names."""
+"""Of a probe that a recipe names, or that other stacks run as well."""
 GREEDY_TOKENS = 12
 """Where other stacks decode them as well."""
 GREEDY_ALONE = 3
@@ -45,7 +45,7 @@ def stock_job(
     Args:
         base: the base as it is given; ``offload`` may name another form of it.
         scratch: takes the vectors.
-        others: whether other stacks are held to the result: more tokens are decoded then.
+        others: whether other stacks are held to the result: probes are longer then, and more tokens are decoded.
     """
     config = CheckpointFolder(base).config
     vectors = {f"layer.{layer}": held.stored.clone() for layer, held in stored.items()}
@@ -62,7 +62,7 @@ def stock_job(
     positions = stated_positions(config)
     quantisation = quantisation_of(config)
     texts = list(terms.spec.probes or PROBES)
-    most = MAX_TOKENS if terms.spec.probes else PROBE_TOKENS
+    most = MAX_TOKENS if terms.spec.probes or others else PROBE_TOKENS
     job = {
         "base": str(base if offload is None else offload.base),
         "dequantise": None if quantisation is None else quantisation.dequantise,
