@@ -190,7 +190,7 @@ CASES = [
     Case("disk turns read-only while it is written", partial(read_only_during, words="writing the copy")),
     Case(
         "disk turns read-only during the verification",
-        partial(read_only_during, words="verifying: the patched"),
+        partial(read_only_during, words="verifying: the base"),
         quick=True,
     ),
     Case("read-only output parent", partial(forbidden, what=_parent, to=0o555, code=DISK, mode=NEW), quick=True),

@@ -22,7 +22,6 @@ LINES = (
     "writing the copy",
     "hashing the base",
     "verifying: the base",
-    "verifying: the patched folder",
 )
 
 
