@@ -114,27 +114,20 @@ class Forward:
             output.logits = output.logits[:, positions]
         return output
 
-    @contextlib.contextmanager
-    def hooked(self, hooks: Iterable[Hook]) -> Iterator[None]:
+    def hooked(self, hooks: Iterable[Hook]) -> contextlib.AbstractContextManager[None]:
         """While open, plain forward hooks add their vectors."""
-        handles = [
+        return removed_after(
             attach(
                 self.model.get_submodule(f"{self.blocks}.{hook.layer}"),
                 hook.entering,
                 self.vectors[hook.key] * hook.factor,
             )
             for hook in hooks
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        )
 
     # --- where a pass starts -------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _recording(self, start: Start, numbers: Sequence[int]) -> Iterator[None]:
+    def _recording(self, start: Start, numbers: Sequence[int]) -> contextlib.AbstractContextManager[None]:
         def enter(_module: Any, inputs: Any, keywords: dict[str, Any]) -> None:
             hidden = inputs[0] if inputs else keywords["hidden_states"]
             start.entering.update(zip(numbers, hidden.detach().clone(), strict=True))
@@ -151,11 +144,7 @@ class Forward:
         handles = [block.register_forward_pre_hook(enter, with_kwargs=True)]
         for place in range(start.block):
             handles.append(self.model.get_submodule(f"{self.blocks}.{place}").register_forward_hook(leave(place)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return removed_after(handles)
 
     @contextlib.contextmanager
     def _starting(self, start: Start, numbers: Sequence[int]) -> Iterator[None]:
@@ -227,6 +216,17 @@ class Forward:
             return states[layer + 1].float()  # type: ignore[no-any-return]
         self.read_by = "the model's largest list of blocks"
         return taken[layer]
+
+
+@contextlib.contextmanager
+def removed_after(handles: Iterable[Any]) -> Iterator[None]:
+    """While open, hooks stay registered."""
+    registered = list(handles)
+    try:
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()
 
 
 def of_this_thread(hook: Any) -> Any:
