@@ -276,8 +276,9 @@ def test_a_killed_build_and_the_next(build: Build) -> None:
         build.end_group()
         build.assert_sound()
         assert all(name == "out" or name.startswith(".out.partial-") for name in build.names())
-    if "out" in build.names():
-        shutil.rmtree(build.place / "out")
+        # On a fast machine the kill may come after the end.
+        if "out" in build.names():
+            shutil.rmtree(build.place / "out")
     process = build.start()
     _nothing, said = process.communicate()
     assert process.returncode == 0, said
