@@ -56,6 +56,17 @@ class Fit(Part):
     layers: dict[str, Fit] = {}
 
 
+class Constant(Part):
+    """Of a carrier whose constant is not exact, see :class:`patcher.routes.plan.ConstantError`."""
+
+    epsilon: Number
+    mean_squares: list[Number] | None = None
+    set_for: Number | None = None
+    typical: Number | None = None
+    worst: Number | None = None
+    measured_on: str | None = None
+
+
 class RecordedRoute(Part):
     """How the edits are stored, see :class:`patcher.routes.plan.Plan`."""
 
@@ -78,6 +89,7 @@ class RecordedRoute(Part):
     warnings: list[str] = []
     advice: list[str] = []
     fit: Fit | None = None
+    constant: Constant | None = None
     config_before: dict[str, Any] = {}
     oldest: dict[str, str] = {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -91,6 +91,35 @@ class TensorWrite:
 
 
 @dataclass(frozen=True)
+class ConstantError:
+    """How far the constant of an inserted block is off on this model's own residual stream.
+
+    A constant that is a norm's sum of squares is short: a token whose residual has the mean square m gains
+    q = m / (m + epsilon) of the vector.
+
+    Attributes:
+        epsilon: of the norm.
+        mean_squares: min, median and max of m over the tokens that were looked at (of a norm that takes the mean away,
+            of the variance); None if none were.
+        set_for: the m that the constant is right for; None: it is right for a stream that is large.
+        typical: relative error of the added vector that is left, the median over the tokens.
+        worst: the same, the largest.
+        measured_on: ``embedding rows`` or ``captured activations``.
+    """
+
+    epsilon: float
+    mean_squares: tuple[float, float, float] | None = None
+    set_for: float | None = None
+    typical: float | None = None
+    worst: float | None = None
+    measured_on: Literal["embedding rows", "captured activations"] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {**asdict(self), "mean_squares": None if self.mean_squares is None else list(self.mean_squares)}
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a set of edits is stored in one checkpoint by one route.
 
@@ -115,6 +144,7 @@ class Plan:
         warnings: what users of the copy must know; for the card.
         advice: what whoever builds the copy could choose instead; not for the card.
         fit: of a fitted route, what was measured on held-out activations.
+        constant: how far a carrier's constant is off; None where it is exact.
     """
 
     route: str
@@ -136,6 +166,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     fit: Mapping[str, Any] | None = None
+    constant: ConstantError | None = None
 
     @property
     def carriers(self) -> tuple[TensorWrite, ...]:
@@ -181,6 +212,8 @@ class Plan:
             "warnings": list(self.warnings),
             "advice": list(self.advice),
         }
+        if self.constant is not None:
+            result["constant"] = self.constant.as_json()
         return {**result, "fit": dict(self.fit)} if self.fit is not None else result
 
 

@@ -17,7 +17,7 @@ from patcher.routes.carrier.choice import Choice, choose_insertion
 from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
 from patcher.routes.carrier.fills import content, right_of
 from patcher.routes.carrier.insertion import DRAFT_COUNT
-from patcher.routes.plan import NotApplicable, Plan, TensorWrite, refuse_embedding
+from patcher.routes.plan import ConstantError, NotApplicable, Plan, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 
@@ -72,6 +72,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         renamed=renamed,
         copy_layers=insertion.copy_layers,
         warnings=tuple(warnings),
+        constant=ConstantError(epsilon) if epsilon else None,
     )
 
 
