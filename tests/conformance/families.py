@@ -121,7 +121,7 @@ def _build_process(family: Family, place: Path, sender: Any) -> None:
     torch.set_num_threads(1)
     try:
         record, copies = build(family, place)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the others go on
+    except BaseException as error:
         import traceback
 
         traceback.print_exc()
@@ -200,7 +200,7 @@ def run_stacks(batch: Sequence[tuple[Record, list[Copied]]], keys: Sequence[str]
         limited = ["timeout", str(int(60 + FOLDER_TIMEOUT * len(jobs))), *process.command]
         try:
             runs = run_jobs(replace(process, command=limited), jobs, place / f"runs-{stack}")
-        except Exception as error:  # noqa: BLE001 - of one batch; the others go on
+        except Exception as error:
             print(f"{stack}: {error}", file=sys.stderr)
             continue
         for key, (record, copies) in zip(keys, batch, strict=True):
@@ -224,7 +224,7 @@ def judge(record: Record, copies: Sequence[Copied], runs: Any, key: str, stack: 
 
 
 def outcome(run: Any, base: Any, result: Any) -> Record:
-    """``exact``; ``wrong``: it runs and is something else; ``refused``: only the base runs; ``no base``: neither does."""
+    """``exact``; ``wrong``: it runs, as something else; ``refused``: only the base runs; ``no base``: neither does."""
     failed = [check for check in result.checks if check.passed is not True]
     seen: Record = {"difference": _number(result.max_abs_logprob_diff), "effect": _number(result.steering_effect)}
     seen |= {"gain": _number(result.gain), "reader": str(run.facts.get("class", "")), "line": ""}

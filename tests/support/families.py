@@ -1,4 +1,4 @@
-"""The families of models that people use: a tiny base of each, shaped as its release, and its copies beside the hook."""
+"""The families of models that people use: a tiny base of each, shaped as its release, and its patched copies."""
 
 from __future__ import annotations
 
