@@ -56,6 +56,8 @@ class Family:
         config: its config.json with small sizes; empty where ``fixture`` has it.
         fixture, sizes: a released config of the tests, and the sizes that make it small.
         wrapper: whether it is released inside a multimodal class.
+        tokenizer: ``tokenizer.model`` for one of SentencePiece's, as llama.cpp's converter wants it for some; or the
+            class that its tokenizer_config.json names.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Family:
     fixture: str = ""
     sizes: Mapping[str, Any] = field(default_factory=dict)
     wrapper: bool = False
+    tokenizer: str = ""
 
     @property
     def key(self) -> str:
@@ -101,12 +104,16 @@ def family_base(family: Family, folder: Path) -> None:
         model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
     tokenizer = tiny_tokenizer()
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AddedToken(text, special=True) for text in ASKED_TOKENS]}
-    )
+    # Not as a list of its own: an older transformers reads such a key otherwise.
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in ASKED_TOKENS], special_tokens=True)
     tokenizer.save_pretrained(folder)
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    if family.tokenizer == "tokenizer.model":
+        (folder / "tokenizer.model").write_bytes(sentencepiece_model())
     complete_config(folder)
+    if family.tokenizer.endswith("Tokenizer"):
+        path = folder / "tokenizer_config.json"
+        keys = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": family.tokenizer}
+        path.write_text(json.dumps(keys), encoding="utf-8")
 
 
 def _scale_embedding(model: torch.nn.Module) -> None:
