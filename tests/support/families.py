@@ -130,12 +130,14 @@ class Copied:
 
     Attributes:
         prefer: what the planner was asked to prefer.
+        base, folder: the two checkpoints.
         expected: what the stacks are to compute.
         difference, effect, noise: as in :class:`support.tiny_patch.Patched`.
         report: what loading the copy reports and loading the base does not.
     """
 
     prefer: str
+    base: Path
     folder: Path
     plan: Plan
     expected: Expected
@@ -191,6 +193,7 @@ def copy_family(family: Family, base: Path, folder: Path, **options: Any) -> Cop
     new = {key: sorted({*map(str, report.get(key) or ())} - {*map(str, own_report.get(key) or ())}) for key in REPORTED}
     return Copied(
         prefer=str(options.get("prefer", "stacks")),
+        base=base,
         folder=folder,
         plan=plan,
         expected=Expected(plain, hooked, greedy=tokens, greedy_logprobs=greedy),
