@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from patcher.architectures.model_class import causal_lm_from_config, on_meta
@@ -14,7 +15,9 @@ from patcher.architectures.residual import residual_hook
 from patcher.errors import InputError
 
 MAX_PARAMETERS = 200_000_000
-FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, InputError)
+FAILURES = (
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, InputError, StrictDataclassError,
+)  # fmt: skip
 """What classes raise on a stand-in that they were not made for; that is a finding, not a failure of ours."""
 
 

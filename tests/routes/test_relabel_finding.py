@@ -21,6 +21,10 @@ from patcher.routes.relabel.tensors import OPERATIONS, derivations, derive
 
 LAYER = 2
 FULL = {"rope_type": "default", "rope_theta": 10000.0}
+SEED = {"hidden_size": 5120}
+HALF_YARN = {
+    **FULL, "rope_type": "yarn", "factor": 4.0, "partial_rotary_factor": 0.5, "original_max_position_embeddings": 2048,
+}  # fmt: skip
 PARTIAL = {**FULL, "partial_rotary_factor": 0.75}
 LONG_FACTORS = {
     "rope_type": "longrope",
@@ -40,13 +44,14 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str]] = {
     "mistral": ("mistral", {"sliding_window": None}, "llama"),
     "mistral, tied": ("mistral", {"sliding_window": None, "tie_word_embeddings": True}, "llama"),
     "mistral, wide heads": ("mistral", {"sliding_window": None, "head_dim": 256}, "llama"),
-    "mistral, window": ("mistral", {}, "cwm"),
+    "mistral, window": ("mistral", {}, "granite_swa"),
+    "mistral, window, wide heads": ("mistral", {"head_dim": 256}, "cwm"),
     "ministral, window beyond its positions": ("ministral", {"head_dim": 128, "sliding_window": 131072}, "llama"),
-    "ministral, mixed windows": ("ministral", {"head_dim": 128, "layer_types": MIXED}, "cwm"),
+    "ministral, mixed windows": ("ministral", {"head_dim": 128, "layer_types": MIXED}, "granite_swa"),
     "ministral3, short": ("ministral3", {"max_position_embeddings": 16384}, "llama"),
     "qwen2": ("qwen2", {}, "llama"),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}, "llama"),
-    "qwen2, mixed windows": ("qwen2", {"use_sliding_window": True, "max_window_layers": 16}, "smollm3"),
+    "qwen2, mixed windows": ("qwen2", {"use_sliding_window": True, "max_window_layers": 16}, "granite_swa"),
     "qwen3": ("qwen3", {}, "hy_v3"),
     "qwen3, tied, biases": ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}, "hy_v3"),
     "dots1, dense": ("dots1", DOTS_DENSE, "hy_v3"),
@@ -64,6 +69,19 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str]] = {
         "llama",
     ),
     "glm": ("glm", {}, "llama"),
+    "glm, yarn": ("glm", {"rope_parameters": HALF_YARN}, "llama"),
+    "seed_oss": ("seed_oss", SEED, "llama"),
+    "seed_oss, output biases alone": (
+        "seed_oss",
+        {**SEED, "attention_bias": False, "attention_out_bias": True},
+        "llama",
+    ),
+    "seed_oss, no biases": ("seed_oss", {**SEED, "attention_bias": False}, "llama"),
+    "ernie4_5": ("ernie4_5", {}, "llama"),
+    "helium": ("helium", {}, "llama"),
+    "exaone": ("exaone", {}, "llama"),
+    "smollm3": ("smollm3", {}, "granite_swa"),
+    "smollm3, windows": ("smollm3", {"use_sliding_window": True, "sliding_window": 4096}, "granite_swa"),
     "gemma": ("gemma", {}, "granite"),
     "gemma, wide heads, biases": ("gemma", {"hidden_size": 2048, "attention_bias": True}, "granite"),
     "vaultgemma": (
@@ -73,6 +91,11 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "vaultgemma, windows": ("vaultgemma", NO_CAPS, "granite_swa"),
     "granitemoehybrid, dense": ("granitemoehybrid", GRANITE_DENSE, "granite"),
+    "granitemoehybrid, dense, no positions": (
+        "granitemoehybrid",
+        {**GRANITE_DENSE, "position_embedding_type": None},
+        "granite_swa",
+    ),
     "olmo": ("olmo", {}, "llama"),
     "olmo, tied, biases": ("olmo", {"tie_word_embeddings": True, "attention_bias": True}, "llama"),
     "youtu": ("youtu", {}, "deepseek_v2"),
@@ -95,9 +118,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {**GRANITE_DENSE, "layer_types": ["linear_attention", "attention"] * 16},
         "blocks are linear_attention",
     ),
-    "granitemoehybrid, no positions": (
-        "granitemoehybrid", {**GRANITE_DENSE, "position_embedding_type": None}, "no rotary",
+    "granitemoehybrid, other positions": (
+        "granitemoehybrid", {**GRANITE_DENSE, "position_embedding_type": "alibi"}, "no rotary.* embedded",
     ),
+    "seed_oss, its own bias": ("seed_oss", {**SEED, "mlp_bias": True}, "has a bias that would become"),
+    "seed_oss, heads that Llama refuses": ("seed_oss", {}, "not a multiple of the number of attention heads"),
+    "ernie4_5, its own biases": ("ernie4_5", {"use_bias": True}, "has a bias that would become"),
+    "ernie4_5, partial": (
+        "ernie4_5", {"rope_parameters": PARTIAL}, "only a part",
+    ),
+    "smollm3, wide heads": ("smollm3", {"head_dim": 256}, "wider or narrower"),
+    "smollm3, GELU": ("smollm3", {"hidden_act": "gelu"}, "activation is `gelu`"),
     "olmo, clipped": ("olmo", {"clip_qkv": 8.0}, "clip_qkv"),
     "youtu, halves": ("youtu", {"rope_interleave": False}, "not interleaved"),
     "llama": ("llama", {}, "no other class is known"),
@@ -261,7 +292,12 @@ BROKEN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "another theta": ("mistral", {}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}),
     "another activation": ("gemma", {}, {"hidden_act": "silu"}),
     "the window lost": ("mistral, window", {}, {"layer_types": ["full_attention"] * 4}),
-    "a block without positions": ("qwen2, mixed windows", {}, {"no_rope_layers": [1, 1, 0, 1]}),
+    "a block without positions": ("qwen2, mixed windows", {}, {"layer_rope_theta": [1e4, 1e4, 0, 1e4]}),
+    "positions where there are none": ("smollm3", {}, {"layer_rope_theta": {"per_layer": 2e6}}),
+    "interleaved rows left as they were": ("ernie4_5", {"model.layers.*.self_attn.q_proj.weight": WITHOUT}, {}),
+    "the unrotated part rotated": ("glm", {}, {"rope_parameters": {**FULL, "rope_theta": 1e8}}),
+    "the wrong rows rotated": ("glm", {"model.layers.*.self_attn.k_proj.weight": {"do": [["rotary", "halves"]]}}, {}),
+    "scores unscaled": ("smollm3", {}, {"attention_multiplier": 1.0}),
     "the embedding unscaled": ("gemma", {}, {"embedding_multiplier": 1.0}),
     "biases lost": ("qwen2", {}, {"attention_bias": False}),
 }

@@ -37,12 +37,16 @@ class Case:
         route, reader: what the planner is to choose, and the class that reads the copy.
         released: the released config it is shrunk from; None: a default one of its type, with :data:`SIZES`.
         changes: of the config; vLLM's kernels on a CPU want heads of 32.
+        sentencepiece: whether releases have a tokenizer.model, which llama.cpp's converter prefers.
+        tokens: special tokens that llama.cpp's converter looks for.
     """
 
     route: str
     reader: str
     released: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    sentencepiece: bool = True
+    tokens: tuple[str, ...] = ()
 
 
 TWO_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -116,7 +120,11 @@ def make_pair(place: Path, name: str, **options: Any) -> Pair:
         layer = sized_checkpoint(base, name, **case.changes)
     else:
         layer = tiny_checkpoint(base, case.released, **case.changes)
-    (base / "tokenizer.model").write_bytes(sentencepiece_model())
+    if case.sentencepiece:
+        (base / "tokenizer.model").write_bytes(sentencepiece_model())
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(list(case.tokens), special_tokens=True)
+    tokenizer.save_pretrained(base)
     complete_config(base)
     plan = planned(base, [layer], exact=True, **options)
     model, _ = stock_model(base)

@@ -15,7 +15,7 @@ import torch
 
 from patcher.architectures.config_keys import block_count
 from patcher.architectures.model_class import quiet_transformers
-from patcher.routes.relabel.guards import rope, rotary_fraction
+from patcher.routes.relabel.guards import has_window, rope, rotary_fraction
 
 CARRIED = ("dtype", "torch_dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a config.json that describe the checkpoint or its text, not the function."""
@@ -113,6 +113,28 @@ def _layer_types(source: Any) -> list[str]:
     return list(types) if types is not None else ["sliding_attention"] * block_count(source)
 
 
+def _windowed_layers(source: Any) -> list[str]:
+    # llama.cpp does not load a model of this class in which no block has a window.
+    return _layer_types(source) if has_window(source) else ["sliding_attention"] * block_count(source)
+
+
+def _window(source: Any) -> int:
+    return int(source.sliding_window if has_window(source) else source.max_position_embeddings)
+
+
+def _rope_layers(source: Any) -> list[int]:
+    """1 for a block that rotates queries and keys, 0 for one that does not."""
+    if getattr(source, "position_embedding_type", "rope") != "rope":
+        return [0] * block_count(source)
+    stated = getattr(source, "no_rope_layers", None)
+    return [1] * block_count(source) if stated is None else [int(bool(each)) for each in stated[: block_count(source)]]
+
+
+def _rope_theta_of_layers(source: Any) -> list[float]:
+    theta = rope(source).get("rope_theta", 0.0)
+    return [theta * rotated for rotated in _rope_layers(source)]
+
+
 def _attention_scale(source: Any) -> float:
     scalar = float(getattr(source, "query_pre_attn_scalar", None) or head_dim(source))
     return 1.0 / math.sqrt(scalar)
@@ -164,6 +186,32 @@ def _rope_as_factors(source: Any) -> dict[str, Any]:
     }
 
 
+def _rope_as_llama3(source: Any) -> dict[str, Any]:
+    """A partial rotary embedding, or none at all, as a full one of type ``llama3``, which every stack reads.
+
+    That type divides the frequencies whose wavelength is above a limit. With the base raised to the inverse of the
+    rotated fraction the first frequencies are the source's; the limit lies between the last of them and the next,
+    and what is above it is divided until nothing is rotated (Llama Team, "The Llama 3 Herd of Models", 2024).
+    """
+    theta, width = float(rope(source)["rope_theta"]), head_dim(source)
+    rotated = int(width * rotary_fraction(source))
+    above = 2 * math.pi * theta
+    step = theta ** (2 / rotated)  # between the wavelengths of neighbours
+    positions = max(int(source.max_position_embeddings) // 2, 1)
+    return {
+        "rope_type": "llama3",
+        "rope_theta": theta ** (width / rotated),
+        "factor": UNROTATED,
+        "low_freq_factor": positions / (above * step ** (-1 / 3)),
+        "high_freq_factor": positions / (above * step ** (-2 / 3)),
+        "original_max_position_embeddings": positions,
+    }
+
+
+def _any_attention_bias(source: Any) -> bool:
+    return bool(source.attention_bias or source.attention_out_bias)
+
+
 def _factors(frequencies: torch.Tensor, theta: float, width: int) -> list[float]:
     """What the frequencies of a full embedding must be divided by, such that fp32 arithmetic gives exactly these."""
     exponents = torch.arange(0, width, 2, dtype=torch.int64).float() / width
@@ -187,5 +235,11 @@ COMPUTED: Mapping[str, Callable[[Any], Any]] = {
     "attention_scale": _attention_scale,
     "rope_without_position_scaling": _rope_without_position_scaling,
     "rope_as_factors": _rope_as_factors,
+    "rope_as_llama3": _rope_as_llama3,
+    "windowed_layers": _windowed_layers,
+    "rope_layers": _rope_layers,
+    "rope_theta_of_layers": _rope_theta_of_layers,
+    "window": _window,
+    "any_attention_bias": _any_attention_bias,
 }
 """Every rule for a value that follows from several fields, by the name that relabels.json uses."""

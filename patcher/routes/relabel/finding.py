@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from patcher.architectures.analysis import Architecture, Slot
-from patcher.errors import InputError
+from patcher.architectures.stand_in import FAILURES
 from patcher.routes.bias_slots import slots_of
 from patcher.routes.plan import NotApplicable
 from patcher.routes.relabel.config import config_class, parsed, target_config
-from patcher.routes.relabel.guards import GUARDS
+from patcher.routes.relabel.guards import GUARDS, even_heads
 from patcher.routes.relabel.proof import NoRelabel, RelabelProof, prove
 from patcher.routes.relabel.rows import Candidate, candidates
 from patcher.routes.relabel.tensors import Derivation, derivations
@@ -81,7 +81,7 @@ def _relabel(
     try:
         values = target_config(config, row.to, row.config, raw)
         target = Architecture(parsed(values))
-    except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, InputError) as error:
+    except FAILURES as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise NoRelabel(f"its config cannot be stated ({lines[-1] if lines else type(error).__name__})") from None
     slots = slots_of(target.native_slot, layers)
@@ -89,6 +89,8 @@ def _relabel(
     found, missing = derivations(row.tensors, architecture.parameters, stored)
     if lost := [name for name in missing if not name.endswith("bias")]:
         raise NoRelabel(f"nothing gives its `{lost[0]}`")
+    if own := [slot.parameter for slot in slots.values() if slot.parameter not in missing]:
+        raise NoRelabel(f"the source has a bias that would become `{own[0]}`")
     proofs = [_proof(architecture, row, slot) for slot in slots.values()]
     worst = max(proofs, key=lambda proof: max(proof.difference, proof.steered))
     values = {**values, "architectures": [target.class_name]}
@@ -116,7 +118,12 @@ def _stacks(row: Candidate, target: Architecture) -> dict[str, str]:
     stacks = dict(target.stacks)
     rope = getattr(target.config, "rope_parameters", None) or {}
     for rule in row.stacks:
-        known = {**vars(target.config), "rope_type": rope.get("rope_type", "default")}
+        known = {
+            **vars(target.config),
+            "rope_type": rope.get("rope_type", "default"),
+            "even_heads": even_heads(target.config),
+            "rotates": any(getattr(target.config, "no_rope_layers", None) or [True]),
+        }
         if "unless" in rule and all(known.get(name) in values for name, values in rule["unless"].items()):
             continue
         stacks.update({stack: support for stack, support in rule.items() if stack != "unless"})

@@ -62,6 +62,11 @@ def _fixed_frequencies(config: Any) -> str | None:
     return f"its rotary frequencies change with the text's length (rope type `{kind}`)" if kind == "dynamic" else None
 
 
+def _plain_frequencies(config: Any) -> str | None:
+    kind = rope(config).get("rope_type", "default")
+    return None if kind == "default" else f"its rotary frequencies are scaled (rope type `{kind}`)"
+
+
 def _no_experts(config: Any) -> str | None:
     experts = next((value for name in EXPERTS if isinstance(value := getattr(config, name, None), int)), 0)
     dense = getattr(config, "first_k_dense_replace", None)
@@ -78,6 +83,27 @@ def _all_attention(config: Any) -> str | None:
 def _rotary(config: Any) -> str | None:
     kind = getattr(config, "position_embedding_type", None)
     return None if kind == "rope" else "it has no rotary position embedding"
+
+
+def _no_rotary(config: Any) -> str | None:
+    kind = getattr(config, "position_embedding_type", None)
+    return None if kind in (None, "nope") else f"its positions are embedded (position_embedding_type `{kind}`)"
+
+
+def even_heads(config: Any) -> bool:
+    """Whether the heads' widths add up to the hidden size."""
+    stated = getattr(config, "head_dim", None)
+    return stated is None or stated * config.num_attention_heads == config.hidden_size
+
+
+def _even_heads(config: Any) -> str | None:
+    return (
+        None if even_heads(config) else "its heads are wider or narrower than the hidden size has room for (head_dim)"
+    )
+
+
+def _silu(config: Any) -> str | None:
+    return None if config.hidden_act == "silu" else f"its activation is `{config.hidden_act}`"
 
 
 def _no_clipping(config: Any) -> str | None:
@@ -107,9 +133,13 @@ GUARDS: Mapping[str, Guard] = {
     "full_rotary": _full_rotary,
     "partial_rotary": _partial_rotary,
     "fixed_frequencies": _fixed_frequencies,
+    "plain_frequencies": _plain_frequencies,
     "no_experts": _no_experts,
     "all_attention": _all_attention,
     "rotary": _rotary,
+    "no_rotary": _no_rotary,
+    "even_heads": _even_heads,
+    "silu": _silu,
     "no_clipping": _no_clipping,
     "no_soft_caps": _no_soft_caps,
     "interleaved": _interleaved,
