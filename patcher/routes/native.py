@@ -23,4 +23,4 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
     return plan_slots(NAME, architecture, slots, checkpoint, stacks=architecture.stacks_of(slots.values()))
 
 
-ROUTE = Route(NAME, plan, biases_alone=True)
+ROUTE = Route(NAME, plan, keeps_quantised=True)

@@ -21,15 +21,14 @@ class Route:
         cost: what any copy costs at run time, in words, as it is known before one is planned.
         fit: of a fitted route, what completes its plan on the loaded model (as the ``fit`` of the rank-one route does);
             None: the stock model computes exactly what the hook computes.
-        biases_alone: it touches floating-point biases alone, so that it also serves a checkpoint whose weights are
-            quantised.
+        keeps_quantised: it rewrites no weight of the base, so that it also serves one whose weights are quantised.
     """
 
     name: str
     plan: Callable[[Architecture, Sequence[int], CheckpointFolder | None], Plan]
     cost: str = FREE
     fit: Callable[..., Plan] | None = None
-    biases_alone: bool = False
+    keeps_quantised: bool = False
 
     @property
     def exact(self) -> bool:
@@ -41,6 +40,6 @@ class Route:
         Raises:
             NotApplicable: its weights are quantised, and the route writes weights.
         """
-        if architecture.quantisation is not None and not self.biases_alone:
+        if architecture.quantisation is not None and not self.keeps_quantised:
             method = architecture.quantisation.method
             raise NotApplicable(f"the checkpoint is quantised ({method}), and this route does not keep it so")

@@ -15,13 +15,14 @@ import pytest
 import torch
 from support.building import build_recipe
 from support.old_transformers import skip_if_too_old
-from support.quantised_models import bitsandbytes, quantise
-from support.tiny_models import tiny_checkpoint, write_recipe
+from support.quantised_models import bitsandbytes, quantise, trained_scale
+from support.tiny_models import released_config, tiny_checkpoint, write_recipe
 from support.verified import verify_folder
 
 from patcher.checkpoint.folder import CheckpointFolder
 
 LLAMA, NARROW = "meta-llama--Llama-3.2-1B", {"intermediate_size": 128}
+QWEN = "Qwen--Qwen3-8B"
 # (format, released config, changes, route, packages, whether a CPU runs the weights as they are stored)
 CASES: list[tuple[str, str, dict[str, Any], str, tuple[str, ...], bool]] = [
     ("fp8", LLAMA, {}, "flag", (), False),
@@ -36,21 +37,38 @@ CASES: list[tuple[str, str, dict[str, Any], str, tuple[str, ...], bool]] = [
     ("bitsandbytes 4", LLAMA, NARROW, "flag", ("bitsandbytes",), True),
     ("bitsandbytes 8", LLAMA, NARROW, "flag", ("bitsandbytes",), True),
     ("bitsandbytes 4", "openai-community--gpt2", {}, "native", ("bitsandbytes",), True),
+    ("fp8 8", "Qwen--Qwen3-8B-FP8", {}, "carrier", (), False),
+    ("fp8 8", "Qwen--Qwen3-30B-A3B-FP8", {}, "carrier", (), False),
+    ("fp8 8", "deepseek-ai--DeepSeek-V3", {}, "carrier", (), False),
+    ("mxfp4", "openai--gpt-oss-20b", {}, "carrier", (), False),
+    ("compressed-tensors int", QWEN, {}, "carrier", ("compressed_tensors",), True),
+    ("compressed-tensors packed", QWEN, {}, "carrier", ("compressed_tensors",), True),
+    ("gptq", QWEN, NARROW, "carrier", ("optimum", "gptqmodel"), True),
+    ("awq", QWEN, NARROW, "carrier", ("gptqmodel",), True),
+    ("bitsandbytes 4", QWEN, NARROW, "carrier", ("bitsandbytes",), True),
+    ("bitsandbytes 8", QWEN, NARROW, "carrier", ("bitsandbytes",), True),
 ]
 
 
-def quantised_base(folder: Path, method: str, name: str, changes: dict[str, Any]) -> int:
-    """A tiny quantised checkpoint; the layer to steer."""
-    layer = tiny_checkpoint(folder, name, dtype=torch.bfloat16, **changes)
+def quantised_base(folder: Path, method: str, name: str, changes: dict[str, Any], *, trained: bool = False) -> int:
+    """A tiny quantised checkpoint, with the released exclusions; the layer to steer."""
+    released = released_config(name).get("quantization_config")
+    layer = tiny_checkpoint(folder, name, dtype=torch.bfloat16, **{**changes, "quantization_config": None})
+    if trained:
+        trained_scale(folder)
     if method.startswith("bitsandbytes"):
         bitsandbytes(folder, int(method.split()[1]))
     else:
         quantise(folder, method)
+    if released is not None:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {**released, **config["quantization_config"]}
+        (folder / "config.json").write_text(json.dumps(config))
     return layer
 
 
-def run(folder: Path, base: Path, layer: int) -> dict[str, Any]:
-    path = write_recipe(folder.with_suffix(".yaml"), base, layer, folder)
+def run(folder: Path, base: Path, layer: int, **keys: Any) -> dict[str, Any]:
+    path = write_recipe(folder.with_suffix(".yaml"), base, layer, folder, **keys)
     return build_recipe(path, folder).manifest
 
 
@@ -58,7 +76,7 @@ def run(folder: Path, base: Path, layer: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "name", "changes", "route", "packages", "as_stored"),
     CASES,
-    ids=[f"{case[0]}-{case[1]}".replace(" ", "-") for case in CASES],
+    ids=["-".join([*case[0].split(), case[1], *(["carrier"] if case[3] == "carrier" else [])]) for case in CASES],
 )
 def test_the_folder_equals_the_quantised_base_under_a_hook(
     tmp_path: Path,
@@ -73,10 +91,10 @@ def test_the_folder_equals_the_quantised_base_under_a_hook(
     for package in packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    layer = quantised_base(tmp_path / "base", method, name, changes)
+    layer = quantised_base(tmp_path / "base", method, name, changes, trained=route == "carrier")
     before = {item.name: item.read_bytes() for item in (tmp_path / "base").iterdir()}
 
-    manifest = run(tmp_path / "out", tmp_path / "base", layer)
+    manifest = run(tmp_path / "out", tmp_path / "base", layer, **({"route": route} if route == "carrier" else {}))
 
     entry = manifest["verification"][0]
     assert manifest["route"]["name"] == route
@@ -91,8 +109,8 @@ def test_the_folder_equals_the_quantised_base_under_a_hook(
     assert {item.name: item.read_bytes() for item in (tmp_path / "base").iterdir()} == before
     old, new = CheckpointFolder(tmp_path / "base").tensors, CheckpointFolder(tmp_path / "out").tensors
     for key, info in old.items():
-        if key not in {tensor["name"] for tensor in manifest["route"]["tensors"]}:
-            there = new[key]
+        if key not in {tensor["name"] for tensor in manifest["route"]["tensors"]} or route == "carrier":
+            there = new[manifest["route"]["renamed"].get(key, key)]
             assert info.file.read_bytes()[info.start : info.end] == there.file.read_bytes()[there.start : there.end]
 
 

@@ -25,6 +25,7 @@ from patcher.routes.plan import Plan
 from patcher.routes.planner import ROUTES, choose_route, survey
 
 LLAMA, GPT_OSS = "meta-llama--Llama-3.2-1B", "openai--gpt-oss-20b"
+QWEN = "Qwen--Qwen3-8B"
 LAYER = 1
 
 
@@ -72,15 +73,39 @@ def test_the_experts_of_gpt_oss_have_the_bias_beside_their_blocks(tmp_path: Path
     assert f"model.layers.{LAYER}.mlp.experts.down_proj_blocks" in checkpoint.tensors
 
 
-def test_all_other_routes_refuse_it(tmp_path: Path) -> None:
+def test_routes_that_rewrite_weights_refuse_it(tmp_path: Path) -> None:
     checkpoint = quantised(tmp_path / "base", "gptq", "Qwen--Qwen2.5-0.5B")
     architecture = Architecture(read_config(checkpoint.path))
     findings = {finding.name: finding for finding in survey(architecture, [LAYER], checkpoint)}
-    assert all(finding.plan is None for finding in findings.values())
+    keep = ("native", "flag", "carrier")
     for name in ROUTES:
-        assert (name in ("native", "flag")) != ("the checkpoint is quantised (gptq)" in findings[name].why_not)
+        assert (name in keep) != ("the checkpoint is quantised (gptq)" in findings[name].why_not)
+    assert findings["carrier"].plan is not None
     with pytest.raises(InputError, match="has no route"):
-        planned(checkpoint, exact=False)
+        planned(checkpoint, exact=False, route="rank_one")
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "mxfp4"])
+def test_an_inserted_block_is_left_out_of_the_quantisation(tmp_path: Path, method: str) -> None:
+    checkpoint = quantised(tmp_path / "base", method, QWEN)
+    plan = planned(checkpoint, route="carrier")
+    skip = FORMATS[method.split()[0]].skip
+    listed = plan.config_changes["quantization_config"][skip]
+    modules = {tensor.parameter.rpartition(".")[0] for tensor in plan.tensors if len(tensor.shape) == 2}
+    assert len(modules) == 7 and all(name.startswith(f"model.layers.{LAYER + 1}.") for name in modules)
+    if method == "gptq":
+        (quantised_modules,) = listed
+        assert len(quantised_modules) == 4 * 7 and not modules & set(quantised_modules)
+        assert f"model.layers.{LAYER + 2}.mlp.up_proj" in quantised_modules
+    else:
+        assert set(listed) == modules | {"lm_head"}
+    vector = {LAYER: torch.randn(64, generator=torch.Generator().manual_seed(0))}
+    write_steered(plan, vector, checkpoint, tmp_path / "out")
+    copied = CheckpointFolder(tmp_path / "out").tensors
+    assert {info.dtype for name, info in copied.items() if f".layers.{LAYER + 1}." in name} == {"BF16", "F32"}
+    for name, info in checkpoint.tensors.items():
+        now = copied[plan.renamed.get(name, name)]
+        assert info.file.read_bytes()[info.start : info.end] == now.file.read_bytes()[now.start : now.end]
 
 
 @pytest.mark.parametrize(("method", "reads"), [("gptq", "native"), ("fp8", "native"), ("awq", "no")])

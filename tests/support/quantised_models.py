@@ -7,6 +7,7 @@ norms and the embeddings are not, as in released checkpoints.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,26 @@ def quantise(folder: Path, method: str) -> None:
     (folder / "config.json").write_text(json.dumps(stated, indent=2))
 
 
+def trained_scale(folder: Path) -> None:
+    """Make the embeddings of a saved checkpoint as large as a trained model's residual stream is."""
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    for name, tensor in stored.items():
+        if "embed_tokens" in name:
+            stored[name] = (tensor.float() / tensor.float().std()).to(tensor.dtype)
+    save_file(stored, file, {"format": "pt"})
+
+
 def _is_quantised(name: str, tensor: torch.Tensor) -> bool:
     if ".experts." in name:
         return not name.endswith("bias")
     inside = ".layers." in name or ".h." in name
-    return inside and name.endswith(".weight") and tensor.ndim == 2 and "router" not in name
+    return (
+        inside
+        and name.endswith(".weight")
+        and tensor.ndim == 2
+        and not re.search("router|mlp.gate.weight|block_sparse_moe.gate.weight", name)
+    )
 
 
 def _integers(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,12 +97,15 @@ def _awq(name: str, weight: torch.Tensor) -> Tensors:
     }
 
 
-def _fp8(name: str, weight: torch.Tensor) -> Tensors:
-    rows, columns = weight.shape
-    tiles = weight.reshape(rows // GROUP, GROUP, columns // GROUP, GROUP)
-    scale = tiles.abs().amax(dim=(1, 3)).clamp(min=1e-6) / 448.0
-    held = (tiles / scale[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
-    return {name: held, f"{name}_scale_inv": scale}
+def _fp8(block: int) -> Callable[[str, torch.Tensor], Tensors]:
+    def make(name: str, weight: torch.Tensor) -> Tensors:
+        rows, columns = weight.shape
+        tiles = weight.reshape(rows // block, block, columns // block, block)
+        scale = tiles.abs().amax(dim=(1, 3)).clamp(min=1e-6) / 448.0
+        held = (tiles / scale[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
+        return {name: held, f"{name}_scale_inv": scale}
+
+    return make
 
 
 def _float_quantised(name: str, weight: torch.Tensor) -> Tensors:
@@ -155,10 +174,13 @@ METHODS: dict[str, tuple[Callable[[str, torch.Tensor], Tensors], dict[str, Any]]
         _awq,
         {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True},
     ),
-    "fp8": (
-        _fp8,
-        {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [GROUP, GROUP]},
-    ),
+    **{
+        f"fp8 {block}".removesuffix(f" {GROUP}"): (
+            _fp8(block),
+            {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [block] * 2},
+        )
+        for block in (GROUP, 8)
+    },
     "compressed-tensors float": (
         _float_quantised,
         _compressed("float-quantized", {"type": "float", "num_bits": 8, "strategy": "channel"}, {"type": "float"}),

@@ -135,7 +135,8 @@ class CarrierNames:
         self.stored = stored_tensors(checkpoint)
         self.saved = saved_block(choice.base, architecture.blocks, 0)[0]
         self.prefix = self._prefix()
-        self.blocks = self._blocks()
+        self.raw = self._blocks()
+        self.blocks = {block: self._plain(stored) for block, stored in self.raw.items()}
 
     def _prefix(self) -> str:
         bare = self.architecture.base_prefix + "."
@@ -162,10 +163,19 @@ class CarrierNames:
                 found.setdefault(int(index), {})[rest] = info
         return found
 
+    def _plain(self, stored: Mapping[str, TensorInfo | None]) -> dict[str, TensorInfo | None]:
+        """A block's tensors as the class calls them: of a quantised weight nothing is known but its name."""
+        quantisation = self.architecture.quantisation
+        if quantisation is None or self.stored is None:
+            return dict(stored)
+        weights = quantisation.quantised_weights(stored)
+        parts = {part for parts in weights.values() for part in parts}
+        return {name: info for name, info in stored.items() if name not in parts} | dict.fromkeys(weights)
+
     def moved(self) -> tuple[dict[str, str], frozenset[str]]:
         """Names that change, and names of draft blocks, which are left out."""
         insertion = self.choice.insertion
-        stored = [(block, f"{self.prefix}{block}.{rest}") for block, rests in self.blocks.items() for rest in rests]
+        stored = [(block, f"{self.prefix}{block}.{rest}") for block, rests in self.raw.items() for rest in rests]
         drafts = frozenset(name for block, name in stored if block >= insertion.count)
         copied = {name: insertion.moved_name(name, self.prefix) for _, name in stored if name not in drafts}
         return {name: new for name, new in copied.items() if name != new}, drafts

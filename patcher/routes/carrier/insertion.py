@@ -20,6 +20,7 @@ from patcher.errors.causes import cause_of
 from patcher.routes.plan import NotApplicable
 
 DRAFT_COUNT = "num_nextn_predict_layers"
+QUANTISED = "quantization_config"
 _PREFIX = re.compile(
     r"first_k|dense_layers|num_dense|first_dense|max_window_layers|moe_layer_start|begin_swa|dense_replace"
 )
@@ -87,7 +88,8 @@ def insert_blocks(
     sources = sources_of(count, ordered, templates)
     inserted = {layer + 1 + number for number, layer in enumerate(ordered)}
     before = config.to_dict()
-    values = {name: value for name, value in before.items() if not name.startswith("_")}
+    # What is quantised is told by names, see :mod:`patcher.routes.exclusions`.
+    values = {name: value for name, value in before.items() if not name.startswith("_") and name != QUANTISED}
     changes = {}
     for name, value in values.items():
         new = _extended(name, value, sources, count)

@@ -16,7 +16,8 @@ from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.carrier.choice import Choice, choose_insertion
 from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
 from patcher.routes.carrier.fills import content, right_of
-from patcher.routes.carrier.insertion import DRAFT_COUNT
+from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED
+from patcher.routes.exclusions import module_of, modules_of, moved_config
 from patcher.routes.plan import ConstantError, NotApplicable, Plan, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
@@ -44,6 +45,8 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
     tensors += _flag_tensors(architecture, choice, names)
     renamed, dropped = names.moved()
     changes = _config_changes(architecture, choice, checkpoint)
+    if architecture.quantisation is not None:
+        changes[QUANTISED] = _moved_quantisation(architecture, choice, names, checkpoint, tensors)
     epsilon = max(form.epsilon for form in choice.forms.values())
     warnings = [
         "LoRA adapters made for the base address blocks by index: from block "
@@ -113,8 +116,9 @@ def _require_understood(
 
 
 def _usual_dtype(beside: Mapping[str, TensorInfo | None]) -> str:
-    found = [info.dtype for info in beside.values() if info is not None and len(info.shape) > 1]
-    return found[0] if found and found[0] in FLOATS else "F32"
+    known = [info for info in beside.values() if info is not None and info.dtype in FLOATS]
+    found = [info.dtype for info in sorted(known, key=lambda info: len(info.shape) < 2)]
+    return found[0] if found else "F32"
 
 
 def _write(
@@ -135,7 +139,7 @@ def _write(
     place = choice.insertion.copy_layers[layer]
     name, parameter = prefix + tensor.name, f"{architecture.blocks}.{place}.{tensor.parameter}"
     if fill.kind == "carrier":
-        right = None
+        right, casts = None, architecture.quantisation is None or architecture.quantisation.casts
         if fill.right is not None:
             right = right_of(fill.right, shape[-2] if fill.transposed else shape[-1], hidden)
         return TensorWrite(
@@ -145,13 +149,15 @@ def _write(
             layer,
             choice.forms[layer].factor(hidden),
             shape,
-            # Experts are many and large; all others hold the vector in full.
-            dtype if len(shape) > 2 or tensor.index is not None else "F32",
+            # Experts are many and large; all others hold the vector in full, where every loader casts them.
+            dtype if len(shape) > 2 or tensor.index is not None or not casts else "F32",
             offset=fill.offset,
             right=right,
             transposed=fill.transposed,
             index=tensor.index,
         )
+    if fill.kind == "copied" and info is None and architecture.quantisation is not None and tensor.name in beside:
+        raise NotApplicable(f"`{template_prefix}{tensor.name}` is quantised, and its values would be needed")
     if fill.kind == "copied":
         source = template_prefix + tensor.name
         return TensorWrite.beside(name, parameter, shape, dtype, lambda read: read(source), f"`{source}`")
@@ -190,11 +196,39 @@ def _config_changes(architecture: Architecture, choice: Choice, checkpoint: Chec
     except Exception as error:
         # Classes check their configs in their own ways, with errors of any type.
         raise NotApplicable(f"transformers does not load the config with one more layer: {error}") from None
-    skipped = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
+    skipped = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures", QUANTISED)
     for name, value in wanted.items():
         if name not in skipped and not name.startswith("_") and read.get(name) != value:
             raise NotApplicable(f"the config key `{name}` would be read as {read.get(name)!r}, not as {value!r}")
     return changes
+
+
+def _moved_quantisation(
+    architecture: Architecture,
+    choice: Choice,
+    names: CarrierNames,
+    checkpoint: CheckpointFolder | None,
+    tensors: Sequence[TensorWrite],
+) -> dict[str, Any]:
+    """The base's ``quantization_config`` with every block where it is now, and the inserted ones left out of it."""
+    quantisation, insertion = architecture.quantisation, choice.insertion
+    if quantisation is None:
+        raise ValueError("the base is not quantised")
+    stated = architecture.config.quantization_config if checkpoint is None else checkpoint.config[QUANTISED]
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    added = [module_of(name) for tensor in matrices for name in (tensor.parameter, tensor.name)]
+
+    def moved(module: str) -> tuple[str, ...]:
+        new = {insertion.moved_name(module, prefix) for prefix in (architecture.blocks + ".", names.prefix)}
+        return tuple(new - {module} or new)
+
+    drafts = names.moved()[1]
+    stored = None if names.stored is None else {n: info for n, info in names.stored.items() if n not in drafts}
+    return moved_config(
+        quantisation,
+        stated,
+        modules_of(choice.base, quantisation, stored, moved, dict.fromkeys(added), insertion.moved),
+    )
 
 
 def _decoded(value: Any) -> Any:
@@ -237,4 +271,4 @@ def _reason(choice: Choice) -> str:
     )
 
 
-ROUTE = Route(NAME, plan, cost="one more layer and its KV cache")
+ROUTE = Route(NAME, plan, cost="one more layer and its KV cache", keeps_quantised=True)
