@@ -7,10 +7,10 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -281,10 +281,11 @@ def _number(value: float | None) -> float | None:
 
 
 def _line(text: str | None) -> str:
-    """A stack's own words in one line, without this machine's paths."""
+    """A stack's own words in one line, without this machine's paths and times."""
     lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
-    words = next((line for line in lines if "Error" in line), lines[0] if lines else "")
-    return words.replace(tempfile.gettempdir(), "TMP")[:300]
+    first = next((number for number, line in enumerate(lines) if "Error" in line or "error" in line), 0)
+    words = re.sub(r"\d+\.\d+\.\d+\.\d+ E ", "", " ".join(lines[first : first + 3]))
+    return re.sub(r"\S*/families-\w+(?:/[\w.-]+)*", "FOLDER", words)[:300]
 
 
 def run_all(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.default_configs import default_config
+from support.families import families, family_base
+from support.tiny_patch import planned
 from transformers.models.qwen3 import modeling_qwen3
 
 from patcher.architectures.analysis import Architecture
@@ -161,3 +164,11 @@ def test_a_doctored_class_is_refused(monkeypatch: pytest.MonkeyPatch, value: Any
 def test_blocks_of_one_type_are_recognised() -> None:
     kinds = block_kinds(on_meta(default_config("gemma3_text")), "model.layers")
     assert len(set(kinds)) == 2 and kinds[0] == kinds[4] != kinds[5] == kinds[11]
+
+
+def test_block_types_are_written_in_the_words_of_the_release(tmp_path: Path) -> None:
+    """transformers reads `mamba` as `linear_attention`; llama.cpp's converter knows the release's word only."""
+    family = next(family for family in families() if family.title == "Granite 4 (hybrid)")
+    family_base(family, tmp_path / "base")
+    types = planned(tmp_path / "base", [family.layer], route="carrier").config_changes["layer_types"]
+    assert len(types) > 6 and set(types) == {"mamba", "attention"}

@@ -84,7 +84,8 @@ class Family:
         """The tiny base's config.json, in the release's spelling."""
         released = {**released_config(self.fixture), **SIZES} if self.fixture else dict(SIZES)
         found = {"model_type": self.model_type, **released, **self.sizes, **self.config}
-        return {key: value for key, value in found.items() if key != "quantization_config" or value is not None}
+        left_out = {"auto_map", *(("quantization_config",) if found.get("quantization_config") is None else ())}
+        return {key: value for key, value in found.items() if key not in left_out}
 
 
 @cache
@@ -110,10 +111,11 @@ def family_base(family: Family, folder: Path) -> None:
     if family.tokenizer == "tokenizer.model":
         (folder / "tokenizer.model").write_bytes(sentencepiece_model())
     complete_config(folder)
+    path = folder / "tokenizer_config.json"
+    keys = {**json.loads(path.read_text(encoding="utf-8")), "add_bos_token": True}
     if family.tokenizer.endswith("Tokenizer"):
-        path = folder / "tokenizer_config.json"
-        keys = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": family.tokenizer}
-        path.write_text(json.dumps(keys), encoding="utf-8")
+        keys["tokenizer_class"] = family.tokenizer
+    path.write_text(json.dumps(keys), encoding="utf-8")
 
 
 def _scale_embedding(model: torch.nn.Module) -> None:

@@ -184,6 +184,8 @@ def _config_changes(architecture: Architecture, choice: Choice, checkpoint: Chec
     """The changes in the spelling of this config.json; it must then say what was proven."""
     stored = _decoded(checkpoint.config) if checkpoint is not None else architecture.config.to_dict()
     changes = dict(choice.insertion.changes)
+    before = architecture.config.to_dict()
+    changes = {name: _spelled(value, stored.get(name), before.get(name)) for name, value in changes.items()}
     spellings: Mapping[str, str] = getattr(architecture.config, "attribute_map", None) or {}
     for common, own in spellings.items():
         for name, other in ((common, own), (own, common)):
@@ -229,6 +231,18 @@ def _moved_quantisation(
         stated,
         modules_of(choice.base, quantisation, stored, moved, dict.fromkeys(added), insertion.moved),
     )
+
+
+def _spelled(value: Any, stored: Any, read: Any) -> Any:
+    """A list of block types in the words of this config.json, where transformers has read them as others.
+
+    Other software reads the release's own words: llama.cpp's converter knows ``mamba``, not ``linear_attention``.
+    """
+    lists = all(isinstance(item, list) for item in (value, stored, read))
+    if not lists or len(stored) != len(read) or not all(isinstance(item, str) for item in (*stored, *read)):
+        return value
+    words = dict(zip(read, stored, strict=True))
+    return [words.get(item, item) for item in value] if set(value) <= words.keys() else value
 
 
 def _decoded(value: Any) -> Any:
