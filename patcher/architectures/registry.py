@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ class ModelTypeRow:
         also: config keys that another stack reads for the same thing.
         scale: config key -> power; their product is the residual gain per unit of the slot.
         stacks: which stacks read the slot; what is not stated is not read.
+        patterns: how stacks know the type of a block, as it was run: ``listed`` by the config, or computed from the
+            block's index, in a pattern of so many blocks.
+        depths: numbers of blocks by which a stack tells releases that it computes in a way of their own.
     """
 
     class_name: str
@@ -40,6 +43,8 @@ class ModelTypeRow:
     also: Mapping[str, Any] = field(default_factory=dict)
     scale: Mapping[str, float] = field(default_factory=dict)
     stacks: Mapping[str, Support] = field(default_factory=dict)
+    patterns: Mapping[str, int | str] = field(default_factory=dict)
+    depths: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def factor(self, config: Any) -> float:
         """Residual gain per unit of the slot under ``config``, as the row states it."""
@@ -65,6 +70,8 @@ def rows() -> Mapping[str, ModelTypeRow]:
             also=row.get("also", {}),
             scale=row.get("scale", {}),
             stacks={**TRANSFORMERS_ALONE, **row.get("stacks", {})},
+            patterns=row.get("patterns", {}),
+            depths=row.get("depths", {}),
         )
         for name, row in json.loads(text).items()
     }

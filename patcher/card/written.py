@@ -65,7 +65,7 @@ def _inserted_prefixes(route: RecordedRoute) -> tuple[str, ...]:
     for tensor in route.tensors:
         front, middle, _ = tensor.name.partition(f".{blocks.get(tensor.layer)}.")
         if middle:
-            found.add(front + middle)
+            found |= {f"{front}.{block}." for block in route.new_blocks}
     return tuple(found)
 
 

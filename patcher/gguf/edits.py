@@ -136,7 +136,7 @@ def _check_blocks(folder: Path, route: RecordedRoute, blocks: int) -> None:
     found = stated_block_count(config)
     if found is None:
         return
-    found -= len(route.inserted_blocks)
+    found -= len(route.new_blocks)
     if found != blocks:
         raise InputError(
             "this is the GGUF file of another model: it has not as many blocks as the base of the patched folder",

@@ -85,6 +85,7 @@ class RecordedRoute(Part):
     stacks: dict[str, str] = {}
     reason: str | None = None
     copy_layers: dict[LayerKey, Layer] = {}
+    inserted: dict[LayerKey, list[Layer]] = {}
     residual: str | None = None
     warnings: list[str] = []
     advice: list[str] = []
@@ -100,9 +101,15 @@ class RecordedRoute(Part):
 
     @property
     def inserted_blocks(self) -> dict[int, int]:
-        """Layer of the base -> the block of the copy that was inserted after it; empty where none was."""
+        """Layer of the base -> the block of the copy that was inserted after it and adds the vector, if one was."""
         moved = {int(layer): block for layer, block in self.copy_layers.items()}
         return {layer: block for layer, block in sorted(moved.items()) if block != layer}
+
+    @property
+    def new_blocks(self) -> list[int]:
+        """All blocks of the copy that were inserted, ascending; those that only keep the others' types as well."""
+        several = [block for blocks in self.inserted.values() for block in blocks]
+        return sorted({*several, *self.inserted_blocks.values()})
 
     @property
     def has_new_config(self) -> bool:

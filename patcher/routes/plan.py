@@ -138,6 +138,7 @@ class Plan:
         renamed: name on disk in the base -> in the copy; the bytes are copied.
         config: a whole new config.json, instead of changes.
         copy_layers: layer -> the block of the copy after which the residual stream holds the edit; by default the same.
+        inserted: layer -> all blocks of the copy that are inserted after it.
         residual: how the copy's residual stream compares with the base's: ``same``, or ``centred`` (its mean over the
             hidden dimension is removed).
         tokenizer_changes: keys of tokenizer_config.json that keep the ids as they are beside another model type.
@@ -161,6 +162,7 @@ class Plan:
     renamed: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     copy_layers: Mapping[int, int] = field(default_factory=dict)
+    inserted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     residual: Literal["same", "centred"] = "same"
     tokenizer_changes: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -208,6 +210,7 @@ class Plan:
             "stacks": dict(self.stacks),
             "reason": self.reason,
             "copy_layers": {str(layer): self.copy_layers.get(layer, layer) for layer in self.sites},
+            "inserted": {str(layer): list(blocks) for layer, blocks in self.inserted.items()},
             "residual": self.residual,
             "warnings": list(self.warnings),
             "advice": list(self.advice),

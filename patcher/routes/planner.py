@@ -78,10 +78,31 @@ def survey(
         route = ROUTES[name]
         try:
             route.require_serves(architecture)
-            plan = route.plan(architecture, layers, checkpoint)
-            yield Verdict(route, _serving(plan, architecture, targets))
+            yield Verdict(route, _planned(route, architecture, layers, checkpoint, targets))
         except NotApplicable as finding:
             yield Verdict(route, None, str(finding))
+
+
+def _planned(
+    route: Route,
+    architecture: Architecture,
+    layers: Sequence[int],
+    checkpoint: CheckpointFolder | None,
+    targets: Sequence[str],
+) -> Plan:
+    """The route's plan that all ``targets`` read; what costs more only where the plain one does not serve."""
+    plan = route.plan(architecture, layers, checkpoint)
+    try:
+        return _serving(plan, architecture, targets)
+    except NotApplicable as finding:
+        unread = finding
+    try:
+        wider = None if route.wider is None else route.wider(architecture, layers, checkpoint)
+        if wider is not None:
+            return _serving(wider, architecture, targets)
+    except NotApplicable as finding:
+        raise NotApplicable(f"{unread}; with more blocks: {finding}") from None
+    raise unread
 
 
 def choose_route(
@@ -128,7 +149,8 @@ def choose_route(
             if best is None or rank(verdict.plan, architecture, prefer) < rank(best, architecture, prefer):
                 best = verdict.plan
     if best is not None:
-        return best if free is None or best.free else _with_alternative(best, free)
+        best = best if free is None or best.free else _with_alternative(best, free)
+        return best if route != "auto" or min(layers) < 0 else _with_wider(best, architecture, demanded)
     if fitted is not None and not exact:
         return fitted
     raise _no_route(architecture, layers, demanded, tried, fitted)
@@ -183,6 +205,23 @@ def _with_alternative(plan: Plan, free: Plan) -> Plan:
     unread = f", which {' and '.join(lost)} would not read" if lost else ""
     note = f"`prefer: free` takes the `{free.route}` route at no run-time cost{unread}"
     return replace(plan, advice=(*plan.advice, note))
+
+
+def _with_wider(plan: Plan, architecture: Architecture, targets: Sequence[str]) -> Plan:
+    """The plan, with the advice that some stack would read another one that costs more."""
+    for route in ROUTES.values():
+        found = None if route.readers_of_wider is None else route.readers_of_wider(architecture)
+        gained = [stack for stack in found[1] if not _reads(plan, stack)] if found is not None else []
+        if found is None or not gained or (architecture.quantisation is not None and not route.keeps_quantised):
+            continue
+        wanted = ", ".join(stack for stack in STACKS if stack in targets or stack in gained)
+        note = (
+            f"`targets: [{wanted}]` takes the `{route.name}` route with {found[0]} blocks after each steered "
+            f"one, which {' and '.join(gained)} would read as well ({found[0] * len(plan.sites)} more layers in "
+            f"{architecture.block_count})"
+        )
+        return replace(plan, advice=(*plan.advice, note))
+    return plan
 
 
 def _no_route(

@@ -22,6 +22,8 @@ class Route:
         fit: of a fitted route, what completes its plan on the loaded model (as the ``fit`` of the rank-one route does);
             None: the stock model computes exactly what the hook computes.
         keeps_quantised: it rewrites no weight of the base, so that it also serves one whose weights are quantised.
+        wider: plans a copy that costs more, for what does not read the plain one; None where there is no other one.
+        readers_of_wider: how many blocks that takes, and which stacks read it alone, as far as the registry knows.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Route:
     cost: str = FREE
     fit: Callable[..., Plan] | None = None
     keeps_quantised: bool = False
+    wider: Callable[[Architecture, Sequence[int], CheckpointFolder | None], Plan | None] | None = None
+    readers_of_wider: Callable[[Architecture], tuple[int, tuple[str, ...]] | None] | None = None
 
     @property
     def exact(self) -> bool:

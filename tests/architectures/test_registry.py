@@ -123,11 +123,14 @@ def assert_steers(config: Any, slot: Slot, blocks: str, advice: str) -> None:
 SLOTTED = [name for name, row in rows().items() if row.slots]
 
 
+KEYS = {"class", "blocks", "slots", "flags", "also", "scale", "stacks", "loads", "patterns", "depths"}
+
+
 def test_the_file_is_sorted_and_has_no_unknown_keys() -> None:
     raw = json.loads(ROWS_JSON.read_text(encoding="utf-8"))
     assert list(raw) == sorted(raw), "keep the rows in alphabetical order"
     for name, row in raw.items():
-        assert set(row) <= {"class", "blocks", "slots", "flags", "also", "scale", "stacks", "loads"}, name
+        assert set(row) <= KEYS, name
         assert {"class", "blocks", "loads"} <= set(row), name
         assert ("slots" in row) == ("stacks" in row), (
             f"{name}: a slot needs to be said of each stack whether it reads it"
@@ -139,6 +142,9 @@ def test_the_file_is_sorted_and_has_no_unknown_keys() -> None:
             assert support["llama.cpp"] != "backend", f"{name}: llama.cpp has no Transformers backend"
         for stack, support in row.get("stacks", {}).items():
             assert support in ("no", row["loads"][stack]), f"{name}: {stack} reads the slot as it loads the class"
+        for stack, pattern in row.get("patterns", {}).items():
+            assert row["loads"][stack] != "no", f"{name}: {stack} does not load it"
+            assert pattern == "listed" or (isinstance(pattern, int) and pattern > 1), name
         assert not set(row.get("also", {})) & set(row.get("flags", {})), name
 
 

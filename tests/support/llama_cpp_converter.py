@@ -17,6 +17,9 @@ def with_tiny_tokenizers(found: Environment, place: Path) -> Environment:
         f"sys.path[:0] = [{str(found.converter.parent)!r}, {str(found.converter.parent / 'gguf-py')!r}]\n"
         "from conversion.base import TextModel\n"
         "TextModel.get_vocab_base_pre = lambda self, tokenizer: 'gpt-2'\n"
+        # Tiny models have no blocks that draft tokens; the converter looks for Qwen's.
+        "import conversion.qwen as qwen\n"
+        "getattr(qwen, '_QwenMtpMixin', object).no_mtp = True\n"
         "sys.argv[0] = real\n"
         "runpy.run_path(real, run_name='__main__')\n",
         encoding="utf-8",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Case:
         changes: of the config; vLLM's kernels on a CPU want heads of 32.
         sentencepiece: whether releases have a tokenizer.model, which llama.cpp's converter prefers.
         tokens: special tokens that llama.cpp's converter looks for.
+        options: for the planner.
     """
 
     route: str
@@ -47,6 +49,7 @@ class Case:
     changes: Mapping[str, Any] = field(default_factory=dict)
     sentencepiece: bool = True
     tokens: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 TWO_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -115,17 +118,27 @@ class Pair:
 def make_pair(place: Path, name: str, **options: Any) -> Pair:
     """Build a case's tiny base and its patched copy below ``place``."""
     case = CASES[name]
-    base, copy = place / name / "base", place / name / "copy"
+    base = place / name / "base"
     if case.released is None:
         layer = sized_checkpoint(base, name, **case.changes)
     else:
         layer = tiny_checkpoint(base, case.released, **case.changes)
+    complete_for_stacks(base, case)
+    return patched_pair(name, base, place / name / "copy", layer, **{**case.options, **options})
+
+
+def complete_for_stacks(base: Path, case: Case = Case("", "")) -> None:
+    """What other stacks ask of a tiny base."""
     if case.sentencepiece:
         (base / "tokenizer.model").write_bytes(sentencepiece_model())
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(list(case.tokens), special_tokens=True)
     tokenizer.save_pretrained(base)
     complete_config(base)
+
+
+def patched_pair(name: str, base: Path, copy: Path, layer: int, **options: Any) -> Pair:
+    """Patch ``base`` after ``layer`` by the planner's choice under ``options``, and run the hooked base."""
     plan = planned(base, [layer], exact=True, **options)
     model, _ = stock_model(base)
     generator = torch.Generator().manual_seed(5)
@@ -153,7 +166,7 @@ def sized_checkpoint(folder: Path, model_type: str, **changes: Any) -> int:
         randomise(model, 0)
         embedding = model.get_input_embeddings().weight
         # Where the head is the same matrix, the class multiplies what is embedded by sqrt(hidden) (Gemma).
-        tied = float(config.hidden_size) ** 0.5 if config.tie_word_embeddings else 1.0
+        tied = float(config.hidden_size) ** 0.5 if "gemma" in model_type and config.tie_word_embeddings else 1.0
         embedding.data.div_(tied * embedding.data.std())
         model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
@@ -179,6 +192,22 @@ def complete_config(folder: Path) -> None:
         config["n_ctx"] = config["n_positions"]
     if config["model_type"] == "gpt_neox":
         config["rotary_pct"] = 0.25
+    if config["model_type"] == "cohere2":
+        config.setdefault("rotary_pct", 1.0)
+    if config["model_type"] == "lfm2":
+        sizes = {"block_dim": config["hidden_size"], "block_ff_dim": config["intermediate_size"]}
+        adjusted = {"block_multiple_of": 32, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": False}
+        config = {**sizes, **adjusted, **config}
+    # Words of released configs, which transformers 5 replaces.
+    old = {"linear_attention": "mamba", "full_attention": "attention"}
+    if config["model_type"] == "granitemoehybrid":
+        config["layer_types"] = [old.get(kind, kind) for kind in config.get("layer_types") or ()]
+    if config["model_type"] == "nemotron_h" and "layers_block_type" in config:
+        letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-", "moe": "E"}
+        config["hybrid_override_pattern"] = "".join(letters[kind] for kind in config.pop("layers_block_type"))
+        config["num_hidden_layers"] = len(config["hybrid_override_pattern"])
+        if "E" not in config["hybrid_override_pattern"]:
+            config = {key: value for key, value in config.items() if not re.search("expert|moe|_group$", key)}
     path.write_text(json.dumps(config), encoding="utf-8")
     path = folder / "tokenizer_config.json"
     # Released ones have a name that the transformers which the converter asks for knows as well.

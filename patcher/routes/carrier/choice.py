@@ -14,12 +14,36 @@ from patcher.architectures.model_class import on_meta, submodule, with_flags
 from patcher.errors import InputError
 from patcher.errors.causes import cause_of
 from patcher.routes.carrier.guard import block_kinds, require_neutral
-from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks
-from patcher.routes.carrier.probe import Form, find_forms, why_none
+from patcher.routes.carrier.insertion import (
+    CannotInsert,
+    Insertion,
+    MovesOthers,
+    continued,
+    insert_blocks,
+    pattern_length,
+)
+from patcher.routes.carrier.probe import Form, find_forms, neutral_fills, why_none
 from patcher.routes.carrier.trial import InsertionTrial, Stage
 
 _MOST_TYPES = 6
 _SIZE_DEPENDENT = ("attn", "attention", "mamba", "conv", "rotary", "indexer", "mixer")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One inserted block.
+
+    Attributes:
+        form: its content; of a block that does nothing, one without a carrier.
+        trial: the stand-in on which that was proven, made when it is asked for.
+        key: what tells the proofs of this stand-in from those of others.
+        template: the base's block whose type it has.
+    """
+
+    form: Form
+    trial: Callable[[], InsertionTrial]
+    key: Hashable
+    template: int
 
 
 @dataclass(frozen=True)
@@ -28,9 +52,8 @@ class Choice:
 
     Attributes:
         insertion: the extended config, with the flags.
-        forms: layer -> the content of the block after it.
-        trials: layer -> the stand-in on which that was proven, made when it is asked for.
-        keys: layer -> what tells the proofs of its stand-in from those of others.
+        forms: layer -> the content of the block after it that holds the vector.
+        blocks: place in the copy -> the block that is inserted there.
         flags: config keys that the contents need.
         base: the base's class on meta.
         extended: the extended class on meta, with the flags.
@@ -38,15 +61,30 @@ class Choice:
 
     insertion: Insertion
     forms: Mapping[int, Form]
-    trials: Mapping[int, Callable[[], InsertionTrial]]
-    keys: Mapping[int, Hashable]
+    blocks: Mapping[int, Block]
     flags: Mapping[str, Any]
     base: nn.Module
     extended: nn.Module
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What is inserted after one layer.
+
+    Attributes:
+        types: the base's blocks whose types the inserted ones have.
+        carrier: which of them holds the vector, with the content ``form``.
+        idle: number of another one -> the content under which it does nothing.
+    """
+
+    types: tuple[int, ...]
+    carrier: int
+    form: Form
+    idle: Mapping[int, Form]
+
+
 def choose_insertion(
-    architecture: Architecture, layers: Sequence[int], stages: Iterable[Stage] | None = None
+    architecture: Architecture, layers: Sequence[int], stages: Iterable[Stage] | None = None, *, number: int = 1
 ) -> Choice:
     """The first block type and content that are proven for every layer.
 
@@ -54,27 +92,38 @@ def choose_insertion(
         architecture: the stock class under this config.
         layers: the blocks after which the residual must gain a vector.
         stages: what is looked for, in this order; by default everything, and what needs a config flag comes last.
+        number: how many blocks are inserted after each layer. Of several, one holds the vector and the others do
+            nothing; they go on with the pattern of types that the base's blocks have.
 
     Raises:
+        MovesOthers: there is none as long as so many blocks are inserted.
         CannotInsert: there is none; the text says why.
     """
     base = on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code)
-    search = _Search(architecture, base)
+    search = _Search(architecture, base, number)
     reasons: dict[str, None] = {}
+    kind = CannotInsert
     for stage in stages or search.stages():
         try:
             return search.all_layers(sorted(set(layers)), stage)
         except CannotInsert as finding:
             if str(finding) not in search.uninformative:
                 reasons[str(finding)] = None
-    raise CannotInsert("; ".join(list(reasons)[:3]) or "no content of an inserted block makes its output constant")
+                kind = MovesOthers if isinstance(finding, MovesOthers) else kind
+    raise kind("; ".join(list(reasons)[:3]) or "no content of an inserted block makes its output constant")
+
+
+def length_of_pattern(architecture: Architecture) -> int | None:
+    """After how many blocks the types of this model's blocks repeat themselves, or None."""
+    base = on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code)
+    return pattern_length(block_kinds(base, architecture.blocks))
 
 
 class _Search:
     uninformative = ("the config cannot make a single block of it dense",)
 
-    def __init__(self, architecture: Architecture, base: nn.Module) -> None:
-        self.architecture, self.base = architecture, base
+    def __init__(self, architecture: Architecture, base: nn.Module, number: int) -> None:
+        self.architecture, self.base, self.number = architecture, base, number
         self.config, self.trust = architecture.config, architecture.trust_remote_code
         self.kinds = block_kinds(base, architecture.blocks)
         self._trials: dict[Any, InsertionTrial] = {}
@@ -89,26 +138,33 @@ class _Search:
                 yield Stage(flags=((name, True),))
 
     def all_layers(self, layers: Sequence[int], stage: Stage) -> Choice:
-        chosen = {layer: self._one_layer(layer, stage) for layer in layers}
-        templates = {layer: template for layer, (template, _) in chosen.items()}
-        insertion, extended = self._inserted(tuple(layers), templates, stage)
-        forms = {layer: form for layer, (_, form) in chosen.items()}
-        trials = {layer: self._trial_of(templates[layer], stage, forms[layer]) for layer in chosen}
-        keys: dict[int, Hashable] = {layer: (templates[layer], stage) for layer in chosen}
-        return Choice(insertion, forms, trials, keys, dict(stage.flags), self.base, extended)
+        rows = {layer: self._one_layer(layer, stage) for layer in layers}
+        insertion, extended = self._inserted(
+            {layer: row.types for layer, row in rows.items()},
+            {layer: row.carrier for layer, row in rows.items()},
+            stage,
+        )
+        forms = {layer: row.form for layer, row in rows.items()}
+        blocks = {}
+        for layer, places in insertion.inserted.items():
+            row = rows[layer]
+            for number, (place, template) in enumerate(zip(places, row.types, strict=True)):
+                form = row.form if number == row.carrier else row.idle[number]
+                blocks[place] = Block(form, self._trial_of(template, stage, form), (template, stage), template)
+        return Choice(insertion, forms, blocks, dict(stage.flags), self.base, extended)
 
     def _inserted(
-        self, layers: tuple[int, ...], templates: Mapping[int, int], stage: Stage
+        self, types: Mapping[int, tuple[int, ...]], carriers: Mapping[int, int], stage: Stage
     ) -> tuple[Insertion, nn.Module]:
-        key = (layers, tuple(templates.items()), stage)
+        key = (tuple(types.items()), tuple(carriers.items()), stage)
         if self._last is None or key != self._last[0]:
-            self._last = key, self._insert(layers, templates, stage)
+            self._last = key, self._insert(types, carriers, stage)
         return self._last[1]
 
     def _insert(
-        self, layers: tuple[int, ...], templates: Mapping[int, int], stage: Stage
+        self, types: Mapping[int, tuple[int, ...]], carriers: Mapping[int, int], stage: Stage
     ) -> tuple[Insertion, nn.Module]:
-        insertion = insert_blocks(self.config, layers, templates, dense=stage.dense)
+        insertion = insert_blocks(self.config, list(types), types, dense=stage.dense, carriers=carriers)
         extended = require_neutral(self.base, insertion, self.architecture.blocks, trust_remote_code=self.trust)
         if stage.flags:
             flagged = with_flags(insertion.config, dict(stage.flags))
@@ -117,18 +173,30 @@ class _Search:
             insertion = replace(insertion, config=flagged, changes=changes)
         return insertion, extended
 
-    def _one_layer(self, layer: int, stage: Stage) -> tuple[int, Form]:
-        why = ""
-        for template in self._templates(layer):
+    def _one_layer(self, layer: int, stage: Stage) -> _Row:
+        why, moves = "", False
+        for types, carrier in self._candidates(layer):
             try:
-                insertion, extended = self._inserted((layer,), {layer: template}, stage)
-                block = submodule(extended, f"{self.architecture.blocks}.{insertion.copy_layers[layer]}")
-                form = self._form(template, stage, block)
-                self._require_proof(layer, template, stage, form)
-                return template, form
+                insertion, extended = self._inserted({layer: types}, {layer: carrier}, stage)
+                places = insertion.inserted[layer]
+                block = [submodule(extended, f"{self.architecture.blocks}.{place}") for place in places]
+                form = self._form(types[carrier], stage, block[carrier])
+                others = (number for number in range(len(types)) if number != carrier)
+                idle = {number: self._idle(types[number], stage, block[number]) for number in others}
+                row = _Row(types, carrier, form, idle)
+                self._require_proof(layer, row, stage)
+                return row
             except CannotInsert as finding:
-                why = why or str(finding)
-        raise CannotInsert(why)
+                why, moves = why or str(finding), moves or isinstance(finding, MovesOthers)
+        raise (MovesOthers if moves else CannotInsert)(why)
+
+    def _candidates(self, layer: int) -> list[tuple[tuple[int, ...], int]]:
+        """Types of the inserted blocks, and which of them is to hold the vector."""
+        if self.number == 1:
+            return [((template,), 0) for template in self._templates(layer)]
+        types = continued(layer, self.number, self.architecture.block_count)
+        kinds = [self.kinds[block] for block in types]
+        return [(types, kinds.index(kind)) for kind in dict.fromkeys(kinds)]
 
     def _templates(self, layer: int) -> list[int]:
         count = self.architecture.block_count
@@ -171,25 +239,47 @@ class _Search:
                 raise CannotInsert("with all experts its output is no constant")
         return form
 
-    def _require_proof(self, layer: int, template: int, stage: Stage, form: Form) -> None:
-        """The whole model again, as deep as the real one, with the block where it will be."""
+    def _idle(self, template: int, stage: Stage, block: nn.Module) -> Form:
+        """The content under which a block of this type does nothing."""
+
+        def search() -> Form | str:
+            trial = self._trial(template, stage)
+            if trial.parameters.keys() != {n for n, tensor in block.state_dict().items() if tensor.is_floating_point()}:
+                return "its stand-in is built otherwise"
+            fills = neutral_fills(trial)
+            return why_none(trial) if fills is None else Form(fills, "", "", "", 1.0)
+
+        found = self.architecture.once(("idle form", repr(self.kinds[template]), stage), search, Form | str, template)
+        if isinstance(found, str):
+            raise CannotInsert(found)
+        return found
+
+    def _require_proof(self, layer: int, row: _Row, stage: Stage) -> None:
+        """The whole model again, as deep as the real one, with the blocks where they will be."""
 
         def why() -> str | None:
             try:
-                self._prove(layer, template, stage, form)
+                self._prove(layer, row, stage)
             except CannotInsert as finding:
                 return str(finding)
             return None
 
-        reason = self.architecture.once(("carrier proof", layer, template, stage), why, str | None)
+        place: tuple[Any, ...] = (layer, row.types[row.carrier], stage)
+        several = (row.types, row.carrier) if len(row.types) > 1 else ()
+        reason = self.architecture.once(("carrier proof", *place, *several), why, str | None)
         if reason is not None:
             raise CannotInsert(reason)
 
-    def _prove(self, layer: int, template: int, stage: Stage, form: Form) -> None:
+    def _prove(self, layer: int, row: _Row, stage: Stage) -> None:
+        template, form = row.types[row.carrier], row.form
         trial = self._trial(template, stage)
-        deep = self._trial(template, stage, all_experts=_of_experts(trial, form), after=layer)
+        many = _of_experts(trial, form)
+        several = row.types if len(row.types) > 1 else ()
+        deep = self._trial(template, stage, all_experts=many, after=layer, types=several, carrier=row.carrier)
         if deep.parameters.keys() != trial.parameters.keys():
             raise CannotInsert("in a stand-in of full depth its block is of another type")
+        for number, idle in row.idle.items():
+            deep.set_beside(number, idle.fills)
         difference, effect, largest = deep.prove(form.fills)
         if not difference <= 1e-4 * max(1.0, largest) or not difference <= 2e-3 * effect:
             raise CannotInsert(
@@ -202,17 +292,25 @@ class _Search:
 
         def trial() -> InsertionTrial:
             made = self._trial(template, stage)
-            many = _of_experts(made, form) and form.carrier == form.sink
+            many = bool(form.carrier) and _of_experts(made, form) and form.carrier == form.sink
             return self._trial(template, stage, all_experts=True) if many else made
 
         return trial
 
     def _trial(
-        self, template: int, stage: Stage, *, all_experts: bool = False, after: int | None = None
+        self,
+        template: int,
+        stage: Stage,
+        *,
+        all_experts: bool = False,
+        after: int | None = None,
+        types: tuple[int, ...] = (),
+        carrier: int = 0,
     ) -> InsertionTrial:
-        key = (template, stage, all_experts, after)
+        key = (template, stage, all_experts, after, types, carrier)
         if key not in self._trials:
             options: dict[str, Any] = {"all_experts": all_experts, "after": after, "trust_remote_code": self.trust}
+            options |= {"types": types, "carrier": carrier}
             self._trials[key] = InsertionTrial(self.config, self.architecture.blocks, template, stage, **options)
         return self._trials[key]
 

@@ -44,17 +44,16 @@ class DiskTensor:
     fill: Fill
 
 
-def disk_tensors(architecture: Architecture, choice: Choice, layer: int) -> dict[str, DiskTensor]:
-    """The block that is inserted after ``layer`` as transformers would save it, by what follows its index in the name.
+def disk_tensors(architecture: Architecture, choice: Choice, place: int) -> dict[str, DiskTensor]:
+    """The block that is inserted at ``place`` as transformers would save it, by what follows its index in the name.
 
     Raises:
         CannotInsert: the class stores the block in a way that is not understood.
     """
-    form, blocks, extended = choice.forms[layer], architecture.blocks, choice.extended
-    place = choice.insertion.copy_layers[layer]
+    block, blocks, extended = choice.blocks[place], architecture.blocks, choice.extended
     kind = dict[str, tuple[str, bool, Fill]]
-    known = ("carrier contents", choice.keys[layer], repr(form))
-    contents = architecture.once(known, lambda: _contents(choice.trials[layer](), form), kind)
+    known = ("carrier contents", block.key, repr(block.form))
+    contents = architecture.once(known, lambda: _contents(block.trial(), block.form), kind)
     found = {}
     prefix, stored = saved_block(extended, blocks, place)
     for name, tensor in stored.items():

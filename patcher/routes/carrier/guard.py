@@ -13,7 +13,7 @@ from torch import nn
 
 from patcher.architectures.model_class import on_meta, submodule
 from patcher.errors import InputError
-from patcher.routes.carrier.insertion import CannotInsert, Insertion, sources_of
+from patcher.routes.carrier.insertion import CannotInsert, Insertion, MovesOthers, sources_of
 
 _INDEX = re.compile(r"(^|_)(idx|index|layer_id|block_id|layer_number|layer_num|block_number)$")
 _PARTS = 4
@@ -38,20 +38,21 @@ def require_neutral(
     except InputError as error:
         raise CannotInsert(f"the class does not build one more block: {error.problems[0].found}") from None
     old, new = submodule(base, blocks), submodule(extended, blocks)
-    total = insertion.count + len(insertion.layers)
+    total = insertion.total
     if not isinstance(new, nn.ModuleList) or len(new) != total or len(old) != insertion.count:
         raise CannotInsert(f"the class does not build {total} blocks under the extended config")
     pairs = [(block, insertion.moved(block), f"block {block}") for block in range(insertion.count)]
     if not insertion.dense:
         pairs += [
-            (insertion.templates[layer], insertion.copy_layers[layer], "the inserted block")
-            for layer in insertion.layers
+            (template, place, "the inserted block")
+            for layer, places in insertion.inserted.items()
+            for template, place in zip(insertion.types[layer], places, strict=True)
         ]
     fixed = _fixed(old)
     for block, place, name in pairs:
         difference = _difference(old[block], new[place], insertion, block, place, fixed=fixed)
         if difference is not None:
-            raise CannotInsert(f"inserting a block changes {name}: {difference}")
+            raise MovesOthers(f"inserting a block changes {name}: {difference}")
     difference = _difference(base, extended, insertion, None, None, skip=blocks)
     if difference is not None:
         raise CannotInsert(f"inserting a block changes the rest of the model: {difference}")
@@ -114,7 +115,7 @@ def _fixed(blocks: nn.ModuleList) -> frozenset[str]:
 def _same(name: str, old: Any, new: Any, insertion: Insertion, block: int | None, place: int | None) -> bool:
     if _INDEX.search(name) and isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int):
         if block is None or place is None:
-            total = insertion.count + len(insertion.layers)
+            total = insertion.total
             if "layer" not in name:
                 return old == new
             return new == (insertion.moved(old) if 0 <= old < insertion.count else old - insertion.count + total)
@@ -129,9 +130,9 @@ def _same(name: str, old: Any, new: Any, insertion: Insertion, block: int | None
     if type(old) is type(new) and old == new:
         return True
     if block is None and isinstance(old, int) and isinstance(new, int):
-        return "layer" in name and (old, new) == (insertion.count, insertion.count + len(insertion.layers))
+        return "layer" in name and (old, new) == (insertion.count, insertion.total)
     if block is None and isinstance(old, list) and isinstance(new, list) and len(old) == insertion.count:
-        return new == [old[source] for source in sources_of(insertion.count, insertion.layers, insertion.templates)]
+        return new == [old[source] for source in sources_of(insertion.count, insertion.types)]
     return False
 
 

@@ -1,8 +1,9 @@
-"""One more decoder block in a config.
+"""More decoder blocks in a config: one after a layer, or as many as its pattern of block types is long.
 
 A config may state a block's type in a list with an entry a layer, in a list of indices, or as the number of blocks at
 the start. These three are rewritten here. A class may also compute the type from the block's index. That cannot be
-rewritten, and is found by :mod:`patcher.routes.carrier.guard`.
+rewritten, and is found by :mod:`patcher.routes.carrier.guard`. Where the types repeat themselves, as many blocks as
+their pattern is long keep the type of every later one.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ _PREFIX = re.compile(
 )
 _SUFFIX = re.compile(r"shared_layers$")
 _INDEX_LIST = re.compile(r"layer|_ids$|_idx|indices|hybrid")
+_LONGEST_PATTERN = 8
+_AS_TEXT = ("hybrid_override_pattern",)
 _DENSE = {"mlp_only_layers": "add", "moe_layers": "drop", "mlp_layer_types": "dense"}
 
 
 @dataclass(frozen=True)
 class Insertion:
-    """A config with one more block after each of ``layers``.
+    """A config with one more block, or several, after each of ``layers``.
 
     Attributes:
-        layers: the blocks after which one is inserted, in the base's numbering, ascending.
-        templates: layer -> the base's block whose type the inserted one has.
+        layers: the blocks after which some are inserted, in the base's numbering, ascending.
+        types: layer -> for each block that is inserted after it, the base's block whose type it has.
+        carriers: layer -> which of them is to hold the vector; the others do nothing.
         dense: whether the inserted blocks have the dense MLP that other blocks of a mixture of experts may have.
         config: the config of the extended class.
         changes: the keys of config.json that differ, with everything that would be derived from an index written out.
@@ -43,20 +47,39 @@ class Insertion:
     """
 
     layers: tuple[int, ...]
-    templates: Mapping[int, int]
+    types: Mapping[int, tuple[int, ...]]
+    carriers: Mapping[int, int]
     dense: bool
     config: Any
     changes: Mapping[str, Any]
     count: int
 
     @property
+    def inserted(self) -> dict[int, tuple[int, ...]]:
+        """Layer -> indices of the blocks inserted after it."""
+        return {
+            layer: tuple(range(self.moved(layer) + 1, self.moved(layer) + 1 + len(self.types[layer])))
+            for layer in self.layers
+        }
+
+    @property
+    def templates(self) -> dict[int, int]:
+        """Layer -> the base's block whose type the inserted one has that is to hold the vector."""
+        return {layer: types[self.carriers[layer]] for layer, types in self.types.items()}
+
+    @property
     def copy_layers(self) -> dict[int, int]:
-        """Layer -> index of the block inserted after it."""
-        return {layer: layer + 1 + number for number, layer in enumerate(self.layers)}
+        """Layer -> index of the block inserted after it that is to hold the vector."""
+        return {layer: places[self.carriers[layer]] for layer, places in self.inserted.items()}
+
+    @property
+    def total(self) -> int:
+        """Number of blocks in the copy."""
+        return self.moved(self.count)
 
     def moved(self, block: int) -> int:
         """Where block ``block`` of the base is in the copy."""
-        return block + sum(layer < block for layer in self.layers)
+        return block + sum(len(self.types[layer]) for layer in self.layers if layer < block)
 
     def moved_name(self, name: str, prefix: str) -> str:
         """What a tensor of the base is called in the copy; ``prefix`` is what comes before the index of a block."""
@@ -69,24 +92,34 @@ class CannotInsert(NotApplicable):
     """A block cannot be inserted without changing another one; the text says which and how."""
 
 
+class MovesOthers(CannotInsert):
+    """A block that comes later would be of another type: the class computes that from its index."""
+
+
 def insert_blocks(
-    config: Any, layers: Sequence[int], templates: Mapping[int, int], *, dense: bool = False
+    config: Any,
+    layers: Sequence[int],
+    templates: Mapping[int, int | Sequence[int]],
+    *,
+    dense: bool = False,
+    carriers: Mapping[int, int] | None = None,
 ) -> Insertion:
-    """Extend ``config`` by one block after each of ``layers``.
+    """Extend ``config`` by blocks after each of ``layers``.
 
     Args:
         config: a transformers config of a causal LM.
         layers: 0-based blocks, in the base's numbering.
-        templates: layer -> the base's block whose type the inserted one takes.
+        templates: layer -> the base's block whose type the inserted one takes; several for several blocks.
         dense: give the inserted blocks a dense MLP, where the config can say so block by block.
+        carriers: layer -> which of the blocks after it is to hold the vector; by default the first.
 
     Raises:
         CannotInsert: the config has no place for such a block, or does not survive its own config.json.
     """
     count = block_count(config)
     ordered = tuple(sorted(set(layers)))
-    sources = sources_of(count, ordered, templates)
-    inserted = {layer + 1 + number for number, layer in enumerate(ordered)}
+    each = {layer: _each(templates[layer]) for layer in ordered}
+    sources = sources_of(count, each)
     before = config.to_dict()
     # What is quantised is told by names, see :mod:`patcher.routes.exclusions`.
     values = {name: value for name, value in before.items() if not name.startswith("_") and name != QUANTISED}
@@ -97,7 +130,7 @@ def insert_blocks(
             new = len(sources)
         if new != value or (isinstance(value, list) and len(new) == len(sources) and name not in ("architectures",)):
             changes[name] = new
-    if dense and not _make_dense({**values, **changes}, changes, inserted):
+    if dense and not _make_dense({**values, **changes}, changes, _places(each)):
         raise CannotInsert("the config cannot make a single block of it dense")
     if isinstance(values.get(DRAFT_COUNT), int) and values[DRAFT_COUNT] > 0:
         # Blocks that predict further tokens follow the last one on disk; no causal LM class reads them.
@@ -113,14 +146,64 @@ def insert_blocks(
     for name, value in vars(config).items():
         if name.startswith("_attn_implementation") or name == "_attn_implementation_internal":
             setattr(extended, name, value)
-    return Insertion(ordered, {layer: templates[layer] for layer in ordered}, dense, extended, changes, count)
+    return Insertion(
+        ordered, each, {layer: (carriers or {}).get(layer, 0) for layer in ordered}, dense, extended, changes, count
+    )
 
 
-def sources_of(count: int, layers: tuple[int, ...], templates: Mapping[int, int]) -> list[int]:
+def _places(types: Mapping[int, Sequence[int]]) -> set[int]:
+    """Indices of the inserted blocks."""
+    new, places = 0, set()
+    for layer in sorted(types):
+        places |= set(range(layer + 1 + new, layer + 1 + new + len(types[layer])))
+        new += len(types[layer])
+    return places
+
+
+def _each(templates: int | Sequence[int]) -> tuple[int, ...]:
+    return (templates,) if isinstance(templates, int) else tuple(templates)
+
+
+def as_stated(insertion: Insertion, config: Any, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes as the base's config.json says such things: stacks know its words, not those of the class.
+
+    Args:
+        insertion: from :func:`insert_blocks`.
+        config: of the base.
+        stated: the base's config.json.
+    """
+    sources, count, known = sources_of(insertion.count, insertion.types), insertion.count, config.to_dict()
+    changes = dict(insertion.changes)
+    for name, value in stated.items():
+        if name in _AS_TEXT and isinstance(value, str) and len(value) == count:
+            changes = {key: new for key, new in changes.items() if not isinstance(new, list) or key in stated}
+            changes[name] = "".join(value[source] for source in sources)
+        elif name in BLOCK_COUNTS and value == count:
+            changes[name] = insertion.total
+        elif isinstance(value, list) and name not in known:
+            new = _extended(name, value, sources, count)
+            changes |= {name: new} if new != value else {}
+    return changes
+
+
+def sources_of(count: int, templates: Mapping[int, Sequence[int]]) -> list[int]:
     """For each block of the copy, the base's block whose type it has."""
-    return list(itertools.chain.from_iterable(
-        (block, templates[block]) if block in layers else (block,) for block in range(count)
-    ))  # fmt: skip
+    return [source for block in range(count) for source in (block, *templates.get(block, ()))]
+
+
+def continued(layer: int, number: int, count: int) -> tuple[int, ...]:
+    """The base's blocks whose types ``number`` blocks after ``layer`` have in a pattern of that length."""
+    return tuple(block if block < count else block - number for block in range(layer + 1, layer + 1 + number))
+
+
+def pattern_length(kinds: Sequence[Any]) -> int | None:
+    """After how many blocks their kinds repeat themselves, or None; a few blocks at the start may differ."""
+    for length in range(1, min(_LONGEST_PATTERN, len(kinds) // 2) + 1):
+        same = [kind == kinds[block + length] for block, kind in enumerate(kinds[:-length])]
+        start = len(same) - next((back for back, one in enumerate(reversed(same)) if not one), len(same))
+        if start <= len(kinds) // 4:
+            return length
+    return None
 
 
 def _extended(name: str, value: Any, sources: Sequence[int], count: int) -> Any:

@@ -13,14 +13,14 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers, saved_names
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
-from patcher.routes.carrier.choice import Choice, choose_insertion
+from patcher.routes.carrier.choice import Choice, choose_insertion, length_of_pattern
 from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
 from patcher.routes.carrier.fills import content, right_of
-from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED
+from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED, MovesOthers, as_stated
+from patcher.routes.carrier.readers import blocks_of_pattern, readers_of_pattern, stacks_of_insertion
 from patcher.routes.exclusions import module_of, modules_of, moved_config
 from patcher.routes.plan import ConstantError, NotApplicable, Plan, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
-from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 
 NAME = "carrier"
 _DERIVED = ("inv_freq", "masked_bias", ".attn.bias", ".attention.bias")
@@ -30,18 +30,48 @@ _DERIVED = ("inv_freq", "masked_bias", ".attn.bias", ".attention.bias")
 def plan(architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None) -> Plan:
     """Plan the inserted blocks: their tensors, the others' new indices, and the config.
 
+    It is one a layer. Where transformers' own class would then compute other types for later blocks, it is as many as
+    their pattern is long.
+
     Raises:
         NotApplicable: no block can be inserted here, or none that adds a constant.
     """
+    try:
+        return _plan(architecture, layers, checkpoint, 1)
+    except MovesOthers as finding:
+        number = length_of_pattern(architecture)
+        if number is None or number == 1:
+            raise
+        try:
+            return _plan(architecture, layers, checkpoint, number)
+        except NotApplicable as other:
+            raise NotApplicable(f"{finding}; with {number} blocks: {other}") from None
+
+
+def plan_pattern(architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None) -> Plan | None:
+    """The same for stacks that compute a block's type from its index: with as many blocks as their pattern is long.
+
+    Returns:
+        None where no such stack is known.
+
+    Raises:
+        NotApplicable: as above.
+    """
+    number = blocks_of_pattern(architecture)
+    return None if number is None else _plan(architecture, layers, checkpoint, number)
+
+
+def _plan(architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None, number: int) -> Plan:
     refuse_embedding(layers, "; a block is inserted after another one")
-    choice = choose_insertion(architecture, layers)
+    choice = choose_insertion(architecture, layers, number=number)
     insertion, blocks = choice.insertion, architecture.blocks
     names = CarrierNames(architecture, choice, checkpoint)
     tensors: list[TensorWrite] = []
     sites = {}
-    for layer, place in insertion.copy_layers.items():
-        sites[layer] = f"{blocks}.{place}.{choice.forms[layer].carrier}".rpartition(".")[0]
-        tensors += _block_tensors(architecture, choice, names, layer, place)
+    for layer, places in insertion.inserted.items():
+        sites[layer] = f"{blocks}.{insertion.copy_layers[layer]}.{choice.forms[layer].carrier}".rpartition(".")[0]
+        for place in places:
+            tensors += _block_tensors(architecture, choice, names, layer, place)
     tensors += _flag_tensors(architecture, choice, names)
     renamed, dropped = names.moved()
     changes = _config_changes(architecture, choice, checkpoint)
@@ -52,6 +82,12 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         "LoRA adapters made for the base address blocks by index: from block "
         f"{min(insertion.layers) + 1} on they hit the wrong one",
     ]
+    counting = readers_of_pattern(architecture)
+    if number == 1 and counting is not None:
+        warnings.append(
+            f"{' and '.join(counting[1])} computes a block's type from its index: of this copy it computes another "
+            "function, without an error"
+        )
     if epsilon:
         warnings.append(
             f"where the root mean square of the residual stream is only {math.sqrt(epsilon / 1e-3):.1g}, the inserted "
@@ -59,21 +95,22 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         )
     if changes.get(DRAFT_COUNT) == 0 and dropped:
         warnings.append("blocks that draft further tokens are left out")
-    total = insertion.count
-    more = "one more layer" if len(insertion.layers) == 1 else f"{len(insertion.layers)} more layers"
+    new = len(choice.blocks)
+    more = "one more layer" if new == 1 else f"{new} more layers"
     return Plan(
         route=NAME,
         architecture=architecture.class_name,
         blocks=blocks,
         sites=sites,
         tensors=tuple(tensors),
-        stacks=_stacks(architecture, choice, changes),
+        stacks=stacks_of_insertion(architecture, choice, changes),
         reason=_reason(choice),
-        cost=f"{more} in {total} and {'its' if len(insertion.layers) == 1 else 'their'} KV cache",
+        cost=f"{more} in {insertion.count} and {'its' if new == 1 else 'their'} KV cache",
         config_changes=changes,
         dropped=dropped,
         renamed=renamed,
         copy_layers=insertion.copy_layers,
+        inserted=insertion.inserted,
         warnings=tuple(warnings),
         constant=ConstantError(epsilon) if epsilon else None,
     )
@@ -82,10 +119,9 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
 def _block_tensors(
     architecture: Architecture, choice: Choice, names: CarrierNames, layer: int, place: int
 ) -> list[TensorWrite]:
-    blocks, form = architecture.blocks, choice.forms[layer]
-    template = choice.insertion.templates[layer]
+    blocks, form, template = architecture.blocks, choice.blocks[place].form, choice.blocks[place].template
     beside = names.blocks.get(template, {})
-    split = disk_tensors(architecture, choice, layer)
+    split = disk_tensors(architecture, choice, place)
     fused = class_tensors(choice.extended, blocks, place, form)
     wanted = []
     for tensor in split.values():
@@ -97,7 +133,7 @@ def _block_tensors(
             wanted.append(tensor)
     _require_understood(architecture, choice, names, template, {tensor.name for tensor in wanted})
     here, there = f"{names.prefix}{place}.", f"{names.prefix}{template}."
-    return [_write(tensor, beside, architecture, choice, layer, here, there) for tensor in wanted]
+    return [_write(tensor, beside, architecture, choice, (layer, place), here, there) for tensor in wanted]
 
 
 def _require_understood(
@@ -126,17 +162,16 @@ def _write(
     beside: Mapping[str, TensorInfo | None],
     architecture: Architecture,
     choice: Choice,
-    layer: int,
+    where: tuple[int, int],
     prefix: str,
     template_prefix: str,
 ) -> TensorWrite:
-    info, fill, hidden = beside.get(tensor.name), tensor.fill, architecture.hidden
+    (layer, place), info, fill, hidden = where, beside.get(tensor.name), tensor.fill, architecture.hidden
     shape, dtype = tensor.shape, info.dtype if info is not None else _usual_dtype(beside)
     if info is not None and info.shape != shape:
         raise NotApplicable(f"`{info.name}` is stored as {list(info.shape)}, not as {list(shape)}")
     if info is not None and fill.kind != "copied" and dtype not in FLOATS:
         raise NotApplicable(f"`{info.name}` is stored as {dtype}: the checkpoint is quantised")
-    place = choice.insertion.copy_layers[layer]
     name, parameter = prefix + tensor.name, f"{architecture.blocks}.{place}.{tensor.parameter}"
     if fill.kind == "carrier":
         right, casts = None, architecture.quantisation is None or architecture.quantisation.casts
@@ -172,7 +207,7 @@ def _flag_tensors(architecture: Architecture, choice: Choice, names: CarrierName
         return []
     insertion = choice.insertion
     before = {insertion.moved_name(name, architecture.blocks + ".") for name in choice.base.state_dict()}
-    inserted = tuple(f"{architecture.blocks}.{place}." for place in insertion.copy_layers.values())
+    inserted = tuple(f"{architecture.blocks}.{place}." for place in choice.blocks)
     state = choice.extended.state_dict()
     created = [name for name in state if name not in before and not name.startswith(inserted)]
     saved = saved_names(choice.extended, created)
@@ -183,7 +218,7 @@ def _flag_tensors(architecture: Architecture, choice: Choice, names: CarrierName
 def _config_changes(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> dict[str, Any]:
     """The changes in the spelling of this config.json; it must then say what was proven."""
     stored = _decoded(checkpoint.config) if checkpoint is not None else architecture.config.to_dict()
-    changes = dict(choice.insertion.changes)
+    changes = as_stated(choice.insertion, architecture.config, stored)
     before = architecture.config.to_dict()
     changes = {name: _spelled(value, stored.get(name), before.get(name)) for name, value in changes.items()}
     spellings: Mapping[str, str] = getattr(architecture.config, "attribute_map", None) or {}
@@ -254,21 +289,6 @@ def _decoded(value: Any) -> Any:
     return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
-def _stacks(architecture: Architecture, choice: Choice, changes: Mapping[str, Any]) -> dict[str, str]:
-    loads = architecture.loads
-    lists = {name: value for name, value in changes.items() if isinstance(value, list)}
-    mixed = {name: value for name, value in lists.items() if len(set(map(str, value))) > 1}
-    # llama.cpp computes such patterns from a block's index, and knows dense blocks only at the start.
-    llama_cpp = "no" if mixed or choice.insertion.dense or choice.flags else loads.get(LLAMA_CPP, "no")
-    types = lists.get("mlp_layer_types", [])
-    starts = types == sorted(types)
-    # Settings of single blocks are transformers' own way to write them.
-    # vLLM's Llama 4 takes the blocks of experts from their distance, not from the list.
-    known = starts and "per_layer_config" not in changes and "moe_layers" not in changes
-    vllm = "no" if choice.flags or not known else loads.get(VLLM, "no")
-    return {TRANSFORMERS: "native", VLLM: vllm, LLAMA_CPP: llama_cpp}
-
-
 def _reason(choice: Choice) -> str:
     form = next(iter(choice.forms.values()))
     source = {
@@ -278,11 +298,24 @@ def _reason(choice: Choice) -> str:
     }[form.source]
     carried = f"`{form.carrier}`" if form.carrier != form.sink else "it"
     flags = "".join(f"; the config key `{name}` creates it" for name in choice.flags)
+    others = len(choice.blocks) // len(choice.insertion.layers) - 1
+    idle = (
+        f"; {others} more do nothing, so that every later block keeps its place in the pattern of types"
+        if others
+        else ""
+    )
     return (
         f"an inserted block that is otherwise the identity gets a constant from {source} `{form.sink}`, and {carried} "
-        f"holds the vector{flags}; on a stand-in the whole model differs from the hook by {form.difference:.1g} of "
-        f"{form.effect:.2g}"
+        f"holds the vector{flags}{idle}; on a stand-in the whole model differs from the hook by "
+        f"{form.difference:.1g} of {form.effect:.2g}"
     )
 
 
-ROUTE = Route(NAME, plan, cost="one more layer and its KV cache", keeps_quantised=True)
+ROUTE = Route(
+    NAME,
+    plan,
+    cost="one more layer and its KV cache",
+    keeps_quantised=True,
+    wider=plan_pattern,
+    readers_of_wider=readers_of_pattern,
+)

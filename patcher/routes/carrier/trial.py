@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from patcher.capture.forward import Enough
 from patcher.routes.carrier.fills import Fill, content
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 
+_PERIOD = re.compile(r"_(period|offset|step)$")
+_DENSE_BLOCKS = ("mlp_only_layers",)
 _INNER_SIZES = ("intermediate", "ffn_hidden", "n_inner", "ffn_dim", "dim_ff")
 SCALES = (0.3, 3.0, 100.0)
 
@@ -48,7 +51,7 @@ class InsertionTrial:
         model: the extended class, with the base's random weights in all blocks but the inserted one.
         base: the tiny base.
         insertion: of the tiny config.
-        place: index of the inserted block.
+        place: index of the inserted block that is to hold the vector.
         parameters: name in the block -> what the inserted block has there.
         template: the same of its template, unchanged.
         hidden: width of the stand-in's residual stream.
@@ -56,6 +59,7 @@ class InsertionTrial:
 
     Without ``after`` the stand-in has a few blocks, and the insertion comes after the template. With it the stand-in
     is as deep as the real model, so that whatever a class computes from a block's index is what it computes there.
+    ``types`` are then those of all blocks that are inserted, of which ``template`` is number ``carrier``.
     """
 
     def __init__(
@@ -67,14 +71,20 @@ class InsertionTrial:
         *,
         all_experts: bool = False,
         after: int | None = None,
+        types: tuple[int, ...] = (),
+        carrier: int = 0,
         trust_remote_code: bool = False,
     ) -> None:
         tiny, layer = stand_in_config(config, template, NARROW if stage.narrow else WIDE, all_experts=all_experts)
         like = layer
         if after is not None:
             tiny, layer, like = as_deep(tiny, config, template), after, template
+            if len(types) > 1:
+                _take_pattern(tiny, config)
         self.blocks, self.layer, self.hidden, self.narrow = blocks, layer, HIDDEN, stage.narrow
-        self.insertion: Insertion = insert_blocks(tiny, [layer], {layer: like}, dense=stage.dense)
+        self.insertion: Insertion = insert_blocks(
+            tiny, [layer], {layer: types or like}, dense=stage.dense, carriers={layer: carrier}
+        )
         self.place = self.insertion.copy_layers[layer]
         stand_in = RandomStandIn.of(tiny, trust_remote_code=trust_remote_code)
         self.base, self.ids = stand_in.model, stand_in.ids
@@ -82,7 +92,7 @@ class InsertionTrial:
             with_flags(self.insertion.config, dict(stage.flags)), trust_remote_code=trust_remote_code
         )
         _raise_residual(self.base)
-        self._fill_from_base(like, strict=not stage.dense)
+        self._fill_from_base(strict=not stage.dense)
         self.block: nn.Module = submodule(self.model, f"{blocks}.{self.place}")
         self.parameters = _stored(self.block)
         self.template = {
@@ -90,11 +100,12 @@ class InsertionTrial:
         }
         self.vector = stand_in.random(self.hidden)
 
-    def _fill_from_base(self, like: int, *, strict: bool) -> None:
+    def _fill_from_base(self, *, strict: bool) -> None:
         stored, prefix = self.base.state_dict(), self.blocks + "."
         filled = {self.insertion.moved_name(name, prefix): tensor for name, tensor in stored.items()}
-        if strict:
-            own, there = f"{prefix}{like}.", f"{prefix}{self.place}."
+        types, places = self.insertion.types[self.layer], self.insertion.inserted[self.layer]
+        for like, place in zip(types, places, strict=True) if strict else ():
+            own, there = f"{prefix}{like}.", f"{prefix}{place}."
             filled |= {there + name.removeprefix(own): value for name, value in stored.items() if name.startswith(own)}
         try:
             result = self.model.load_state_dict(filled, strict=False)
@@ -108,8 +119,18 @@ class InsertionTrial:
 
     def set(self, fills: Mapping[str, Fill], vector: torch.Tensor | None = None) -> None:
         """Fill the inserted block; what ``fills`` does not name is zero."""
+        self._set(self.parameters, fills, vector)
+
+    def set_beside(self, number: int, fills: Mapping[str, Fill]) -> None:
+        """Fill one of several inserted blocks, by its number among them."""
+        place = self.insertion.inserted[self.layer][number]
+        self._set(_stored(submodule(self.model, f"{self.blocks}.{place}")), fills, None)
+
+    def _set(
+        self, parameters: Mapping[str, torch.Tensor], fills: Mapping[str, Fill], vector: torch.Tensor | None
+    ) -> None:
         with torch.no_grad():
-            for name, tensor in self.parameters.items():
+            for name, tensor in parameters.items():
                 fill = fills.get(name, Fill("zeros"))
                 if fill.kind == "copied":
                     tensor.copy_(self.template.get(name, torch.zeros(())).expand_as(tensor))
@@ -206,6 +227,20 @@ def as_deep(tiny: Any, config: Any, layer: int) -> Any:
         for _ in range(gap):
             tiny = insert_blocks(tiny, [place], {place: place}).config
     return tiny
+
+
+def _take_pattern(tiny: Any, config: Any) -> None:
+    """Lists of the blocks' types, in a stand-in that is as deep as the real model: what they are there."""
+    count = block_count(config)
+    for name, value in vars(config).items():
+        own = vars(tiny).get(name)
+        if _PERIOD.search(name) or (name in _DENSE_BLOCKS and not value):
+            setattr(tiny, name, copy.copy(value))
+        if not isinstance(value, (list, tuple)) or not isinstance(own, (list, tuple)) or "token" in name:
+            continue
+        kinds = len(value) == count and len(own) == count and set(map(repr, own)) <= set(map(repr, value))
+        if kinds or names_blocks(name, value, count):
+            setattr(tiny, name, copy.copy(value))
 
 
 def _shrink_indices(tiny: Any, config: Any, layer: int) -> None:
