@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from patcher.architectures.quantised import quantisation_of
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
+from patcher.build.small_streams import Weighing
 from patcher.capture.cache.key import capture_key, model_identity
 from patcher.capture.cache.store import CaptureCache, Remembering, capture_cache
 from patcher.capture.half_precision import turned_to_half
@@ -159,6 +161,8 @@ class BaseRun:
                 prepared = self.answered(opened)
                 vectors = self.find_vectors(prepared, reader, opened.tokenizer)
         total = sum_by_layer(vectors)
+        with clock.time("capture"):
+            plan = self.weighing.with_vectors(plan, opened, total)
         if ROUTES[plan.route].fit is not None:
             with clock.time("capture"):
                 plan = self._fitted(plan, opened, total)
@@ -192,21 +196,27 @@ class BaseRun:
         device, dtype = self.computed_in
         how = {"memory": "loading", "spread": "loading (what does not fit stays on the disk)", "stream": "streaming"}
         self.job.say(f"{how[mode]} the model ({str(dtype).removeprefix('torch.')}, {device})")
-        with (
-            scratch_folder(self.job.output) as scratch,
-            open_base(
-                self.base.reference_folder,
-                self.base.checkpoint,
-                self.planned.architecture,
-                mode,
-                dtype=dtype,
-                device=device,
-                scratch=scratch,
-                batch_size=self.job.recipe.capture.rows,
-                note=self.job.note,
-            ) as opened,
-        ):
+        with scratch_folder(self.job.output) as scratch, self._opened_in(mode, scratch) as opened:
             yield opened, self._remembering(opened.reader, mode, device)
+
+    def _opened_in(self, mode: Mode, scratch: Path) -> AbstractContextManager[OpenedBase]:
+        device, dtype = self.computed_in
+        return open_base(
+            self.base.reference_folder,
+            self.base.checkpoint,
+            self.planned.architecture,
+            mode,
+            dtype=dtype,
+            device=device,
+            scratch=scratch,
+            batch_size=self.job.recipe.capture.rows,
+            note=self.job.note,
+        )
+
+    @cached_property
+    def weighing(self) -> Weighing:
+        """What weighs a plan on the base's residual stream."""
+        return Weighing(self.job, self.planned, self.base, functools.partial(self._opened_in, "stream"))
 
     def _remembering(self, reader: ResidualReader, mode: Mode, device: str) -> ResidualReader:
         if self.identity is None:

@@ -86,6 +86,7 @@ def _build(
         with clock.time("plan"):
             plan = planned_again(job, planned, base.checkpoint, route_for)
             run = BaseRun.of(job, planned, base)
+            plan = run.weighing.before_load(plan)
         found = run.find(plan, early)
         if strict:
             require_effect(found.evaluation, loaded.path.name)

@@ -57,7 +57,7 @@ class Fit(Part):
 
 
 class Constant(Part):
-    """Of a carrier whose constant is not exact, see :class:`patcher.routes.plan.ConstantError`."""
+    """Of a carrier whose constant is not exact, see :class:`patcher.routes.constant.ConstantError`."""
 
     epsilon: Number
     mean_squares: list[Number] | None = None
@@ -65,6 +65,8 @@ class Constant(Part):
     typical: Number | None = None
     worst: Number | None = None
     measured_on: str | None = None
+    layer: Layer | None = None
+    expected: Number | None = None
 
 
 class RecordedRoute(Part):

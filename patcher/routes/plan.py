@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+
+from patcher.routes.constant import ConstantError as ConstantError
 
 Reader = Callable[[str], torch.Tensor]
 """Reads one tensor of the base by its name on disk, in its stored dtype."""
@@ -16,6 +18,9 @@ FREE = "none"
 
 STORED_LIMIT = 0.02
 """Largest relative error with which a copy may hold the vector; a build refuses more, and the verification too."""
+
+RESIDUAL_LIMIT = 1e-3
+"""Largest relative error of what the residual stream of an exact copy gains, at any position."""
 
 
 @dataclass(frozen=True)
@@ -88,35 +93,6 @@ class TensorWrite:
         if self.index is not None:
             result["index"] = self.index
         return result
-
-
-@dataclass(frozen=True)
-class ConstantError:
-    """How far the constant of an inserted block is off on this model's own residual stream.
-
-    A constant that is a norm's sum of squares is short: a token whose residual has the mean square m gains
-    q = m / (m + epsilon) of the vector.
-
-    Attributes:
-        epsilon: of the norm.
-        mean_squares: min, median and max of m over the tokens that were looked at (of a norm that takes the mean away,
-            of the variance); None if none were.
-        set_for: the m that the constant is right for; None: it is right for a stream that is large.
-        typical: relative error of the added vector that is left, the median over the tokens.
-        worst: the same, the largest.
-        measured_on: ``embedding rows`` or ``captured activations``.
-    """
-
-    epsilon: float
-    mean_squares: tuple[float, float, float] | None = None
-    set_for: float | None = None
-    typical: float | None = None
-    worst: float | None = None
-    measured_on: Literal["embedding rows", "captured activations"] | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {**asdict(self), "mean_squares": None if self.mean_squares is None else list(self.mean_squares)}
 
 
 @dataclass(frozen=True)

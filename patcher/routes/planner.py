@@ -16,6 +16,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.errors import InputError
 from patcher.routes import flag, native, parallel
 from patcher.routes.carrier import route as carrier
+from patcher.routes.carrier.small_streams import ConstantTooShort, SmallStreams
 from patcher.routes.embedding import route as embedding
 from patcher.routes.plan import FREE, NotApplicable, Plan
 from patcher.routes.rank_one import route as rank_one
@@ -44,11 +45,16 @@ ROUTES: Mapping[str, Route] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a route can do here: a plan, or why there is none."""
+    """What a route can do here: a plan, or why there is none.
+
+    Attributes:
+        too_short: whether the residual stream is too small for it.
+    """
 
     route: Route
     plan: Plan | None
     why_not: str = ""
+    too_short: bool = False
 
     @property
     def name(self) -> str:
@@ -72,15 +78,46 @@ def survey(
     *,
     targets: Sequence[str] = (TRANSFORMERS,),
     names: Sequence[str] | None = None,
+    streams: SmallStreams | None = None,
 ) -> Iterator[Verdict]:
-    """Every route in turn, planned when it is asked for: a plan that all ``targets`` read, or the reason against it."""
+    """Every route in turn, planned when it is asked for: a plan that all ``targets`` read, or the reason against it.
+
+    Args:
+        streams: what plans are weighed on.
+    """
     for name in ROUTES if names is None else names:
         route = ROUTES[name]
         try:
             route.require_serves(architecture)
-            yield Verdict(route, _planned(route, architecture, layers, checkpoint, targets))
+            plan = _planned(route, architecture, layers, checkpoint, targets)
+            try:
+                plan = plan if streams is None else streams.weighed(plan)
+            except ConstantTooShort as short:
+                plan = _lossless(route, architecture, layers, checkpoint, targets, str(short))
+            yield Verdict(route, plan)
         except NotApplicable as finding:
-            yield Verdict(route, None, str(finding))
+            yield Verdict(route, None, str(finding), isinstance(finding, ConstantTooShort))
+
+
+def _lossless(
+    route: Route,
+    architecture: Architecture,
+    layers: Sequence[int],
+    checkpoint: CheckpointFolder | None,
+    targets: Sequence[str],
+    short: str,
+) -> Plan:
+    """The same route with a constant that is exact on any residual stream."""
+    if route.plan_lossless is None:
+        raise ConstantTooShort(short)
+    try:
+        other = replace(route, plan=route.plan_lossless, wider=None)
+        plan = _planned(other, architecture, layers, checkpoint, targets)
+    except NotApplicable as finding:
+        raise ConstantTooShort(f"{short}; with an exact constant: {finding}") from None
+    return replace(
+        plan, advice=(*plan.advice, f"a block that is made otherwise is inserted: of the usual one, {short}")
+    )
 
 
 def _planned(
@@ -114,6 +151,7 @@ def choose_route(
     route: str = "auto",
     exact: bool = True,
     prefer: Prefer = "stacks",
+    streams: SmallStreams | None = None,
 ) -> Plan:
     """The best route that stores the edits and is read by every target.
 
@@ -125,6 +163,7 @@ def choose_route(
         route: force one by name.
         exact: whether fitted routes are out of the question.
         prefer: what decides between exact routes.
+        streams: the residual stream that the copy's constants are weighed on, where it is known.
 
     Raises:
         InputError: no route serves; the text names what is missing, route by route.
@@ -133,15 +172,16 @@ def choose_route(
         raise InputError(f"unknown route `{route}`", where="route", remedy="known routes: auto, " + ", ".join(ROUTES))
     demanded = demanded_stacks(targets)
     tried: dict[str, str] = {}
+    too_short = False
     best: Plan | None = None
     free: Plan | None = None
     fitted: Plan | None = None
     for name in ROUTES if route == "auto" else [route]:
         if best is not None and not _could_beat(ROUTES[name], best, architecture, prefer):
             continue
-        verdict = next(survey(architecture, layers, checkpoint, targets=demanded, names=[name]))
+        verdict = next(survey(architecture, layers, checkpoint, targets=demanded, names=[name], streams=streams))
         if verdict.plan is None:
-            tried[name] = verdict.why_not
+            tried[name], too_short = verdict.why_not, too_short or verdict.too_short
         elif not verdict.plan.exact:
             fitted = verdict.plan
         else:
@@ -153,7 +193,14 @@ def choose_route(
         return best if route != "auto" or min(layers) < 0 else _with_wider(best, architecture, demanded)
     if fitted is not None and not exact:
         return fitted
-    raise _no_route(architecture, layers, demanded, tried, fitted)
+    raise _no_route(
+        architecture,
+        layers,
+        demanded,
+        tried,
+        fitted,
+        too_short=too_short and max(layers) + 1 < architecture.block_count,
+    )
 
 
 def rank(plan: Plan, architecture: Architecture, prefer: Prefer) -> tuple[float, ...]:
@@ -230,6 +277,8 @@ def _no_route(
     targets: Sequence[str],
     tried: Mapping[str, str],
     fitted: Plan | None,
+    *,
+    too_short: bool = False,
 ) -> InputError:
     found = "; ".join(f"{name}: {why}" for name, why in tried.items())
     where = "layers " + ", ".join(map(str, layers))
@@ -239,13 +288,16 @@ def _no_route(
             f"only the fitted `{fitted.route}`",
             where=where,
             found=found,
-            remedy="to allow it, add the line `exact: false` to the recipe; what it is off by is measured and reported",
+            remedy=("steer a later layer, where the residual stream is larger. Or " if too_short else "")
+            + "to allow it, add the line `exact: false` to the recipe; what it is off by is measured and reported",
             code="exact",
         )
     remedy = "steer it with a hook, or choose a model that has a route: patch-model inspect --all"
     others = [stack for stack in targets if stack != TRANSFORMERS]
     if any("does not read it" in why for why in tried.values()) and others:
         remedy = f"take {', '.join(others)} out of `targets`"
+    elif too_short:
+        remedy = "steer a later layer, where the residual stream is larger, or use a hook"
     return InputError(
         f"{architecture.class_name} (model_type `{architecture.model_type}`) has no route for this edit",
         where=where,

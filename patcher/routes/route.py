@@ -9,6 +9,8 @@ from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.routes.plan import FREE, NotApplicable, Plan
 
+Planning = Callable[[Architecture, Sequence[int], CheckpointFolder | None], Plan]
+
 
 @dataclass(frozen=True)
 class Route:
@@ -24,15 +26,17 @@ class Route:
         keeps_quantised: it rewrites no weight of the base, so that it also serves one whose weights are quantised.
         wider: plans a copy that costs more, for what does not read the plain one; None where there is no other one.
         readers_of_wider: how many blocks that takes, and which stacks read it alone, as far as the registry knows.
+        plan_lossless: where a plan's constant may be short (:attr:`Plan.constant`), what plans without that; or None.
     """
 
     name: str
-    plan: Callable[[Architecture, Sequence[int], CheckpointFolder | None], Plan]
+    plan: Planning
     cost: str = FREE
     fit: Callable[..., Plan] | None = None
     keeps_quantised: bool = False
     wider: Callable[[Architecture, Sequence[int], CheckpointFolder | None], Plan | None] | None = None
     readers_of_wider: Callable[[Architecture], tuple[int, tuple[str, ...]] | None] | None = None
+    plan_lossless: Planning | None = None
 
     @property
     def exact(self) -> bool:

@@ -11,13 +11,12 @@ import torch
 
 from patcher.patched.route import Fit
 from patcher.patched.stored import StoredLayer
-from patcher.routes.plan import STORED_LIMIT
+from patcher.routes.plan import RESIDUAL_LIMIT, STORED_LIMIT
 from patcher.verify.checks import Check, Comparison
 from patcher.verify.programs.stock_passes import OWN_DTYPE_PROBES, RESIDUAL_PROBES, UNSTEERED_PROBES
 
 HARD_LIMIT = 1e-3
 EFFECT_SHARE = 0.01
-RESIDUAL_LIMIT = 1e-3
 FP32_EPSILON = 1.2e-7
 LOAD_KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
 NOTHING_NEW = "no missing, no unexpected key beyond the base's"

@@ -67,7 +67,7 @@ def stock_job(
         "base": str(base if offload is None else offload.base),
         "dequantise": None if quantisation is None else quantisation.dequantise,
         "texts": texts,
-        "ids": None if has_tokenizer(base) else _ids_without_tokenizer(config),
+        "ids": None if has_tokenizer(base) else ids_without_tokenizer(config),
         "max_tokens": min(most, positions - GREEDY_TOKENS) if positions else most,
         "greedy_tokens": GREEDY_TOKENS if others else GREEDY_ALONE if offload is None else GREEDY_FROM_DISK,
         "start_limit": START_LIMIT,
@@ -99,7 +99,8 @@ def stock_job(
     return job, long_note
 
 
-def _ids_without_tokenizer(config: Mapping[str, Any]) -> list[list[int]]:
+def ids_without_tokenizer(config: Mapping[str, Any]) -> list[list[int]]:
+    """Random token ids, in the place of texts that no tokenizer can read."""
     vocabulary = int(config.get("vocab_size") or 100)
     generator = torch.Generator().manual_seed(7)
     return [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in (17, 9, 24, 5)]

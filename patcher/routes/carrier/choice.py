@@ -84,7 +84,12 @@ class _Row:
 
 
 def choose_insertion(
-    architecture: Architecture, layers: Sequence[int], stages: Iterable[Stage] | None = None, *, number: int = 1
+    architecture: Architecture,
+    layers: Sequence[int],
+    stages: Iterable[Stage] | None = None,
+    *,
+    number: int = 1,
+    lossless: bool = False,
 ) -> Choice:
     """The first block type and content that are proven for every layer.
 
@@ -94,13 +99,14 @@ def choose_insertion(
         stages: what is looked for, in this order; by default everything, and what needs a config flag comes last.
         number: how many blocks are inserted after each layer. Of several, one holds the vector and the others do
             nothing; they go on with the pattern of types that the base's blocks have.
+        lossless: only contents whose constant loses nothing, however small the residual stream is.
 
     Raises:
         MovesOthers: there is none as long as so many blocks are inserted.
         CannotInsert: there is none; the text says why.
     """
     base = on_meta(architecture.config, trust_remote_code=architecture.trust_remote_code)
-    search = _Search(architecture, base, number)
+    search = _Search(architecture, base, number, lossless=lossless)
     reasons: dict[str, None] = {}
     kind = CannotInsert
     for stage in stages or search.stages():
@@ -122,8 +128,8 @@ def length_of_pattern(architecture: Architecture) -> int | None:
 class _Search:
     uninformative = ("the config cannot make a single block of it dense",)
 
-    def __init__(self, architecture: Architecture, base: nn.Module, number: int) -> None:
-        self.architecture, self.base, self.number = architecture, base, number
+    def __init__(self, architecture: Architecture, base: nn.Module, number: int, *, lossless: bool = False) -> None:
+        self.architecture, self.base, self.number, self.lossless = architecture, base, number, lossless
         self.config, self.trust = architecture.config, architecture.trust_remote_code
         self.kinds = block_kinds(base, architecture.blocks)
         self._trials: dict[Any, InsertionTrial] = {}
@@ -150,7 +156,8 @@ class _Search:
             row = rows[layer]
             for number, (place, template) in enumerate(zip(places, row.types, strict=True)):
                 form = row.form if number == row.carrier else row.idle[number]
-                blocks[place] = Block(form, self._trial_of(template, stage, form), (template, stage), template)
+                key = (template, stage, self.lossless)
+                blocks[place] = Block(form, self._trial_of(template, stage, form), key, template)
         return Choice(insertion, forms, blocks, dict(stage.flags), self.base, extended)
 
     def _inserted(
@@ -213,7 +220,7 @@ class _Search:
             except (InputError, RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
                 return f"a stand-in of it does not run ({cause_of(error)})"
 
-        key = ("carrier form", repr(self.kinds[template]), stage)
+        key = ("carrier form", repr(self.kinds[template]), stage, self.lossless)
         found = self.architecture.once(key, search, Form | str, template)
         if isinstance(found, str):
             raise CannotInsert(found)
@@ -227,17 +234,20 @@ class _Search:
         if lacking:
             raise CannotInsert(f"its stand-in is built otherwise (`{lacking[0]}`)")
         _require_same_factors(trial, block)
-        form = next(find_forms(trial, shapes, self.architecture.hidden), None)
+        form = next(self._wanted(find_forms(trial, shapes, self.architecture.hidden)), None)
         if form is None:
             raise CannotInsert(why_none(trial))
         if _of_experts(trial, form) and form.carrier == form.sink:
             # What an expert weighs may depend on how many there are.
             trial = self._trial(template, stage, all_experts=True)
-            again = find_forms(trial, shapes, self.architecture.hidden)
+            again = self._wanted(find_forms(trial, shapes, self.architecture.hidden))
             form = next((found for found in again if found.sink == form.sink), None)
             if form is None:
                 raise CannotInsert("with all experts its output is no constant")
         return form
+
+    def _wanted(self, forms: Iterator[Form]) -> Iterator[Form]:
+        return (form for form in forms if not (self.lossless and form.loss.epsilon))
 
     def _idle(self, template: int, stage: Stage, block: nn.Module) -> Form:
         """The content under which a block of this type does nothing."""
@@ -264,7 +274,7 @@ class _Search:
                 return str(finding)
             return None
 
-        place: tuple[Any, ...] = (layer, row.types[row.carrier], stage)
+        place: tuple[Any, ...] = (layer, row.types[row.carrier], stage, self.lossless)
         several = (row.types, row.carrier) if len(row.types) > 1 else ()
         reason = self.architecture.once(("carrier proof", *place, *several), why, str | None)
         if reason is not None:

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from patcher.architectures.model_class import submodule
+from patcher.routes.carrier.epsilon import loss_of
 from patcher.routes.carrier.fills import Fill, Right, gain
 from patcher.routes.carrier.trial import SCALES, InsertionTrial
+from patcher.routes.constant import Loss
 
 TOLERANCE = 1e-3
 _LOUD, _FAINT = 2.0**10, 2.0**-16
@@ -39,7 +41,7 @@ class Form:
         source: where the constant comes from: ``bias``, ``norm bias`` or ``norm``.
         sink: the output projection.
         unit: residual gain per unit of the carrier, divided by what the width gives (:func:`gain`).
-        epsilon: of the norm before the MLP; a residual of mean square m gains 1 - epsilon / m of the vector.
+        loss: what small residual streams lose of the vector.
         difference: max |difference in logits| between the whole stand-in and the base under a hook.
         effect: that hook's effect on the logits.
     """
@@ -49,9 +51,14 @@ class Form:
     source: str
     sink: str
     unit: float
-    epsilon: float = 0.0
+    loss: Loss = field(default_factory=Loss)
     difference: float = math.inf
     effect: float = 0.0
+
+    @property
+    def epsilon(self) -> float:
+        """Of the norm whose sum of squares is the constant; 0 where it is none."""
+        return self.loss.epsilon if self.loss.power == 1 else 0.0
 
     def factor(self, hidden: int) -> float:
         """Residual gain per unit of the carrier in a model of this width."""
@@ -242,9 +249,10 @@ def _form(
     found = constant_gain(trial, {**fills, carrier: fill}, trial.vector)
     if found is None:
         return None
-    unit, _, epsilon = found
+    unit, _ = found
     held = replace(fill, factor=unit * fill.factor)
-    return Form({**fills, carrier: held}, carrier, source, sink, unit, epsilon=epsilon)
+    loss = loss_of(trial, {**fills, carrier: fill}, trial.vector)
+    return Form({**fills, carrier: held}, carrier, source, sink, unit, loss)
 
 
 def _direct(trial: InsertionTrial, neutral: Mapping[str, Fill]) -> Iterator[Form]:
@@ -253,8 +261,7 @@ def _direct(trial: InsertionTrial, neutral: Mapping[str, Fill]) -> Iterator[Form
         if not name.endswith("bias") or tuple(trial.parameters[name].shape) != (trial.hidden,):
             continue
         form = _form(trial, neutral, name, Fill("carrier"), "bias", name)
-        # No norm is in front of it, so that no epsilon takes anything away.
-        if form is not None and (proven := _proven(trial, replace(form, epsilon=0.0))) is not None:
+        if form is not None and (proven := _proven(trial, form)) is not None:
             yield proven
 
 
@@ -264,10 +271,8 @@ def _moves(trial: InsertionTrial, fills: Mapping[str, Fill]) -> bool:
     return bool(torch.isfinite(gains[0]).all()) and float(gains[0].abs().max()) > 1e-6
 
 
-def constant_gain(
-    trial: InsertionTrial, fills: Mapping[str, Fill], vector: torch.Tensor
-) -> tuple[float, float, float] | None:
-    """Gain per unit, deviation and epsilon where the block adds a multiple of the vector, else None."""
+def constant_gain(trial: InsertionTrial, fills: Mapping[str, Fill], vector: torch.Tensor) -> tuple[float, float] | None:
+    """Gain per unit and deviation where the block adds a multiple of the vector, else None."""
     trial.set(fills, vector)
     gains = trial.gains()
     if not all(bool(torch.isfinite(gained).all()) for gained in gains):
@@ -286,11 +291,9 @@ def constant_gain(
     deviation = max(deviation, float((again - unit * other).abs().max()) / (3.0 * scale))
     if not deviation <= TOLERANCE:
         return None
-    # Residuals of the smallest scale show what an epsilon takes away.
-    epsilon = max(0.0, float(1.0 - shares[0].mean() / shares[-1].mean())) * SCALES[0] ** 2
     near = min((1.0, 0.5, 2.0, float(round(unit)) or 1.0), key=lambda simple: abs(simple - unit))
     exact = near if abs(near - unit) <= 2e-6 * abs(unit) else unit
-    return exact, deviation, epsilon if epsilon > 1e-8 else 0.0
+    return exact, deviation
 
 
 def _proven(trial: InsertionTrial, form: Form) -> Form | None:

@@ -5,7 +5,7 @@ The model type stays as it is, so whatever loads the architecture runs the copy,
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,23 +27,32 @@ _DERIVED = ("inv_freq", "masked_bias", ".attn.bias", ".attention.bias")
 """Buffers that old checkpoints store and classes compute."""
 
 
-def plan(architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None) -> Plan:
+def plan(
+    architecture: Architecture,
+    layers: Sequence[int],
+    checkpoint: CheckpointFolder | None,
+    *,
+    lossless: bool = False,
+) -> Plan:
     """Plan the inserted blocks: their tensors, the others' new indices, and the config.
 
     It is one a layer. Where transformers' own class would then compute other types for later blocks, it is as many as
     their pattern is long.
 
+    Args:
+        lossless: only with a constant that is exact however small the residual stream is.
+
     Raises:
         NotApplicable: no block can be inserted here, or none that adds a constant.
     """
     try:
-        return _plan(architecture, layers, checkpoint, 1)
+        return _plan(architecture, layers, checkpoint, 1, lossless=lossless)
     except MovesOthers as finding:
         number = length_of_pattern(architecture)
         if number is None or number == 1:
             raise
         try:
-            return _plan(architecture, layers, checkpoint, number)
+            return _plan(architecture, layers, checkpoint, number, lossless=lossless)
         except NotApplicable as other:
             raise NotApplicable(f"{finding}; with {number} blocks: {other}") from None
 
@@ -61,9 +70,16 @@ def plan_pattern(architecture: Architecture, layers: Sequence[int], checkpoint: 
     return None if number is None else _plan(architecture, layers, checkpoint, number)
 
 
-def _plan(architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None, number: int) -> Plan:
+def _plan(
+    architecture: Architecture,
+    layers: Sequence[int],
+    checkpoint: CheckpointFolder | None,
+    number: int,
+    *,
+    lossless: bool = False,
+) -> Plan:
     refuse_embedding(layers, "; a block is inserted after another one")
-    choice = choose_insertion(architecture, layers, number=number)
+    choice = choose_insertion(architecture, layers, number=number, lossless=lossless)
     insertion, blocks = choice.insertion, architecture.blocks
     names = CarrierNames(architecture, choice, checkpoint)
     tensors: list[TensorWrite] = []
@@ -77,7 +93,6 @@ def _plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpo
     changes = _config_changes(architecture, choice, checkpoint)
     if architecture.quantisation is not None:
         changes[QUANTISED] = _moved_quantisation(architecture, choice, names, checkpoint, tensors)
-    epsilon = max(form.epsilon for form in choice.forms.values())
     warnings = [
         "LoRA adapters made for the base address blocks by index: from block "
         f"{min(insertion.layers) + 1} on they hit the wrong one",
@@ -87,11 +102,6 @@ def _plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpo
         warnings.append(
             f"{' and '.join(counting[1])} computes a block's type from its index: of this copy it computes another "
             "function, without an error"
-        )
-    if epsilon:
-        warnings.append(
-            f"where the root mean square of the residual stream is only {math.sqrt(epsilon / 1e-3):.1g}, the inserted "
-            "block's norm makes the vector 0.1 % shorter; at half of that 0.4 %"
         )
     if changes.get(DRAFT_COUNT) == 0 and dropped:
         warnings.append("blocks that draft further tokens are left out")
@@ -112,7 +122,7 @@ def _plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpo
         copy_layers=insertion.copy_layers,
         inserted=insertion.inserted,
         warnings=tuple(warnings),
-        constant=ConstantError(epsilon) if epsilon else None,
+        constant=ConstantError.of({layer: form.loss for layer, form in choice.forms.items()}),
     )
 
 
@@ -318,4 +328,5 @@ ROUTE = Route(
     keeps_quantised=True,
     wider=plan_pattern,
     readers_of_wider=readers_of_pattern,
+    plan_lossless=functools.partial(plan, lossless=True),
 )

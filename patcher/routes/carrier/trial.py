@@ -143,7 +143,7 @@ class InsertionTrial:
         found = []
         with torch.no_grad(), quiet_transformers():
             for scale in scales:
-                noise = torch.randn(self._shape, generator=torch.Generator().manual_seed(1)) * scale
+                noise = self.noise(scale)
                 rest = copy.deepcopy((args[1:], kwargs))
                 if args:
                     output = self.block(noise, *rest[0], **rest[1])
@@ -152,6 +152,10 @@ class InsertionTrial:
                 hidden = output if isinstance(output, torch.Tensor) else output[0]
                 found.append(hidden.float() - noise)
         return found
+
+    def noise(self, scale: float) -> torch.Tensor:
+        """The random residuals of a scale, [batch, position, hidden] fp32."""
+        return torch.randn(self._shape, generator=torch.Generator().manual_seed(1)) * scale
 
     @functools.cached_property
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

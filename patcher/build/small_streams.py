@@ -1,0 +1,198 @@
+"""Whether a carrier's constant is right on this base's residual stream, found out before the copy is written.
+
+The constant is short where the stream is small. What enters block 0 tells whether that can matter. If so, the first
+blocks are run on a few hundred tokens, before the model is loaded: that sets the constant. Where it would still fail
+the proof, another content or route is taken. With the vectors known, log-probabilities are computed under what the
+copy will add, and compared with the hook's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+
+from patcher.build.job import Job
+from patcher.build.planning import BuildPlan
+from patcher.capture.batches import Batch, padded
+from patcher.capture.forward import steering_hooks
+from patcher.capture.logits import LoadedModel, LogitsJob
+from patcher.capture.moments import stream_moments
+from patcher.capture.opened import OpenedBase
+from patcher.checkpoint.prepare import PreparedBase
+from patcher.checkpoint.staging import scratch_folder
+from patcher.errors import InputError
+from patcher.pairs.vocabulary import with_embeddings
+from patcher.routes.carrier.small_streams import ConstantTooShort, SmallStreams
+from patcher.routes.constant import moments_of
+from patcher.routes.plan import Plan
+from patcher.routes.planner import choose_route
+from patcher.verify.probes import PROBES
+from patcher.verify.stock_job import ids_without_tokenizer
+
+PROMPT_TOKENS = 512
+"""So many tokens of the recipe's own prompts are looked at, beside the texts of the verification."""
+NEGLIGIBLE = 1e-6
+"""A relative error of the vector that no proof can see."""
+_MANY = 128
+"""Tokens of a text that are looked at."""
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """Weighs the plans of a build on its base.
+
+    Attributes:
+        job: the recipe.
+        planned: what was decided without the weights.
+        base: the base, prepared.
+        open_streamed: opens it with a folder for what does not fit in memory; the weights that are used are read.
+        moments: layer -> what was measured of the residual stream after it, of each text [tokens, 2].
+    """
+
+    job: Job
+    planned: BuildPlan
+    base: PreparedBase
+    open_streamed: Callable[[Path], AbstractContextManager[OpenedBase]]
+    moments: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+
+    def before_load(self, plan: Plan) -> Plan:
+        """The plan with its constant set for the base's residual stream, or the next best one.
+
+        Of the weights, rows of the embedding are read, and the blocks up to the last steered one where these tell that
+        it may matter.
+
+        Raises:
+            InputError: no route is left; what its constant would be off by is said.
+        """
+        if plan.constant is None:
+            return plan
+        rows = [ids for some in self._texts for ids in some]
+        try:
+            with scratch_folder(self.job.output) as scratch, self.open_streamed(scratch) as opened:
+                entering = torch.cat(stream_moments(opened.reader.runner, rows, [-1], moments_of)[-1])
+                first = plan.constant.measured(dict.fromkeys(plan.sites, entering), "embedding rows", corrected=False)
+                if (first.worst or 0.0) <= NEGLIGIBLE:
+                    return replace(plan, constant=first)
+                self.job.say("measuring the residual stream: the inserted block's constant depends on it")
+                found = stream_moments(opened.reader.runner, rows, sorted(plan.sites), moments_of)
+        except InputError as error:
+            if error.code != "stream":
+                raise
+            self.job.note(f"the residual stream is measured when the model is loaded: {error.problems[0].message}")
+            return plan
+        self.moments.update(found)
+        streams = SmallStreams({layer: torch.cat(parts) for layer, parts in found.items()})
+        return self._chosen(plan, streams, exact=self.job.recipe.exact)
+
+    def with_vectors(self, plan: Plan, opened: OpenedBase, vectors: Mapping[int, torch.Tensor]) -> Plan:
+        """The same once the vectors are known: their effect tells what a constant that is off by so much will make.
+
+        Args:
+            vectors: layer -> [hidden], what the residual stream gains.
+
+        Raises:
+            InputError: no route is left.
+        """
+        constant = plan.constant
+        if constant is None or (constant.worst is not None and constant.worst <= NEGLIGIBLE):
+            return plan
+        checks, prompts = self._texts
+        moments = self._moments_under(opened, vectors, [*checks, *prompts])
+        streams = SmallStreams(
+            {layer: torch.cat(parts) for layer, parts in moments.items()},
+            partial(_expected, opened, vectors, checks, moments),
+            self.job.recipe.verify.tolerance,
+        )
+        return self._chosen(plan, streams, exact=self.job.recipe.exact or opened.model is None)
+
+    def _chosen(self, plan: Plan, streams: SmallStreams, *, exact: bool) -> Plan:
+        try:
+            return streams.weighed(plan)
+        except ConstantTooShort as short:
+            recipe = self.job.recipe
+            again = choose_route(
+                self.planned.architecture,
+                sorted(plan.sites),
+                self.base.checkpoint,
+                targets=recipe.targets,
+                route=recipe.route,
+                exact=exact,
+                prefer=recipe.prefer,
+                streams=streams,
+            )
+            self.job.say(f"not the `{plan.route}` route as it would come first: {short}")
+            if again.route == plan.route:
+                return again
+            return replace(again, advice=(*again.advice, f"the `{plan.route}` route came first, but {short}"))
+
+    @cached_property
+    def _texts(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of what the verification will run, and of the recipe's own prompts."""
+        tokenizer, embeddings = self.planned.tokenizer, self.planned.architecture.embeddings
+        if tokenizer is None:
+            return ids_without_tokenizer(self.base.checkpoint.config), []
+        texts = self.job.recipe.verify.probes or PROBES
+        checks = [list(tokenizer(text)["input_ids"])[:_MANY] for text in texts]
+        prompts: list[list[int]] = []
+        for entry in self.planned.prepared:
+            both = zip(entry.sides.positive, entry.sides.negative, strict=False)
+            for side in (side for sides in both for side in sides):
+                if sum(map(len, prompts)) < PROMPT_TOKENS:
+                    prompts.append(list(side.ids)[:_MANY])
+        return with_embeddings((ids for ids in checks if ids), embeddings), with_embeddings(prompts, embeddings)
+
+    def _moments_under(
+        self, opened: OpenedBase, vectors: Mapping[int, torch.Tensor], rows: list[list[int]]
+    ) -> Mapping[int, list[torch.Tensor]]:
+        """Layer -> those of each row, where the earlier layers have been steered."""
+        if len(vectors) == 1 and self.moments.keys() >= vectors.keys():
+            return self.moments
+        runner = opened.reader.runner
+        if opened.model is None:
+            return stream_moments(runner, rows, sorted(vectors), moments_of, vectors)
+        found: dict[int, list[torch.Tensor]] = {}
+        for layer in sorted(vectors):
+            earlier = {at: vector for at, vector in vectors.items() if at < layer}
+            with steering_hooks(opened.model, opened.blocks, earlier):
+                found |= stream_moments(runner, rows, [layer], moments_of)
+        return found
+
+
+def _expected(
+    opened: OpenedBase,
+    vectors: Mapping[int, torch.Tensor],
+    rows: list[list[int]],
+    moments: Mapping[int, list[torch.Tensor]],
+    plan: Plan,
+) -> float:
+    """The largest difference of a log-probability between the hook and what the copy will add."""
+    constant = plan.constant
+    assert constant is not None
+    dtype = opened.reader.runner.dtype
+    jobs, gained = [], []
+    for number, ids in enumerate(rows):
+        inputs = Batch(padded([ids], "right", 0)[0], ()).inputs_in(dtype)
+        shares = {layer: constant.gained(layer, moments[layer][number]) for layer in vectors}
+        short = {layer: (shares[layer].float()[:, None] * vector)[None] for layer, vector in vectors.items()}
+        gained += list(shares.values())
+        # What half a precision rounds off is more than the difference: there it is the effect that is computed.
+        other: Mapping[int, torch.Tensor] = short if dtype == torch.float32 else {}
+        jobs += [LogitsJob(inputs, added, torch.arange(len(ids))) for added in (vectors, other)]
+    seen: dict[int, torch.Tensor] = {}
+    apart = [0.0]
+
+    def use(number: int, logits: torch.Tensor) -> None:
+        seen[number] = logits.float().log_softmax(dim=-1)
+        if number ^ 1 in seen:
+            apart.append(float((seen.pop(number) - seen.pop(number ^ 1)).abs().max()))
+
+    source = opened.logits if opened.model is None else LoadedModel(opened.model, opened.blocks)
+    source.logits(jobs, use)
+    if dtype == torch.float32:
+        return max(apart)
+    return max(apart) * float((torch.cat(gained) - 1.0).abs().max())
