@@ -114,11 +114,13 @@ def default_checkpoint(
     dtype: torch.dtype = torch.float32,
     tokenizer: bool = True,
     trained_scale: bool = False,
+    embedding_rms: float | None = None,
     **changes: Any,
 ) -> int:
     """The same from a class's default config, for types without a released one here; the layer to steer.
 
     With ``trained_scale`` the residual stream is about as large as a trained model's, so that no norm's epsilon counts.
+    ``embedding_rms`` is what the embedding's root mean square is made, in its place; real ones have about 0.02.
     """
     full = default_config(model_type)
     for key, value in changes.items():
@@ -131,9 +133,9 @@ def default_checkpoint(
     with quiet_transformers():
         model = AutoModelForCausalLM.from_config(config).float().eval()
         randomise(model, 0)
-        if trained_scale:
+        if trained_scale or embedding_rms is not None:
             embedding = model.get_input_embeddings().weight
-            embedding.data.div_(embedding.data.std())
+            embedding.data.mul_((embedding_rms or 1.0) / embedding.data.std())
         model.to(dtype).save_pretrained(folder)
     if tokenizer:
         tiny_tokenizer().save_pretrained(folder)
