@@ -190,7 +190,7 @@ class DiskWeights:
             converter.add_tensor(target, name, pattern, functools.partial(self._read_for, target, name))
         try:
             made = converter.convert(target, model=self._model, config=self._model.config)
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise InputError(
                 f"transformers cannot make {target!r} of what the checkpoint stores",
                 where=", ".join(source.names[:2]),
