@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class TestTheConstantIsSet:
         assert recorded["measured_on"] == "captured activations" and recorded["layer"] == layer
         assert manifest["verification"][0]["passed"] and manifest["edits"][0]["stored_rel_error"] < 1e-6
         assert "losses" not in recorded and "settings" not in recorded
+        (warning,) = [line for line in manifest["route"]["warnings"] if "typical token" in line]
+        assert f"{recorded['worst']:.1g}" in warning and f"{recorded['set_for']:.2g}" in warning
 
     def test_in_a_streamed_build_too(self, tmp_path: Path) -> None:
         layer = small_base(tmp_path, "qwen3", 16)
@@ -132,8 +135,9 @@ class TestBroken:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         small_base(tmp_path, "mixtral")
-        louder(tmp_path / "base", block=1, factor=4.0)
+        louder(tmp_path / "base", block=1, factor=3.0)
         assert built(tmp_path, 1).passes
+        shutil.rmtree(tmp_path / "copy")
         monkeypatch.setattr(ConstantError, "_setting", lambda *_args: 1.0)
         with pytest.raises(InputError) as refused:
             built(tmp_path, 1)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
 from patcher.routes.plan import RESIDUAL_LIMIT, NotApplicable, Plan
+
+_WORTH_A_WARNING = 1e-5
+_WARNING = "what the inserted block adds to a typical token of the base is off by"
 
 
 class ConstantTooShort(NotApplicable):
@@ -47,6 +51,13 @@ class SmallStreams:
         assert constant.worst is not None
         if constant.worst > RESIDUAL_LIMIT:
             raise ConstantTooShort(f"its constant would be {constant.in_words()} (the limit is {RESIDUAL_LIMIT:g})")
+        if constant.worst > _WORTH_A_WARNING:
+            others = [line for line in plan.warnings if not line.startswith(_WARNING)]
+            told = (
+                f"{_WARNING} {constant.typical:.1g} of it, for some by {constant.worst:.1g}: its constant depends on "
+            )
+            told += f"the residual stream's mean square, and is set for {constant.set_for or math.inf:.2g}"
+            plan = replace(plan, warnings=(*others, told))
         if self.expect is None:
             return plan
         expected = self.expect(plan)
