@@ -2,7 +2,7 @@
 build chooses at the first block, in the middle and at the last, and whether the copy is the hook.
 
 ``python tests/conformance/small_streams.py`` runs those whose default route is a carrier, prints a line for each, and
-writes docs/small_streams.json; ``--all`` runs every class, ``--only ernie4_5 olmo`` some of them, and writes nothing.
+writes docs/small-streams.json; ``--all`` runs every class, ``--only ernie4_5 olmo`` some of them, and writes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ROOT / "docs" / "architectures.json"
-RESULTS = ROOT / "docs" / "small_streams.json"
+RESULTS = ROOT / "docs" / "small-streams.json"
 COMMAND = "python tests/conformance/small_streams.py"
 EMBEDDING_RMS = 0.02
 
@@ -77,7 +77,9 @@ def outcome(model_type: str, place: str) -> Outcome:
         except PatchModelError as error:
             problem = error.problems[0]
             status = "refused" if error.code in ("no_route", "exact") else "failed"
-            return Outcome(model_type, place, stand_in, status, reason=str(problem.found or problem.message))
+            return Outcome(
+                model_type, place, stand_in, status, reason=_of_carrier(str(problem.found or problem.message))
+            )
         except Exception as error:
             return Outcome(model_type, place, stand_in, "failed", reason=f"{type(error).__name__}: {str(error)[:200]}")
     flags = [key for key, value in found.plan.config_changes.items() if "bias" in key and value is True]
@@ -85,6 +87,11 @@ def outcome(model_type: str, place: str) -> Outcome:
     route = " + ".join([found.plan.route, *flags])
     status = "exact" if found.passes else "wrong"
     return Outcome(model_type, place, stand_in, status, route, found.why, found.difference, found.effect, constant)
+
+
+def _of_carrier(reasons: str) -> str:
+    """Of the reasons against every route, the one against the carrier."""
+    return (reasons.partition("carrier: ")[2] or reasons).partition("; rank_one: ")[0][:500]
 
 
 def names_of_carriers() -> list[str]:
@@ -119,7 +126,8 @@ def main() -> int:
     print(dict(Counter(each.status for each in found)))
     if not options.only:
         lines = ",\n".join(f"    {json.dumps(asdict(each))}" for each in found)
-        head = json.dumps({"command": COMMAND, "embedding_rms": EMBEDDING_RMS}, indent=2)[:-2]
+        command = f"{COMMAND} --all" if options.all else COMMAND
+        head = json.dumps({"command": command, "embedding_rms": EMBEDDING_RMS}, indent=2)[:-2]
         options.results.write_text(f'{head},\n  "outcomes": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
     return 0
 
