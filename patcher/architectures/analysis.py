@@ -19,6 +19,7 @@ from patcher.architectures.model_class import (
     refuse_wrappers,
     renamed_alone,
     saved_names,
+    stored_buffers,
     why_config_is_refused,
     with_flags,
 )
@@ -98,6 +99,15 @@ class Architecture:
     @functools.cached_property
     def _meta(self) -> nn.Module:
         return on_meta(self.config, trust_remote_code=self.trust_remote_code)
+
+    @functools.cached_property
+    def buffers(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor that is stored and is no parameter (what experts are chosen by), with its shape."""
+
+        def look() -> dict[str, tuple[int, ...]]:
+            return {name: tuple(tensor.shape) for name, tensor in stored_buffers(self._meta).items()}
+
+        return self.once(("buffers",), look, dict[str, tuple[int, ...]])
 
     @functools.cached_property
     def quantisation(self) -> Quantisation | None:

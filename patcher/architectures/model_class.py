@@ -161,6 +161,12 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
+def stored_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor of the class that a checkpoint stores and that is no parameter."""
+    stored = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name in stored}
+
+
 def parameter_aliases(model: nn.Module) -> dict[str, str]:
     """Names of tensors that the class ties to an earlier one, with that one's name; a checkpoint stores it alone."""
     first: dict[int, str] = {}

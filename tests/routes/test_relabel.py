@@ -61,6 +61,14 @@ DEFAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "olmo": ("olmo", {}, "LlamaForCausalLM"),
     "olmo, tied": ("olmo", {"tie_word_embeddings": True}, "LlamaForCausalLM"),
     "youtu": ("youtu", {}, "DeepseekV2ForCausalLM"),
+    "mixtral": ("mixtral", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "AriaTextForCausalLM"),
+    "granitemoe, multipliers": (
+        "granitemoe",
+        {"residual_multiplier": 0.25, "embedding_multiplier": 16.0, "logits_scaling": 8.0, "attention_multiplier": 0.5},
+        "AriaTextForCausalLM",
+    ),
+    "glm4_moe": ("glm4_moe", {"use_qk_norm": True}, "HYV3ForCausalLM"),
+    "gpt_neox_japanese": ("gpt_neox_japanese", {}, "GPTNeoXForCausalLM"),
 }
 
 
@@ -146,6 +154,31 @@ def test_default_configs_are_read_as_the_hooked_base(tmp_path: Path, name: str, 
     assert plan.architecture == target
     assert apart <= 2e-5
     assert effect > 0.1
+
+
+def test_a_bias_that_the_class_has_itself_is_added_to(tmp_path: Path) -> None:
+    """X-MOD's last norm of a block is also its adapter's first; a switch gives the adapter a norm of its own."""
+    layer = default_model(tmp_path / "base", "xmod", {}, torch.float32, sharded=False)
+    plan, apart, effect, _ = compared(tmp_path / "base", [layer])
+    assert [(write.kind, write.parameter.rpartition("output.")[2]) for write in plan.carriers] == [
+        ("added", "LayerNorm.bias")
+    ]
+    assert apart <= 2e-5
+    assert effect > 0.1
+
+
+@pytest.mark.parametrize("name", ["mixtral", "glm4_moe"])
+def test_experts_that_are_stored_one_by_one_are_read_in_their_order(tmp_path: Path, name: str) -> None:
+    layer = default_model(tmp_path / "base", name, DEFAULTS[name][1], torch.float32, sharded=False)
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    one_by_one = [key for key in stored if ".experts.1." in key]
+    plan = planned(tmp_path / "base", [layer])
+    assert one_by_one
+    if name == "mixtral":
+        assert set(one_by_one) <= plan.dropped
+        assert any("turned round" in write.holds for write in plan.tensors)
+    else:
+        assert not set(one_by_one) & (plan.dropped | set(plan.renamed)), "both classes store them under these names"
 
 
 @pytest.mark.slow_but("olmo", "phi3")

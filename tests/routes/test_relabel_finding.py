@@ -38,6 +38,10 @@ GRANITE_DENSE = {
     "residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 8.0, "attention_multiplier": 0.0078125,
 }  # fmt: skip
 DOTS_DENSE = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 62}
+DOTS_EXPERTS = {**DOTS_DENSE, "first_k_dense_replace": 1}
+MULTIPLIERS = {
+    "residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 6.0, "attention_multiplier": 0.015625,
+}  # fmt: skip
 MIXED = ["sliding_attention", "full_attention"] * 16
 
 PAIRS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -99,6 +103,16 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str]] = {
     "olmo": ("olmo", {}, "llama"),
     "olmo, tied, biases": ("olmo", {"tie_word_embeddings": True, "attention_bias": True}, "llama"),
     "youtu": ("youtu", {}, "deepseek_v2"),
+    "mixtral": ("mixtral", {}, "aria_text"),
+    "granitemoe": ("granitemoe", {}, "aria_text"),
+    "granitemoe, multipliers, tied": ("granitemoe", {**MULTIPLIERS, "tie_word_embeddings": True}, "aria_text"),
+    "granitemoeshared, shared": ("granitemoeshared", {**MULTIPLIERS, "shared_intermediate_size": 22016}, "aria_text"),
+    "dots1, experts": ("dots1", {**DOTS_EXPERTS, "norm_topk_prob": True}, "hy_v3"),
+    "glm4_moe": ("glm4_moe", {"use_qk_norm": True, "attention_bias": True}, "hy_v3"),
+    "glm4_moe, full rotary": ("glm4_moe", {"use_qk_norm": True, "rope_parameters": FULL}, "hy_v3"),
+    "sarvam_moe": ("sarvam_moe", {}, "hy_v3"),
+    "gpt_neox_japanese": ("gpt_neox_japanese", {"is_decoder": True}, "gpt_neox"),
+    "xmod": ("xmod", {"is_decoder": True, "default_language": "en_XX", "languages": ("en_XX", "fr_XX")}, "xmod"),
 }
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -131,6 +145,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "smollm3, GELU": ("smollm3", {"hidden_act": "gelu"}, "activation is `gelu`"),
     "olmo, clipped": ("olmo", {"clip_qkv": 8.0}, "clip_qkv"),
     "youtu, halves": ("youtu", {"rope_interleave": False}, "not interleaved"),
+    "mixtral, window": ("mixtral", {"sliding_window": 4096}, "sliding window"),
+    "mixtral, gelu": ("mixtral", {"hidden_act": "gelu"}, "activation is `gelu`"),
+    "dots1, weights as they are": ("dots1", {**DOTS_EXPERTS, "norm_topk_prob": False}, "norm_topk_prob"),
+    "glm4_moe, no head norms": ("glm4_moe", {"use_qk_norm": False}, "use_qk_norm"),
+    "glm4_moe, groups": ("glm4_moe", {"use_qk_norm": True, "n_group": 8, "topk_group": 4}, "chosen in groups"),
+    "granitemoeshared, narrow": ("granitemoeshared", {"shared_intermediate_size": 1024}, "does not divide"),
+    "xmod, norm in front": ("xmod", {"is_decoder": True, "default_language": "en_XX", "pre_norm": True}, "pre_norm"),
+    "xmod, own norm": (
+        "xmod", {"is_decoder": True, "default_language": "en_XX", "adapter_layer_norm": True}, "adapter_reuse",
+    ),
     "llama": ("llama", {}, "no other class is known"),
 }  # fmt: skip
 
@@ -176,7 +200,7 @@ def test_no_field_of_the_target_is_left_to_its_default(name: str) -> None:
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_parameter_of_the_target_has_an_origin_or_is_a_zero_bias(name: str) -> None:
     _, found = relabel_of(name)
-    stored = set(found.target.parameters) - set(found.target.aliases)
+    stored = set(found.target.parameters) - set(found.target.aliases) | set(found.target.buffers)
     given = {each.target for each in found.derivations}
     assert given | set(found.zeros) == stored
     assert not given & set(found.zeros)

@@ -227,6 +227,34 @@ def _factors(frequencies: torch.Tensor, theta: float, width: int) -> list[float]
     return [*(float(value) for value in best), *([UNROTATED] * (width // 2 - len(frequencies)))]
 
 
+def factor_of(name: str, source: Any) -> float:
+    """A factor that the source's class multiplies by and the target's does not."""
+    return float(FACTORS[name](source))
+
+
+def _tied_embedding(source: Any) -> float:
+    return float(source.embedding_multiplier) if source.tie_word_embeddings else 1.0
+
+
+def _dense_or_sparse(source: Any) -> list[str]:
+    first = int(source.first_k_dense_replace)
+    return ["dense" if layer < first else "sparse" for layer in range(block_count(source))]
+
+
+def _shared_experts(source: Any) -> int:
+    """How many experts' widths the shared one has."""
+    width = int(getattr(source, "shared_intermediate_size", 0) or 0)
+    return width // int(source.intermediate_size)
+
+
+FACTORS: Mapping[str, Callable[[Any], float]] = {
+    "residual multiplier": lambda source: source.residual_multiplier,
+    "embedding multiplier": lambda source: source.embedding_multiplier,
+    "attention multiplier": lambda source: source.attention_multiplier * math.sqrt(head_dim(source)),
+    "logits scaling": lambda source: 1.0 / (source.logits_scaling * _tied_embedding(source)),
+}
+"""Every factor by the name that relabels.json uses."""
+
 COMPUTED: Mapping[str, Callable[[Any], Any]] = {
     "head_dim": head_dim,
     "layer_types": _layer_types,
@@ -241,5 +269,8 @@ COMPUTED: Mapping[str, Callable[[Any], Any]] = {
     "rope_theta_of_layers": _rope_theta_of_layers,
     "window": _window,
     "any_attention_bias": _any_attention_bias,
+    "dense_or_sparse": _dense_or_sparse,
+    "shared_experts": _shared_experts,
+    "neox_width": lambda source: int(source.hidden_size * source.intermediate_multiple_size),
 }
 """Every rule for a value that follows from several fields, by the name that relabels.json uses."""

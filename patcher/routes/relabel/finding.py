@@ -30,6 +30,7 @@ class Relabel:
         config: the complete config.json of the copy.
         target: the class that reads the copy.
         derivations: how each of its stored parameters follows from the source's.
+        shapes: of each.
         zeros: biases that the target has and the source has not; all but the slots' stay zero.
         slots: layer -> the parameter that carries the vector.
         stacks: stack -> native, backend or no.
@@ -40,6 +41,7 @@ class Relabel:
     config: Mapping[str, Any]
     target: Architecture
     derivations: tuple[Derivation, ...]
+    shapes: Mapping[str, tuple[int, ...]]
     zeros: tuple[str, ...]
     slots: Mapping[int, Slot]
     stacks: Mapping[str, str]
@@ -86,7 +88,9 @@ def _relabel(
         raise NoRelabel(f"its config cannot be stated ({lines[-1] if lines else type(error).__name__})") from None
     slots = slots_of(target.native_slot, layers)
     stored = {name: shape for name, shape in target.parameters.items() if name not in target.aliases}
-    found, missing = derivations(row.tensors, architecture.parameters, stored)
+    given = {**architecture.parameters, **architecture.buffers}
+    shapes = {**stored, **target.buffers}
+    found, missing = derivations(row.tensors, given, shapes)
     if lost := [name for name in missing if not name.endswith("bias")]:
         raise NoRelabel(f"nothing gives its `{lost[0]}`")
     if own := [slot.parameter for slot in slots.values() if slot.parameter not in missing]:
@@ -94,7 +98,7 @@ def _relabel(
     proofs = [_proof(architecture, row, slot) for slot in slots.values()]
     worst = max(proofs, key=lambda proof: max(proof.difference, proof.steered))
     values = {**values, "architectures": [target.class_name]}
-    return Relabel(row, values, target, tuple(found), tuple(missing), slots, _stacks(row, target), worst)
+    return Relabel(row, values, target, tuple(found), shapes, tuple(missing), slots, _stacks(row, target), worst)
 
 
 def _proof(architecture: Architecture, row: Candidate, slot: Slot) -> RelabelProof:
@@ -102,7 +106,7 @@ def _proof(architecture: Architecture, row: Candidate, slot: Slot) -> RelabelPro
 
     def measure() -> RelabelProof | str:
         try:
-            return prove(architecture.config, row, slot)
+            return prove(architecture.config, row, slot, architecture.blocks)
         except NoRelabel as finding:
             return str(finding)
 

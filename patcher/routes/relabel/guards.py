@@ -75,6 +75,41 @@ def _no_experts(config: Any) -> str | None:
     return f"it routes tokens to {experts} experts"
 
 
+def _routed_alike(config: Any) -> str | None:
+    if getattr(config, "n_group", None) not in (None, 1):
+        return f"its experts are chosen in groups (n_group {config.n_group})"
+    return None if config.norm_topk_prob else "its experts' weights are not made to add up to one (norm_topk_prob)"
+
+
+def _head_norms(config: Any) -> str | None:
+    return None if config.use_qk_norm else "its queries and keys have no norm, and the target's have (use_qk_norm)"
+
+
+def _norm_used_twice(config: Any) -> str | None:
+    if config.pre_norm:
+        return "the norm stands before the block's parts (pre_norm)"
+    if config.adapter_layer_norm or not config.adapter_reuse_layer_norm:
+        return "its adapters do not read the block's last norm (adapter_reuse_layer_norm)"
+    return None
+
+
+def _silu_experts(config: Any) -> str | None:
+    return None if config.hidden_act == "silu" else f"its experts' activation is `{config.hidden_act}`"
+
+
+def _shared_width(config: Any) -> str | None:
+    shared, expert = int(getattr(config, "shared_intermediate_size", 0) or 0), int(config.intermediate_size)
+    return f"its shared expert is {shared} wide, which {expert} does not divide" if shared % expert else None
+
+
+def _shared(config: Any) -> str | None:
+    return None if getattr(config, "shared_intermediate_size", 0) else "it has no shared expert"
+
+
+def _not_shared(config: Any) -> str | None:
+    return "it has a shared expert" if getattr(config, "shared_intermediate_size", 0) else None
+
+
 def _all_attention(config: Any) -> str | None:
     other = set(getattr(config, "layer_types", None) or []) - {"full_attention", "attention"}
     return f"some of its blocks are {', '.join(sorted(other))}" if other else None
@@ -135,6 +170,13 @@ GUARDS: Mapping[str, Guard] = {
     "fixed_frequencies": _fixed_frequencies,
     "plain_frequencies": _plain_frequencies,
     "no_experts": _no_experts,
+    "routed_alike": _routed_alike,
+    "head_norms": _head_norms,
+    "norm_used_twice": _norm_used_twice,
+    "silu_experts": _silu_experts,
+    "shared_width": _shared_width,
+    "shared": _shared,
+    "not_shared": _not_shared,
     "all_attention": _all_attention,
     "rotary": _rotary,
     "no_rotary": _no_rotary,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.analysis import Slot
-from patcher.architectures.model_class import parameter_aliases, quiet_transformers
+from patcher.architectures.model_class import parameter_aliases, quiet_transformers, stored_buffers
 from patcher.architectures.shrink import VOCABULARY, shrink_config
 from patcher.architectures.stand_in import FAILURES, build_stand_in, randomise, run_on
 from patcher.errors.causes import cause_of
@@ -46,8 +46,13 @@ class RelabelProof:
     effect: float
 
 
-def prove(config: Any, row: Candidate, slot: Slot) -> RelabelProof:
+def prove(config: Any, row: Candidate, slot: Slot, blocks: str | None = None) -> RelabelProof:
     """Compare stand-ins of the source under ``config`` and of the target, unsteered and steered at ``slot``.
+
+    Args:
+        config: the source's.
+        slot: the target's.
+        blocks: path of the source's list of decoder blocks, where the target's class calls it otherwise.
 
     The prompts are longer than the stand-in's sliding window and original position range, and one is padded left.
 
@@ -55,12 +60,12 @@ def prove(config: Any, row: Candidate, slot: Slot) -> RelabelProof:
         NoRelabel: they differ, or the stand-ins could not be built.
     """
     try:
-        return _prove(config, row, slot)
+        return _prove(config, row, slot, blocks)
     except FAILURES as error:
         raise NoRelabel(f"no proof: the stand-in failed ({cause_of(error)})") from error
 
 
-def _prove(config: Any, row: Candidate, slot: Slot) -> RelabelProof:
+def _prove(config: Any, row: Candidate, slot: Slot, own: str | None) -> RelabelProof:
     tiny, layer = shrink_config(config, slot.layer)
     _shorten(tiny, config)
     generator = torch.Generator().manual_seed(0)
@@ -69,20 +74,21 @@ def _prove(config: Any, row: Candidate, slot: Slot) -> RelabelProof:
     target = build_stand_in(parsed(target_config(tiny, row.to, row.config)), trust_remote_code=False)
     _fill(source, target, row, tiny)
     blocks, _, name = slot.parameter.partition(f".{slot.layer}.")
-    path = f"{blocks}.{layer}"
+    path, own_path = f"{blocks}.{layer}", f"{own or blocks}.{layer}"
     vector = torch.randn(int(tiny.hidden_size), generator=generator)
     in_copy = vector - vector.mean() if row.residual == "centred" else vector
     carrier = target.get_submodule(path).get_parameter(name)
 
+    before = carrier.detach().clone()
     worst = dict.fromkeys(("difference", "residual", "steered"), 0.0)
     effect = 0.0
     for ids, mask in _prompts(generator):
         with torch.no_grad(), quiet_transformers():
-            carrier.zero_()
-            residual, logits = _run(source, path, ids, mask)
+            carrier.copy_(before)
+            residual, logits = _run(source, own_path, ids, mask)
             gained, relabelled = _run(target, path, ids, mask)
-            _, hooked = _run(source, path, ids, mask, vector)
-            carrier.copy_((in_copy / slot.factor).expand_as(carrier))
+            _, hooked = _run(source, own_path, ids, mask, vector)
+            carrier.copy_(before + (in_copy / slot.factor).expand_as(carrier))
             _, baked = _run(target, path, ids, mask)
         if not all(bool(torch.isfinite(seen).all()) for seen in (logits, relabelled, hooked, baked)):
             raise NoRelabel("the stand-ins do not compute finite numbers")
@@ -131,12 +137,12 @@ def _shorten(tiny: Any, config: Any) -> None:
 
 def _fill(source: nn.Module, target: nn.Module, row: Candidate, tiny: Any) -> None:
     """Give the target the source's function, as the writer will."""
-    given = dict(source.named_parameters(remove_duplicate=False))
+    given = {**dict(source.named_parameters(remove_duplicate=False)), **stored_buffers(source)}
     aliases = parameter_aliases(target)
-    taken = {name: value for name, value in target.named_parameters(remove_duplicate=False) if name not in aliases}
-    unstated = set(target.state_dict()) - set(taken) - set(aliases)
-    if unstated:
-        raise NoRelabel(f"nothing gives its `{min(unstated)}`")
+    taken: dict[str, torch.Tensor] = {
+        name: value for name, value in target.named_parameters(remove_duplicate=False) if name not in aliases
+    }
+    taken |= stored_buffers(target)
     found, missing = derivations(row.tensors, given, taken)
     with torch.no_grad():
         for each in found:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from patcher.architectures.analysis import Architecture
+from patcher.architectures.analysis import Architecture, Slot
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.disk_names import existing_name, stored_tensors
 from patcher.routes.plan import NotApplicable, Plan, Reader, TensorWrite
 from patcher.routes.relabel.finding import Relabel, find_relabel
+from patcher.routes.relabel.stored import Experts, experts_of
 from patcher.routes.relabel.tensors import Derivation, derive
 from patcher.routes.relabel.tokenizer import tokenizer_changes
 from patcher.routes.route import Route
@@ -86,11 +87,15 @@ class _Moves:
 
 def _moves(architecture: Architecture, found: Relabel, stored: Mapping[str, TensorInfo] | None) -> _Moves:
     moves = _Moves()
-    names = found.target.saved_names(found.target.parameters)
+    names = _names(found)
     sources = {each.source for each in found.derivations if each.source is not None}
-    on_disk = {parameter: _on_disk(parameter, architecture, stored) for parameter in sources}
+    parts = {name: kept for name in sources if (kept := _experts(name, architecture, stored)) is not None}
+    on_disk = {parameter: _on_disk(parameter, architecture, stored) for parameter in sources - parts.keys()}
     copied: set[str] = set()
     for each in found.derivations:
+        if each.source in parts:
+            _move_experts(each, parts[each.source], found, architecture, stored, moves, copied)
+            continue
         name = names[each.target]
         if each.source is None:
             moves.writes.append(_created(each, name, None, found, architecture, "F32"))
@@ -109,10 +114,55 @@ def _moves(architecture: Architecture, found: Relabel, stored: Mapping[str, Tens
             dtype = "F32" if each.rounds(architecture.config) and dtype != "F64" else dtype
             moves.writes.append(_created(each, name, disk, found, architecture, dtype))
         moves.dtypes[each.target] = dtype
-    moves.dropped = set(on_disk.values()) - copied
+    moves.dropped = {*on_disk.values(), *(name for kept in parts.values() for name in kept.names)} - copied
     if stored is not None:
         moves.dropped |= _unread(architecture, stored, copied, moves)
     return moves
+
+
+def _names(found: Relabel) -> dict[str, str]:
+    """Where the copy stores each tensor; what only the library's newest names are known of keeps the class's own."""
+    return {name: found.target.saved_names([name])[name] for name in found.shapes}
+
+
+def _experts(parameter: str, architecture: Architecture, stored: Mapping[str, TensorInfo] | None) -> Experts | None:
+    """The parts that the checkpoint stores a fused parameter in; None where it stores it whole."""
+    kept = experts_of(architecture, parameter)
+    if kept is None or stored is None:
+        return kept
+    whole = existing_name(parameter, architecture, stored) is not None
+    return None if whole else kept.in_checkpoint(stored, architecture.base_prefix)
+
+
+def _move_experts(
+    each: Derivation,
+    kept: Experts,
+    found: Relabel,
+    architecture: Architecture,
+    stored: Mapping[str, TensorInfo] | None,
+    moves: _Moves,
+    copied: set[str],
+) -> None:
+    """Experts that are stored one by one: their bytes are copied where the target stores them likewise."""
+    dtypes = {stored[name].dtype if stored is not None else "F32" for name in kept.names}
+    if len(dtypes) > 1 or not dtypes <= set(FLOATS):
+        raise NotApplicable(f"the experts of `{each.source}` are stored as {', '.join(sorted(dtypes))}")
+    dtype = dtypes.pop()
+    wanted = experts_of(found.target, each.target)
+    if not each.steps and wanted is not None and len(wanted.names) == len(kept.names):
+        copied.update(kept.names)
+        moves.renamed |= {old: new for old, new in zip(kept.names, wanted.names, strict=True) if old != new}
+        return
+    config = architecture.config
+    dtype = "F32" if each.rounds(config) and dtype != "F64" else dtype
+    name = found.target.saved_names([each.target])[each.target]
+
+    def make(read: Reader) -> torch.Tensor:
+        return derive(kept.read(read), each.steps, config)
+
+    words = each.words(f"{kept.names[0]}` to `{kept.names[-1]}")
+    moves.writes.append(TensorWrite.beside(name, each.target, found.shapes[each.target], dtype, make, words))
+    moves.dtypes[each.target] = dtype
 
 
 def _on_disk(parameter: str, architecture: Architecture, stored: Mapping[str, TensorInfo] | None) -> str:
@@ -145,7 +195,7 @@ def _unread(architecture: Architecture, stored: Mapping[str, TensorInfo], copied
 def _created(
     each: Derivation, name: str, disk: str | None, found: Relabel, architecture: Architecture, dtype: str
 ) -> TensorWrite:
-    shape, config = found.target.parameters[each.target], architecture.config
+    shape, config = found.shapes[each.target], architecture.config
 
     def make(read: Reader) -> torch.Tensor:
         if disk is None:
@@ -158,10 +208,10 @@ def _created(
 def _biases(found: Relabel, moves: _Moves) -> list[TensorWrite]:
     """The slots, and zeros for all other biases that only the target has: vLLM leaves a missing one uninitialised."""
     carried = {slot.parameter: slot for slot in found.slots.values()}
-    names = found.target.saved_names(found.zeros)
-    writes = []
+    names = _names(found)
+    writes = [_added(slot, names, moves) for slot in carried.values() if slot.parameter not in found.zeros]
     for parameter in found.zeros:
-        shape, slot = found.target.parameters[parameter], carried.get(parameter)
+        shape, slot = found.shapes[parameter], carried.get(parameter)
         if slot is not None:
             # In F32 the vector survives every conversion exactly; a loader casts it to the model's dtype.
             writes.append(TensorWrite(names[parameter], parameter, "created", slot.layer, slot.factor, shape, "F32"))
@@ -169,6 +219,15 @@ def _biases(found: Relabel, moves: _Moves) -> list[TensorWrite]:
             dtype = moves.dtypes.get(parameter.removesuffix("bias") + "weight", "F32")
             writes.append(TensorWrite.beside(names[parameter], parameter, shape, dtype))
     return writes
+
+
+def _added(slot: Slot, names: Mapping[str, str], moves: _Moves) -> TensorWrite:
+    """An addition to a bias that the source has as well, in bytes that are copied otherwise."""
+    name = names[slot.parameter]
+    if name in {write.name for write in moves.writes} or name in moves.renamed.values():
+        raise NotApplicable(f"`{name}` is rewritten as well as added to")
+    dtype = moves.dtypes[slot.parameter]
+    return TensorWrite(name, slot.parameter, "added", slot.layer, slot.factor, slot.shape, dtype)
 
 
 def _warnings(architecture: Architecture, found: Relabel, moves: _Moves) -> tuple[str, ...]:

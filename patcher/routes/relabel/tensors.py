@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from patcher.routes.relabel.config import head_dim, rotary_scale
+from patcher.routes.relabel.config import factor_of, head_dim, rotary_scale
 from patcher.routes.relabel.guards import rotary_fraction
 
 Step = Sequence[Any]
@@ -39,7 +40,10 @@ class Derivation:
             config: the source's.
         """
         names = {step[0] for step in self.steps}
-        return bool(names & {"add", "centre"}) or ("scale_rotated" in names and rotary_scale(config) != 1.0)
+        factors = [factor_of(argument, config) for name, argument in self.steps if name == "times"]
+        # A power of two changes no digit.
+        scaled = any(math.frexp(factor)[0] != 0.5 for factor in factors)
+        return scaled or bool(names & {"add", "centre"}) or ("scale_rotated" in names and rotary_scale(config) != 1.0)
 
     def words(self, source_name: str) -> str:
         """What the tensor holds, for people; ``source_name`` is the source's key on disk."""
@@ -137,6 +141,17 @@ def _scale_rotated(tensor: torch.Tensor, power: float, config: Any) -> torch.Ten
     return heads.flatten(0, 1)
 
 
+def _times(tensor: torch.Tensor, name: str, config: Any) -> torch.Tensor:
+    """Times a factor of the config's; in the stored dtype where that changes no digit."""
+    factor = factor_of(name, config)
+    return tensor * factor if math.frexp(factor)[0] == 0.5 else tensor.float() * factor
+
+
+def _turn(tensor: torch.Tensor, _argument: Any, config: Any) -> torch.Tensor:
+    """[experts, out, in] -> [experts, in, out]."""
+    return tensor.transpose(-1, -2)
+
+
 def _add(tensor: torch.Tensor, number: float, config: Any) -> torch.Tensor:
     return tensor.float() + number
 
@@ -150,6 +165,8 @@ OPERATIONS: Mapping[str, Callable[[torch.Tensor, Any, Any], torch.Tensor]] = {
     "rows": _rows,
     "rotary": _rotary,
     "scale_rotated": _scale_rotated,
+    "times": _times,
+    "turn": _turn,
     "add": _add,
     "centre": _centre,
 }
@@ -159,6 +176,8 @@ _WORDS = {
     "rows": "its rows of {}",
     "rotary": "rows of each head reordered for a full rotary embedding (from {})",
     "scale_rotated": "its rotated rows times the rotary scale to the power of {}",
+    "times": "times its {}",
+    "turn": "each expert's {} turned round",
     "add": "plus {}",
     "centre": "its mean over the residual's dimension ({}) taken off",
 }

@@ -191,6 +191,17 @@ def set_factor(parameter: Any, held: Mapping[str, torch.Tensor], number: int, sl
         parameter += (factor - 1) * delta.to(parameter.device, parameter.dtype)
 
 
+def blocks_in(model: Any, path: str) -> str:
+    """The path of a model's decoder blocks: ``path``, or in a class that calls them otherwise its largest list."""
+    modules = dict(model.named_modules())
+    if path in modules:
+        return path
+    lists = {name: len(list(module.parameters())) for name, module in modules.items() if hasattr(module, "append")}
+    if not lists:
+        raise RuntimeError(f"{type(model).__name__} has no `{path}` and no list of blocks")
+    return max(lists, key=lambda name: lists[name])
+
+
 def differing_before(base: Any, copy: Any, blocks: str, block: int, changed: list[str]) -> str:
     """Why ``copy`` may compute something else than ``base`` before a block; empty where both hold the same there.
 

@@ -15,11 +15,18 @@ from safetensors.torch import load_file, save_file
 if TYPE_CHECKING:
     from patcher.verify.programs import stock_passes as passes
     from patcher.verify.programs.stock_forward import Forward, Start
-    from patcher.verify.programs.stock_model import differing_before, foreign_hooks, held_times, load, own_dtype
+    from patcher.verify.programs.stock_model import (
+        blocks_in,
+        differing_before,
+        foreign_hooks,
+        held_times,
+        load,
+        own_dtype,
+    )
 else:
     import stock_passes as passes
     from stock_forward import Forward, Start
-    from stock_model import differing_before, foreign_hooks, held_times, load, own_dtype
+    from stock_model import blocks_in, differing_before, foreign_hooks, held_times, load, own_dtype
 
 WHOLE = 4
 """A probe is cut to a multiple of so many tokens, so that probes go through the model side by side."""
@@ -56,7 +63,7 @@ class Role:
         self.forward = self.over(self.model)
 
     def over(self, model: Any) -> Forward:
-        return Forward(model, self.job["blocks"], self.ids, self.vectors, device=self.job["device"])
+        return Forward(model, blocks_in(model, self.job["blocks"]), self.ids, self.vectors, device=self.job["device"])
 
     def tokenise(self) -> list[list[int]]:
         if self.job["ids"]:
