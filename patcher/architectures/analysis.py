@@ -45,6 +45,7 @@ class Slot:
         factor: residual gain per unit of the slot.
         flags: config keys that must be set for the class to create it; empty where it is always there.
         created: every parameter that those flags create in the whole model, with its shape; of tied ones the first.
+        times: the parameter whose entries multiply the slot's one by one, where there is one.
     """
 
     layer: int
@@ -53,6 +54,7 @@ class Slot:
     factor: float
     flags: Mapping[str, Any] = field(default_factory=dict)
     created: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    times: str | None = None
 
     @property
     def site(self) -> str:
@@ -216,7 +218,8 @@ class Architecture:
             created = {
                 name: shape for name, shape in shapes.items() if name not in self.parameters and name not in aliases
             }
-            return Slot(layer, parameter, shapes[parameter], stated, {**flags, **also}, created), ""
+            times = None if result.times is None else f"{self.blocks}.{layer}.{result.times}"
+            return Slot(layer, parameter, shapes[parameter], stated, {**flags, **also}, created, times), ""
         none = f"the class creates no bias after this block's {'attention' if attention else 'MLP'}"
         return None, max(reasons, key=lambda reason: "not causal" in reason) if reasons else none
 

@@ -31,12 +31,14 @@ class ProbeResult:
         factor: residual gain per unit of the slot (1 for a plain bias, ``residual_multiplier`` for Granite ...).
         deviation: largest deviation from that, relative to the shift.
         reason: why not, in words.
+        times: the parameter of the same module whose entries multiply the slot's one by one, before ``factor``.
     """
 
     constant: bool
     factor: float
     deviation: float
     reason: str | None = None
+    times: str | None = None
 
     @classmethod
     def refused(cls, reason: str, factor: float = 0.0, deviation: float = math.inf) -> ProbeResult:
@@ -66,16 +68,19 @@ def probe_slot(tiny_config: Any, blocks: str, slot: str, layer: int, *, trust_re
         if still.shape[-1] != len(vector):
             return ProbeResult.refused("the slot's width is not the residual's")
         factor, deviation = 0.0, 0.0
+        times, weight = None, torch.ones(len(vector))
         for amplitude in _AMPLITUDES:
             parameter.copy_((amplitude * vector).expand_as(parameter))
             shifted, logits = run_on(model, block, ids)
             gain = (shifted - still) / amplitude
             if amplitude == _AMPLITUDES[0]:
-                factor = float((gain * vector).sum() / (vector * vector).sum() / gain[..., 0].numel())
-            scale = max(abs(factor) * float(vector.abs().max()), 1e-12)
-            deviation = max(deviation, float((gain - factor * vector).abs().max()) / scale)
+                times, weight = _multiplier(block, slot, gain, vector)
+                factor = float((gain * vector * weight).sum() / (vector * weight).square().sum() / gain[..., 0].numel())
+            wanted = factor * weight * vector
+            scale = max(float(wanted.abs().max()), 1e-12)
+            deviation = max(deviation, float((gain - wanted).abs().max()) / scale)
             parameter.zero_()
-            _, hooked = run_on(model, block, ids, add=amplitude * factor * vector)
+            _, hooked = run_on(model, block, ids, add=amplitude * wanted)
             # Comparisons with NaN are false, so none of the limits below would be broken by it.
             if not all(bool(torch.isfinite(seen).all()) for seen in (still, shifted, logits, hooked)):
                 return ProbeResult.refused("the tiny stand-in does not compute finite numbers", factor)
@@ -90,7 +95,24 @@ def probe_slot(tiny_config: Any, blocks: str, slot: str, layer: int, *, trust_re
         if _looks_ahead(model, ids):
             reason = "with this config the model is not causal (an encoder)"
             return ProbeResult.refused(reason, factor, deviation)
-    return ProbeResult(True, factor, deviation)
+    return ProbeResult(True, factor, deviation, times=times)
+
+
+def _multiplier(
+    block: nn.Module, slot: str, gain: torch.Tensor, vector: torch.Tensor
+) -> tuple[str | None, torch.Tensor]:
+    """The parameter beside the slot that each entry is multiplied by, and its content; None and ones where none is.
+
+    Args:
+        gain: [..., hidden]; what the residual gains by ``vector`` [hidden] in the slot.
+    """
+    module, _, own = slot.rpartition(".")
+    for name, other in block.get_submodule(module).named_parameters(recurse=False):
+        if name == own or other.shape != vector.shape or float(other.std()) < TOLERANCE:
+            continue
+        if float((gain - other * vector).abs().max()) < TOLERANCE * float(vector.abs().max()):
+            return f"{module}.{name}", other.detach().clone()
+    return None, torch.ones(len(vector))
 
 
 def flags_change_nothing(tiny_config: Any, flags: Mapping[str, Any], *, trust_remote_code: bool = False) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from patcher.architectures.analysis import Architecture, Slot
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo, read_tensor
-from patcher.routes.disk_names import new_names, place_to_add, stored_tensors
+from patcher.routes.disk_names import existing_name, new_names, place_to_add, stored_tensors
 from patcher.routes.plan import NotApplicable, Plan, TensorWrite, refuse_embedding
 
 
@@ -79,7 +81,21 @@ def _added(architecture: Architecture, slot: Slot, stored: Mapping[str, TensorIn
     # Experts' biases differ, so in half precision each would round the vector another way, and the gain would depend
     # on the routing: they are written in fp32 instead.
     dtype = dtype if len(slot.shape) == 1 else "F32"
-    return TensorWrite(name, slot.parameter, "added", slot.layer, slot.factor, slot.shape, dtype)
+    spread = _spread(architecture, slot, stored)
+    return TensorWrite(name, slot.parameter, "added", slot.layer, slot.factor, slot.shape, dtype, spread=spread)
+
+
+def _spread(architecture: Architecture, slot: Slot, stored: Mapping[str, TensorInfo] | None) -> torch.Tensor | None:
+    """What the vector is multiplied by first: the inverse of what the class multiplies the slot's entries by."""
+    if slot.times is None or stored is None:
+        return None
+    name = existing_name(slot.times, architecture, stored)
+    if name is None or stored[name].dtype not in FLOATS or stored[name].shape != slot.shape:
+        raise NotApplicable(f"layer {slot.layer}: the checkpoint does not store `{slot.times}` as it is read")
+    weight = read_tensor(stored[name]).float()
+    if not bool((weight.abs() > 1e-6 * weight.abs().max()).all()):
+        raise NotApplicable(f"layer {slot.layer}: `{slot.times}` has entries of zero: nothing comes through there")
+    return 1.0 / weight
 
 
 def _created(

@@ -196,10 +196,12 @@ def blocks_in(model: Any, path: str) -> str:
     modules = dict(model.named_modules())
     if path in modules:
         return path
-    lists = {name: len(list(module.parameters())) for name, module in modules.items() if hasattr(module, "append")}
+    lists: dict[str, int] = {
+        name: len(list(module.parameters())) for name, module in modules.items() if hasattr(module, "append")
+    }
     if not lists:
         raise RuntimeError(f"{type(model).__name__} has no `{path}` and no list of blocks")
-    return max(lists, key=lambda name: lists[name])
+    return max(lists, key=lists.__getitem__)
 
 
 def differing_before(base: Any, copy: Any, blocks: str, block: int, changed: list[str]) -> str:
