@@ -93,7 +93,9 @@ def _relabel(
     found, missing = derivations(row.tensors, given, shapes)
     if lost := [name for name in missing if not name.endswith("bias")]:
         raise NoRelabel(f"nothing gives its `{lost[0]}`")
-    if own := [slot.parameter for slot in slots.values() if slot.parameter not in missing]:
+    own = [slot.parameter for slot in slots.values() if slot.parameter not in missing]
+    # Of the same class under another config the bias is added to; a copy of another class is for bases without it.
+    if own and row.to != architecture.model_type:
         raise NoRelabel(f"the source has a bias that would become `{own[0]}`")
     proofs = [_proof(architecture, row, slot) for slot in slots.values()]
     worst = max(proofs, key=lambda proof: max(proof.difference, proof.steered))
