@@ -8,6 +8,7 @@ copy will add, and compared with the hook's.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -22,13 +23,14 @@ from patcher.capture.batches import Batch, padded
 from patcher.capture.forward import steering_hooks
 from patcher.capture.logits import LoadedModel, LogitsJob
 from patcher.capture.moments import stream_moments
-from patcher.capture.opened import OpenedBase
+from patcher.capture.opened import OpenedBase, open_base
+from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import PreparedBase
 from patcher.checkpoint.staging import scratch_folder
 from patcher.errors import InputError
 from patcher.pairs.vocabulary import with_embeddings
 from patcher.routes.carrier.small_streams import ConstantTooShort, SmallStreams
-from patcher.routes.constant import moments_of
+from patcher.routes.constant import ConstantError, moments_of
 from patcher.routes.plan import Plan
 from patcher.routes.planner import choose_route
 from patcher.verify.probes import PROBES
@@ -74,8 +76,7 @@ class Weighing:
         rows = [ids for some in self._texts for ids in some]
         try:
             with scratch_folder(self.job.output) as scratch, self.open_streamed(scratch) as opened:
-                entering = torch.cat(stream_moments(opened.reader.runner, rows, [-1], moments_of)[-1])
-                first = plan.constant.measured(dict.fromkeys(plan.sites, entering), "embedding rows", corrected=False)
+                first = self._entering(opened, plan, plan.constant)
                 if (first.worst or 0.0) <= NEGLIGIBLE:
                     return replace(plan, constant=first)
                 self.job.say("measuring the residual stream: the inserted block's constant depends on it")
@@ -88,6 +89,22 @@ class Weighing:
         self.moments.update(found)
         streams = SmallStreams({layer: torch.cat(parts) for layer, parts in found.items()})
         return self._chosen(plan, streams, exact=self.job.recipe.exact)
+
+    def by_embedding_rows(self, plan: Plan) -> Plan:
+        """The plan with what the rows of the embedding say of its constant, as if nothing were added before the block.
+
+        Raises:
+            InputError: (code ``stream``) the base cannot be read in parts.
+        """
+        if plan.constant is None:
+            return plan
+        with tempfile.TemporaryDirectory() as scratch, self.open_streamed(Path(scratch)) as opened:
+            return replace(plan, constant=self._entering(opened, plan, plan.constant))
+
+    def _entering(self, opened: OpenedBase, plan: Plan, constant: ConstantError) -> ConstantError:
+        rows = [ids for some in self._texts for ids in some]
+        entering = torch.cat(stream_moments(opened.reader.runner, rows, [-1], moments_of)[-1])
+        return constant.measured(dict.fromkeys(plan.sites, entering), "embedding rows", corrected=False)
 
     def with_vectors(self, plan: Plan, opened: OpenedBase, vectors: Mapping[int, torch.Tensor]) -> Plan:
         """The same once the vectors are known: their effect tells what a constant that is off by so much will make.
@@ -161,6 +178,26 @@ class Weighing:
             with steering_hooks(opened.model, opened.blocks, earlier):
                 found |= stream_moments(runner, rows, [layer], moments_of)
         return found
+
+
+def with_embedding_rows(job: Job, planned: BuildPlan) -> BuildPlan:
+    """The plan of a dry run with what can be said of a carrier's constant where the base lies on this disk."""
+    if planned.plan.constant is None or planned.source.hub or planned.reading.stripped:
+        return planned
+    checkpoint = CheckpointFolder(planned.source.folder)
+    if checkpoint.is_bin:
+        return planned
+    base = PreparedBase(checkpoint, planned.source.folder, None)
+
+    def open_streamed(scratch: Path) -> AbstractContextManager[OpenedBase]:
+        found = (base.reference_folder, checkpoint, planned.architecture)
+        return open_base(*found, "stream", dtype=torch.float32, device="cpu", scratch=scratch)
+
+    try:
+        return replace(planned, plan=Weighing(job, planned, base, open_streamed).by_embedding_rows(planned.plan))
+    except InputError as error:
+        job.note(f"the embedding was not looked at: {error.problems[0].message}")
+        return planned
 
 
 def _expected(

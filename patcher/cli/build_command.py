@@ -146,8 +146,9 @@ def _planned(job: Job, *, remote: bool) -> BuildPlan:
 
         return plan_remote_build(job)
     from patcher.build.planning import plan_build
+    from patcher.build.small_streams import with_embedding_rows
 
-    return plan_build(job)
+    return with_embedding_rows(job, plan_build(job))
 
 
 def _refuse_options(given: Mapping[str, bool]) -> None:

@@ -11,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.small_stream_builds import built
-from support.tiny_models import default_checkpoint, write_recipe
+from support.tiny_models import VOCABULARY, default_checkpoint, write_recipe
 
 from patcher.build import local
 from patcher.build.job import Job
+from patcher.build.planning import plan_build
+from patcher.build.small_streams import with_embedding_rows
 from patcher.capture import opened
+from patcher.capture.streaming.stored_tensors import StoredTensors
 from patcher.errors import CheckFailed, InputError
 from patcher.recipe.file import load_recipe
 from patcher.routes.constant import ConstantError, Loss
@@ -91,6 +94,25 @@ class TestAnotherContentOrRoute:
         manifest = build(tmp_path, layer, said, prefer="same_model_type")
         assert manifest["route"]["name"] == "flag" and manifest["verification"][0]["passed"]
         assert any("not the `carrier` route" in line and "mean square" in line for line in said)
+
+
+class TestADryRun:
+    def test_reads_rows_of_the_embedding_and_says_what_they_tell(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        layer, read = small_base(tmp_path, "mixtral"), list[int]()
+        rows = StoredTensors.read_rows
+        monkeypatch.setattr(StoredTensors, "read", lambda _stored, name, *_rest: pytest.fail(f"{name} was read whole"))
+        monkeypatch.setattr(
+            StoredTensors, "read_rows", lambda stored, name, ids: read.append(len(ids)) or rows(stored, name, ids)
+        )
+        recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out")
+        job = Job(load_recipe(recipe), tmp_path / "out", say=lambda _line: None)
+        constant = with_embedding_rows(job, plan_build(job)).plan.constant
+        assert constant is not None and constant.measured_on == "embedding rows"
+        assert 0 < sum(read) < VOCABULARY and not (tmp_path / "out").exists()
+        assert constant.mean_squares[1] == pytest.approx(RMS**2, rel=0.3) and constant.set_for is None
+        assert constant.typical == pytest.approx(1e-5 / (RMS**2 + 1e-5), rel=0.3)
 
 
 class TestRefusal:
