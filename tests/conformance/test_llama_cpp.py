@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.llama_cpp_converter import with_tiny_tokenizers
-from support.stack_models import CASES
+from support.stack_models import CASES, patched_pair
 from support.stack_runs import MUTATIONS, Ran, assert_caught, assert_steered, environment, run_all
 
 from patcher.verify.llama_cpp_stack import llama_cpp_process
@@ -18,7 +18,7 @@ UNREAD = ("opt",)
 NAMES = [name for name in CASES if name not in UNREAD]
 MUTATED = ("llama", "qwen3")
 # GELU by a table of half precision: the stack's own error.
-TABLE = {"gpt2": 2e-3, "gpt_neox": 2e-3, "starcoder2": 2e-3, "phi": 2e-3, "gemma": 2e-3}
+TABLE = {"gpt2": 2e-3, "gpt_neox": 2e-3, "starcoder2": 2e-3, "phi": 2e-3, "gemma": 2e-3, "gemma2": 4e-3}
 
 pytestmark = [pytest.mark.slow, pytest.mark.stacks]
 
@@ -37,6 +37,19 @@ def test_the_copy_equals_the_hook(ran: Ran, name: str) -> None:
     assert pair.plan.stacks["llama.cpp"] == "native"
     result = assert_steered(ran, name)
     assert result.max_abs_logprob_diff <= max(TABLE.get(name, 1e-4), 2e-4 * result.steering_effect)
+
+
+def test_a_block_too_many_makes_later_ones_of_another_type(ran: Ran, tmp_path: Path) -> None:
+    """llama.cpp takes every second block of Gemma 2 for one without a window, whatever the config lists."""
+    two = ran.pairs["gemma2"]
+    assert two.plan.inserted == {1: (2, 3)}
+    one = patched_pair("gemma2", two.base, tmp_path / "copy", 1)
+    assert one.plan.inserted == {1: (2,)} and one.plan.stacks["llama.cpp"] == "no"
+    assert any("from its index" in warning for warning in one.plan.warnings)
+    process = llama_cpp_process(with_tiny_tokenizers(environment("llama.cpp"), tmp_path))
+    runs = run_jobs(process, [one.job(one.copy, "copy")], tmp_path / "runs")
+    result = Ran({"gemma2": one}, {"gemma2-base": ran.runs["gemma2-base"], **runs}).compared("gemma2")
+    assert not result.passed and result.max_abs_logprob_diff > 20 * result.own_error
 
 
 @pytest.mark.parametrize("name", UNREAD)

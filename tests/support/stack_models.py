@@ -65,6 +65,13 @@ CASES: dict[str, Case] = {
     "mistral": Case("relabel", "LlamaForCausalLM", "mistralai--Mistral-7B-Instruct-v0.3", HEADS_OF_32),
     "phi3": Case("relabel", "LlamaForCausalLM", None, {**TWO_HEADS, "sliding_window": None}),
     "gemma": Case("carrier", "GemmaForCausalLM", None, HEADS_OF_32),
+    "gemma2": Case(
+        "carrier",
+        "Gemma2ForCausalLM",
+        None,
+        {**HEADS_OF_32, "num_hidden_layers": 5, "sliding_window": 6, "query_pre_attn_scalar": 32},
+        options={"targets": ["transformers", "vllm", "llama.cpp"]},
+    ),
     "gpt2": Case("native", "GPT2LMHeadModel", "openai-community--gpt2", {"n_head": 2}),
     "gpt_neox": Case("native", "GPTNeoXForCausalLM", "EleutherAI--pythia-70m", {"num_attention_heads": 2}),
     "starcoder2": Case("native", "Starcoder2ForCausalLM", "bigcode--starcoder2-3b", TWO_HEADS),
