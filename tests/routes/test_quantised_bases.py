@@ -91,6 +91,9 @@ def test_an_inserted_block_is_left_out_of_the_quantisation(tmp_path: Path, metho
     plan = planned(checkpoint, route="carrier")
     skip = FORMATS[method.split()[0]].skip
     listed = plan.config_changes["quantization_config"][skip]
+    assert plan.stacks["transformers"] == "native" and plan.stacks["llama.cpp"] == "no"
+    assert (plan.stacks["vllm"] == "native") == method.startswith("compressed-tensors")
+    assert any("the inserted block is not quantised" in warning for warning in plan.warnings)
     modules = {tensor.parameter.rpartition(".")[0] for tensor in plan.tensors if len(tensor.shape) == 2}
     assert len(modules) == 7 and all(name.startswith(f"model.layers.{LAYER + 1}.") for name in modules)
     if method == "gptq":

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.model_class import quiet_transformers, saved_names
+from patcher.architectures.model_class import saved_names
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.carrier.choice import Choice, choose_insertion, length_of_pattern
+from patcher.routes.carrier.config import config_changes, moved_quantisation
 from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
 from patcher.routes.carrier.fills import content, right_of
-from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED, MovesOthers, as_stated
+from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED, MovesOthers
 from patcher.routes.carrier.readers import blocks_of_pattern, readers_of_pattern, stacks_of_insertion
-from patcher.routes.exclusions import module_of, modules_of, moved_config
 from patcher.routes.plan import ConstantError, NotApplicable, Plan, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
 
@@ -90,9 +89,10 @@ def _plan(
             tensors += _block_tensors(architecture, choice, names, layer, place)
     tensors += _flag_tensors(architecture, choice, names)
     renamed, dropped = names.moved()
-    changes = _config_changes(architecture, choice, checkpoint)
-    if architecture.quantisation is not None:
-        changes[QUANTISED] = _moved_quantisation(architecture, choice, names, checkpoint, tensors)
+    changes = config_changes(architecture, choice, checkpoint)
+    quantisation = architecture.quantisation
+    if quantisation is not None:
+        changes[QUANTISED] = moved_quantisation(architecture, choice, names, checkpoint, tensors)
     warnings = [
         "LoRA adapters made for the base address blocks by index: from block "
         f"{min(insertion.layers) + 1} on they hit the wrong one",
@@ -106,6 +106,12 @@ def _plan(
     if changes.get(DRAFT_COUNT) == 0 and dropped:
         warnings.append("blocks that draft further tokens are left out")
     new = len(choice.blocks)
+    if quantisation is not None:
+        readers = " and ".join(("transformers", *quantisation.inserted))
+        warnings.append(
+            f"the inserted {'block is' if new == 1 else 'blocks are'} not quantised, and quantization_config says so: "
+            f"of {quantisation.method}, such a copy was run in {readers} alone"
+        )
     more = "one more layer" if new == 1 else f"{new} more layers"
     return Plan(
         route=NAME,
@@ -223,80 +229,6 @@ def _flag_tensors(architecture: Architecture, choice: Choice, names: CarrierName
     saved = saved_names(choice.extended, created)
     usual = _usual_dtype(names.blocks.get(0, {}))
     return [TensorWrite.beside(names.in_copy(saved[name]), name, tuple(state[name].shape), usual) for name in created]
-
-
-def _config_changes(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> dict[str, Any]:
-    """The changes in the spelling of this config.json; it must then say what was proven."""
-    stored = _decoded(checkpoint.config) if checkpoint is not None else architecture.config.to_dict()
-    changes = as_stated(choice.insertion, architecture.config, stored)
-    before = architecture.config.to_dict()
-    changes = {name: _spelled(value, stored.get(name), before.get(name)) for name, value in changes.items()}
-    spellings: Mapping[str, str] = getattr(architecture.config, "attribute_map", None) or {}
-    for common, own in spellings.items():
-        for name, other in ((common, own), (own, common)):
-            if name in changes and other in stored:
-                changes[other] = changes[name]
-    wanted = choice.insertion.config.to_dict()
-    try:
-        with quiet_transformers():
-            read = type(architecture.config).from_dict({**stored, **changes}).to_dict()
-    except Exception as error:
-        # Classes check their configs in their own ways, with errors of any type.
-        raise NotApplicable(f"transformers does not load the config with one more layer: {error}") from None
-    skipped = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures", QUANTISED)
-    for name, value in wanted.items():
-        if name not in skipped and not name.startswith("_") and read.get(name) != value:
-            raise NotApplicable(f"the config key `{name}` would be read as {read.get(name)!r}, not as {value!r}")
-    return changes
-
-
-def _moved_quantisation(
-    architecture: Architecture,
-    choice: Choice,
-    names: CarrierNames,
-    checkpoint: CheckpointFolder | None,
-    tensors: Sequence[TensorWrite],
-) -> dict[str, Any]:
-    """The base's ``quantization_config`` with every block where it is now, and the inserted ones left out of it."""
-    quantisation, insertion = architecture.quantisation, choice.insertion
-    if quantisation is None:
-        raise ValueError("the base is not quantised")
-    stated = architecture.config.quantization_config if checkpoint is None else checkpoint.config[QUANTISED]
-    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
-    added = [module_of(name) for tensor in matrices for name in (tensor.parameter, tensor.name)]
-
-    def moved(module: str) -> tuple[str, ...]:
-        new = {insertion.moved_name(module, prefix) for prefix in (architecture.blocks + ".", names.prefix)}
-        return tuple(new - {module} or new)
-
-    drafts = names.moved()[1]
-    stored = None if names.stored is None else {n: info for n, info in names.stored.items() if n not in drafts}
-    return moved_config(
-        quantisation,
-        stated,
-        modules_of(choice.base, quantisation, stored, moved, dict.fromkeys(added), insertion.moved),
-    )
-
-
-def _spelled(value: Any, stored: Any, read: Any) -> Any:
-    """A list of block types in the words of this config.json, where transformers has read them as others.
-
-    Other software reads the release's own words: llama.cpp's converter knows ``mamba``, not ``linear_attention``.
-    """
-    lists = all(isinstance(item, list) for item in (value, stored, read))
-    if not lists or len(stored) != len(read) or not all(isinstance(item, str) for item in (*stored, *read)):
-        return value
-    words = dict(zip(read, stored, strict=True))
-    return [words.get(item, item) for item in value] if set(value) <= words.keys() else value
-
-
-def _decoded(value: Any) -> Any:
-    """JSON as transformers writes it, with its notation for infinity read."""
-    if isinstance(value, dict) and value.keys() == {"__float__"}:
-        return float(value["__float__"])
-    if isinstance(value, dict):
-        return {key: _decoded(item) for key, item in value.items()}
-    return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
 def _reason(choice: Choice) -> str:

@@ -1,0 +1,89 @@
+"""The changes of config.json that insert blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from patcher.architectures.analysis import Architecture
+from patcher.architectures.model_class import quiet_transformers
+from patcher.checkpoint.folder import CheckpointFolder
+from patcher.routes.carrier.choice import Choice
+from patcher.routes.carrier.disk import CarrierNames
+from patcher.routes.carrier.insertion import QUANTISED, as_stated
+from patcher.routes.exclusions import module_of, modules_of, moved_config
+from patcher.routes.plan import NotApplicable, TensorWrite
+
+
+def config_changes(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> dict[str, Any]:
+    """The changes in the spelling of this config.json; it must then say what was proven."""
+    stored = _decoded(checkpoint.config) if checkpoint is not None else architecture.config.to_dict()
+    changes = as_stated(choice.insertion, architecture.config, stored)
+    before = architecture.config.to_dict()
+    changes = {name: _spelled(value, stored.get(name), before.get(name)) for name, value in changes.items()}
+    spellings: Mapping[str, str] = getattr(architecture.config, "attribute_map", None) or {}
+    for common, own in spellings.items():
+        for name, other in ((common, own), (own, common)):
+            if name in changes and other in stored:
+                changes[other] = changes[name]
+    wanted = choice.insertion.config.to_dict()
+    try:
+        with quiet_transformers():
+            read = type(architecture.config).from_dict({**stored, **changes}).to_dict()
+    except Exception as error:
+        # Classes check their configs in their own ways, with errors of any type.
+        raise NotApplicable(f"transformers does not load the config with one more layer: {error}") from None
+    skipped = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures", QUANTISED)
+    for name, value in wanted.items():
+        if name not in skipped and not name.startswith("_") and read.get(name) != value:
+            raise NotApplicable(f"the config key `{name}` would be read as {read.get(name)!r}, not as {value!r}")
+    return changes
+
+
+def moved_quantisation(
+    architecture: Architecture,
+    choice: Choice,
+    names: CarrierNames,
+    checkpoint: CheckpointFolder | None,
+    tensors: Sequence[TensorWrite],
+) -> dict[str, Any]:
+    """The base's ``quantization_config`` with every block where it is now, and the inserted ones left out of it."""
+    quantisation, insertion = architecture.quantisation, choice.insertion
+    if quantisation is None:
+        raise ValueError("the base is not quantised")
+    stated = architecture.config.quantization_config if checkpoint is None else checkpoint.config[QUANTISED]
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    added = [module_of(name) for tensor in matrices for name in (tensor.parameter, tensor.name)]
+
+    def moved(module: str) -> tuple[str, ...]:
+        new = {insertion.moved_name(module, prefix) for prefix in (architecture.blocks + ".", names.prefix)}
+        return tuple(new - {module} or new)
+
+    drafts = names.moved()[1]
+    stored = None if names.stored is None else {n: info for n, info in names.stored.items() if n not in drafts}
+    return moved_config(
+        quantisation,
+        stated,
+        modules_of(choice.base, quantisation, stored, moved, dict.fromkeys(added), insertion.moved),
+    )
+
+
+def _spelled(value: Any, stored: Any, read: Any) -> Any:
+    """A list of block types in the words of this config.json, where transformers has read them as others.
+
+    Other software reads the release's own words: llama.cpp's converter knows ``mamba``, not ``linear_attention``.
+    """
+    lists = all(isinstance(item, list) for item in (value, stored, read))
+    if not lists or len(stored) != len(read) or not all(isinstance(item, str) for item in (*stored, *read)):
+        return value
+    words = dict(zip(read, stored, strict=True))
+    return [words.get(item, item) for item in value] if set(value) <= words.keys() else value
+
+
+def _decoded(value: Any) -> Any:
+    """JSON as transformers writes it, with its notation for infinity read."""
+    if isinstance(value, dict) and value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    if isinstance(value, dict):
+        return {key: _decoded(item) for key, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
