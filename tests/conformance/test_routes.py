@@ -18,11 +18,11 @@ WINDOW = {"use_sliding_window": True, "sliding_window": 24}
 # (model type, layer of the default config, route, the class that reads the copy, changes of the config)
 CASES: list[tuple[str, int, str, str, dict[str, Any]]] = [
     ("qwen2", 2, "relabel", "LlamaForCausalLM", {}),
-    ("qwen2", 2, "relabel", "SmolLM3ForCausalLM", {**WINDOW, "layer_types": [FULL, SLIDING] * 16}),
+    ("qwen2", 2, "relabel", "GraniteSWAForCausalLM", {**WINDOW, "layer_types": [FULL, SLIDING] * 16}),
     ("qwen3", 2, "carrier", "Qwen3ForCausalLM", {"tie_word_embeddings": True}),
     ("qwen3", 2, "carrier", "Qwen3ForCausalLM", {**WINDOW, "layer_types": [FULL, SLIDING] * 16}),
     ("mistral", 2, "relabel", "LlamaForCausalLM", {"sliding_window": None}),
-    ("mistral", 2, "carrier", "MistralForCausalLM", {"sliding_window": 24}),
+    ("mistral", 2, "relabel", "GraniteSWAForCausalLM", {"sliding_window": 24}),
     ("phi3", 2, "relabel", "LlamaForCausalLM", {"sliding_window": None}),
     ("gemma", 2, "carrier", "GemmaForCausalLM", {}),
     ("gemma2", 2, "carrier", "Gemma2ForCausalLM", {"sliding_window": 24}),

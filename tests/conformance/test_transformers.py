@@ -12,7 +12,7 @@ from support.old_transformers import skip_if_too_old
 from support.stock_loading import hooked_against_folder
 from support.tiny_models import PAIRS, VOCABULARY, default_checkpoint, tiny_checkpoint, write_recipe
 
-NATIVE, FLAG = "native", "flag"
+NATIVE, FLAG, RELABEL = "native", "flag", "relabel"
 # Falcon-H1 and HyperCLOVAX shrink their logits; without that the effect can be seen on a random model as well.
 # (released config, route, sharded, changes of the config)
 CASES = [
@@ -33,14 +33,14 @@ CASES = [
     ("meta-llama--Llama-3.1-8B-Instruct", FLAG, True, {}),
     ("meta-llama--Llama-3.2-1B", FLAG, False, {}),
     ("HuggingFaceTB--SmolLM2-135M", FLAG, True, {"tie_word_embeddings": False}),
-    ("HuggingFaceTB--SmolLM3-3B", FLAG, False, {}),
+    ("HuggingFaceTB--SmolLM3-3B", RELABEL, False, {}),
     ("ibm-granite--granite-3.3-2b-instruct", FLAG, True, {}),
     ("nvidia--Nemotron-Mini-4B-Instruct", FLAG, False, {}),
-    ("ByteDance-Seed--Seed-OSS-36B-Instruct", FLAG, True, {}),
-    ("baidu--ERNIE-4.5-0.3B-PT", FLAG, False, {}),
+    ("ByteDance-Seed--Seed-OSS-36B-Instruct", RELABEL, True, {}),
+    ("baidu--ERNIE-4.5-0.3B-PT", RELABEL, False, {}),
     ("openai--gpt-oss-20b", NATIVE, True, {"quantization_config": None}),
     ("arcee-ai--AFM-4.5B", FLAG, False, {}),
-    ("kyutai--helium-1-preview-2b", FLAG, False, {}),
+    ("kyutai--helium-1-preview-2b", RELABEL, False, {}),
     ("Salesforce--codegen-350M-mono", NATIVE, False, {}),
     ("EleutherAI--gpt-neo-125m", NATIVE, False, {}),
     ("microsoft--biogpt", NATIVE, False, {}),

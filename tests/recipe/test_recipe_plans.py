@@ -31,7 +31,7 @@ ROUTES = {
     "meta-llama/Llama-2-13b-chat-hf": "flag",
     "meta-llama/Llama-3.1-8B-Instruct": "flag",
     "ibm-granite/granite-3.3-2b-instruct": "flag",
-    "HuggingFaceTB/SmolLM3-3B": "flag",
+    "HuggingFaceTB/SmolLM3-3B": "relabel",
     "microsoft/phi-2": "native",
     "bigcode/starcoder2-3b": "native",
     "mistralai/Mistral-7B-Instruct-v0.3": "relabel",

@@ -81,7 +81,7 @@ def refusal(*arguments: Any, **options: Any) -> InputError:
         ("tiiuae--falcon-rw-1b", "native"),
         ("tiiuae--falcon-7b", "flag"),
         (LLAMA, "flag"),
-        ("HuggingFaceTB--SmolLM3-3B", "flag"),
+        ("openbmb--MiniCPM3-4B", "flag"),
         ("ibm-granite--granite-3.3-2b-instruct", "flag"),
         ("nvidia--Nemotron-Mini-4B-Instruct", "flag"),
     ],
@@ -189,7 +189,7 @@ def test_targets_that_read_the_route_natively(architecture: Callable[..., Archit
 
 
 def test_a_target_that_reads_it_through_its_backend_is_told(architecture: Callable[..., Architecture]) -> None:
-    plan = choose_route(architecture("HuggingFaceTB--SmolLM3-3B"), [1], targets=["transformers", "vllm"], prefer="free")
+    plan = choose_route(architecture("arcee-ai--AFM-4.5B"), [1], targets=["transformers", "vllm"], prefer="free")
     assert plan.stacks["vllm"] == "backend"
     assert "vLLM reads it through its Transformers backend" in plan.reason
 
