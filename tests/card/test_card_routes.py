@@ -168,6 +168,26 @@ CASES: dict[str, tuple[str, list[int] | None, dict[str, Any], list[str], list[st
         ],
         ["tensors of zeros", "outer product"],
     ),
+    "carriers, a pattern each": (
+        "gemma2",
+        [0, 2],
+        {"targets": ["transformers", "llama.cpp"]},
+        [
+            "In the copy 2 more blocks add them and nothing else. 2 further blocks do nothing: they keep every later "
+            "block's place in the pattern of block types.",
+            "| v2 | 2 (added by block 5 of the copy) |",
+            "Blocks 1, 2, 5 and 6 are new in the copy. The ",
+            "remove blocks 1, 2, 5 and 6; ",
+        ],
+        ["tensors of zeros in other", "from their places"],
+    ),
+    "carriers, where a stack counts": (
+        "gemma2",
+        [1],
+        {},
+        ["- The types of blocks are computed from their places by llama.cpp, which computes another function"],
+        ["further block"],
+    ),
     "embedding, untied": (
         "meta-llama--Llama-3.2-1B",
         [-1],

@@ -45,7 +45,7 @@ def test_a_block_too_many_makes_later_ones_of_another_type(ran: Ran, tmp_path: P
     assert two.plan.inserted == {1: (2, 3)}
     one = patched_pair("gemma2", two.base, tmp_path / "copy", 1)
     assert one.plan.inserted == {1: (2,)} and one.plan.stacks["llama.cpp"] == "no"
-    assert any("from its index" in warning for warning in one.plan.warnings)
+    assert any("from their places" in warning for warning in one.plan.warnings)
     process = llama_cpp_process(with_tiny_tokenizers(environment("llama.cpp"), tmp_path))
     runs = run_jobs(process, [one.job(one.copy, "copy")], tmp_path / "runs")
     result = Ran({"gemma2": one}, {"gemma2-base": ran.runs["gemma2-base"], **runs}).compared("gemma2")

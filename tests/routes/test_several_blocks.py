@@ -73,11 +73,11 @@ def test_one_block_is_inserted_by_default_and_the_others_are_advice() -> None:
     assert plan.cost.startswith("one more layer in") and plan.stacks["llama.cpp"] == "no"
     (advice,) = [note for note in plan.advice if "targets" in note]
     assert "2 blocks" in advice and "llama.cpp" in advice
-    assert any("from its index" in warning for warning in plan.warnings)
+    assert any("from their places" in warning for warning in plan.warnings)
     # As advised:
     wide = plan_of("gemma2", targets=advice.split("[")[1].split("]")[0].split(", "))
     assert wide.cost.startswith("2 more layers in") and wide.stacks == dict.fromkeys(ALL, "native")
-    assert not any("from its index" in warning for warning in wide.warnings)
+    assert not any("from their places" in warning for warning in wide.warnings)
     assert not any("targets" in note for note in wide.advice)
 
 

@@ -100,8 +100,8 @@ def _plan(
     counting = readers_of_pattern(architecture)
     if number == 1 and counting is not None:
         warnings.append(
-            f"{' and '.join(counting[1])} computes a block's type from its index: of this copy it computes another "
-            "function, without an error"
+            f"the types of blocks are computed from their places by {' and '.join(counting[1])}, which computes "
+            "another function of this copy, without an error"
         )
     if changes.get(DRAFT_COUNT) == 0 and dropped:
         warnings.append("blocks that draft further tokens are left out")
