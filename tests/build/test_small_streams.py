@@ -21,9 +21,16 @@ from patcher.capture import opened
 from patcher.capture.streaming.stored_tensors import StoredTensors
 from patcher.errors import CheckFailed, InputError
 from patcher.recipe.file import load_recipe
+from patcher.routes import planner
 from patcher.routes.constant import ConstantError, Loss
 
 RMS = 0.02
+
+
+@pytest.fixture
+def no_other_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixtral has a constant that may be short, and nothing but the carrier is exact: another class is not looked at."""
+    monkeypatch.setattr(planner, "ROUTES", {name: route for name, route in planner.ROUTES.items() if name != "relabel"})
 
 
 def small_base(scratch: Path, model_type: str, layer: int = 0, **changes: Any) -> int:
@@ -96,6 +103,7 @@ class TestAnotherContentOrRoute:
         assert any("not the `carrier` route" in line and "mean square" in line for line in said)
 
 
+@pytest.mark.usefixtures("no_other_class")
 class TestADryRun:
     def test_reads_rows_of_the_embedding_and_says_what_they_tell(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,6 +123,7 @@ class TestADryRun:
         assert constant.typical == pytest.approx(1e-5 / (RMS**2 + 1e-5), rel=0.3)
 
 
+@pytest.mark.usefixtures("no_other_class")
 class TestRefusal:
     def test_comes_before_the_model_is_loaded_and_gives_the_numbers(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,6 +155,7 @@ class TestRefusal:
         assert "later layer" not in str(refused.value.problems[0].remedy)
 
 
+@pytest.mark.usefixtures("no_other_class")
 class TestBroken:
     def test_an_epsilon_that_is_ignored_fails_the_proof(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         layer = small_base(tmp_path, "mixtral")
