@@ -29,7 +29,7 @@ RMS = 0.02
 
 @pytest.fixture
 def no_other_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mixtral has a constant that may be short. No other class is looked at, so that nothing but the carrier is exact."""
+    """Mixtral's constant may be short. No other class is looked at, so that nothing but the carrier is exact."""
     monkeypatch.setattr(planner, "ROUTES", {name: route for name, route in planner.ROUTES.items() if name != "relabel"})
 
 
