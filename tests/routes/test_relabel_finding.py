@@ -254,6 +254,27 @@ def test_every_guard_is_used() -> None:
     assert used == set(GUARDS)
 
 
+@pytest.mark.parametrize(
+    ("name", "vllm", "llama_cpp"),
+    [
+        ("seed_oss", "native", "native"),
+        ("ernie4_5", "native", "native"),
+        ("olmo", "native", "native"),
+        ("glm", "native", "native"),
+        ("glm, yarn", "backend", "no"),  # as factors of type longrope
+        ("smollm3", "native", "native"),
+        ("mistral, window", "native", "native"),
+        ("mistral, window, wide heads", "backend", "no"),
+        ("granitemoehybrid, dense", "native", "native"),
+        ("granitemoehybrid, dense, no positions", "native", "no"),
+        ("vaultgemma, windows", "backend", "no"),
+    ],
+)
+def test_what_stacks_are_said_to_read(name: str, vllm: str, llama_cpp: str) -> None:
+    stacks = relabel_of(name)[1].stacks
+    assert (stacks["vllm"], stacks["llama.cpp"]) == (vllm, llama_cpp)
+
+
 def test_a_window_that_cuts_nothing_off_is_no_window() -> None:
     config = config_of("phi3", {"sliding_window": 262144, "max_position_embeddings": 4096})
     assert find_relabel(Architecture(config), [LAYER]).target.model_type == "llama"

@@ -17,6 +17,7 @@ from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.disk_names import existing_name, stored_tensors
 from patcher.routes.plan import NotApplicable, Plan, Reader, TensorWrite
 from patcher.routes.relabel.finding import Relabel, find_relabel
+from patcher.routes.relabel.guards import has_window
 from patcher.routes.relabel.stored import Experts, experts_of
 from patcher.routes.relabel.tensors import Derivation, derive
 from patcher.routes.relabel.tokenizer import tokenizer_changes
@@ -243,6 +244,9 @@ def _warnings(architecture: Architecture, found: Relabel, moves: _Moves) -> tupl
             "some of them are stored in fp32; loaded in half precision they are rounded, and the copy then differs "
             "from the base by that rounding"
         )
+    window = found.config.get("sliding_window")
+    if window is not None and not has_window(architecture.config):
+        warnings.append(f"text beyond {window} tokens, the base's position range, looks back {window} tokens at most")
     if found.candidate.residual == "centred":
         warnings.append("the copy's residual stream is the base's without its mean: probes of it must be centred too")
     return tuple(warnings)
