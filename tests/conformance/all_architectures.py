@@ -1,7 +1,7 @@
 """Every text causal LM of the installed transformers: built tiny, patched, loaded by the stock class, compared.
 
 ``python tests/conformance/all_architectures.py`` runs all of them and writes docs/architectures.json and
-docs/architectures.md; ``--only llama qwen3`` prints some of them and writes nothing.
+docs/architectures.md; ``--only llama qwen3`` prints some of them and writes nothing, or with ``--merge`` these alone.
 """
 
 from __future__ import annotations
@@ -284,6 +284,7 @@ def versions() -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="TYPE", help="these types; prints, and writes nothing")
+    parser.add_argument("--merge", action="store_true", help="with --only: take the place of those types' results")
     parser.add_argument("--main-layer", action="store_true", help="one layer a type, not one of each kind")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds a type")
@@ -305,11 +306,15 @@ def main() -> int:
                     f"{run.route or ''}{measured} ({record.seconds} s) {run.reason}",
                     flush=True,
                 )
-        if options.only:
+        if options.only and not options.merge:
             return 0
+        kept: list[dict[str, Any]] = []
+        if options.only:
+            before = json.loads(options.results.read_text(encoding="utf-8"))["architectures"]
+            kept = [each for each in before if each["model_type"] not in options.only]
         records.sort(key=lambda record: record.model_type)
         options.results.parent.mkdir(exist_ok=True)
-        options.results.write_text(as_json(records), encoding="utf-8")
+        options.results.write_text(as_json(records, kept), encoding="utf-8")
     from architectures_page import render
 
     results = json.loads(options.results.read_text(encoding="utf-8"))
@@ -317,9 +322,14 @@ def main() -> int:
     return 0
 
 
-def as_json(records: Iterable[Record]) -> str:
-    """One line a type, so that a change can be read."""
-    lines = ",\n".join(f"    {json.dumps(asdict(record))}" for record in records)
+def as_json(records: Iterable[Record], kept: Iterable[dict[str, Any]] = ()) -> str:
+    """One line a type, so that a change can be read.
+
+    Args:
+        kept: records of an earlier run, as they were read.
+    """
+    every = sorted([*kept, *(asdict(record) for record in records)], key=lambda each: str(each["model_type"]))
+    lines = ",\n".join(f"    {json.dumps(each)}" for each in every)
     head = json.dumps({"versions": versions(), "command": COMMAND}, indent=2)[:-2]
     return f'{head},\n  "architectures": [\n{lines}\n  ]\n}}\n'
 

@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from patcher.architectures.shrink import VOCABULARY, shrink_config
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "relabel_search.json"
+PAGE = ROOT / "docs" / "routes-tried.md"
+START, END = "<!-- pairs: made by the search -->\n", "<!-- end of pairs -->\n"
 RECORDED = ROOT / "docs" / "architectures.json"
 LAYER, CLOSE = 2, 1e-4
 FAILURES = (Exception,)
@@ -265,14 +267,56 @@ def main() -> int:
             if options.only and options.to:
                 for pair in found:
                     print(f"    {pair}", flush=True)
-    if not options.only:
+    if not options.only and not options.to:
         from all_architectures import versions
 
-        pairs.sort(key=lambda pair: (pair.source, pair.target))
-        lines = ",\n".join(f"    {json.dumps(asdict(pair))}" for pair in pairs)
-        head = json.dumps({"versions": versions(), "seconds": round(time.monotonic() - start)}, indent=2)[:-2]
-        options.results.write_text(f'{head},\n  "pairs": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
+        table = _table(pairs)
+        if options.results == RESULTS:
+            before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+            PAGE.write_text(before + START + table + END + rest.partition(END)[2], encoding="utf-8")
+        head = {"versions": versions(), "seconds": round(time.monotonic() - start)}
+        options.results.write_text(_as_json(pairs, head), encoding="utf-8")
     return 0
+
+
+def _table(pairs: list[Pair]) -> str:
+    """One line a source: how many targets could be built, and which was closest, or what has no place anywhere."""
+    lines = [
+        "",
+        "| source | built | closest target | off by | how, or what has no place in most |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for source in sorted({pair.source for pair in pairs}):
+        own = [pair for pair in pairs if pair.source == source]
+        built = sorted((pair for pair in own if pair.difference is not None), key=_difference)
+        if built:
+            best = f"`{built[0].target}` | {built[0].difference:.0e} | {built[0].variant}"
+        else:
+            reasons = [pair.why for pair in own]
+            best = f"– | – | {min(reasons, key=_commonplace)}"
+        lines.append(f"| `{source}` | {len(built)} of {len(own)} | {best} |")
+    return "\n".join([*lines, "", ""])
+
+
+def _commonplace(why: str) -> tuple[int, int]:
+    """How little a reason says of the source itself: classes without experts have no place for any expert."""
+    parts = ("experts_", "gate.weight", "down.weight", "up.weight", "k.weight", "q.weight", "embedding.weight")
+    return sum(f"`{part}" in why for part in parts) + ("no place" not in why), len(why)
+
+
+def _as_json(pairs: list[Pair], head: dict[str, Any]) -> str:
+    """One line a source: target -> [difference, layout], and why -> the targets that were not built."""
+    lines = []
+    for source in sorted({pair.source for pair in pairs}):
+        own = sorted((pair for pair in pairs if pair.source == source), key=lambda pair: pair.target)
+        built = {pair.target: [pair.difference, pair.variant] for pair in own if pair.difference is not None}
+        lost: dict[str, list[str]] = {}
+        for pair in own:
+            if pair.difference is None:
+                lost.setdefault(pair.why, []).append(pair.target)
+        lines.append(f'    "{source}": {json.dumps({"built": built, "not_built": lost})}')
+    joined = ",\n".join(lines)
+    return f'{json.dumps(head, indent=2)[:-2]},\n  "sources": {{\n{joined}\n  }}\n}}\n'
 
 
 def _difference(pair: Pair) -> float:

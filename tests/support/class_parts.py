@@ -97,6 +97,8 @@ class Parts:
             "moe_layer_interval": 1,
             "use_parallel_residual": getattr(self.config, "use_parallel_residual", False),
         }
+        if (times := getattr(self.config, "intermediate_multiple_size", None)) is not None:
+            keys["intermediate_size"] = int(self.config.hidden_size * times)
         shared = any(part.startswith("shared") for _, part in self.tensors)
         if not shared:
             keys |= dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 0)
@@ -200,7 +202,10 @@ def parts_of(model: nn.Module, blocks: str, ids: torch.Tensor) -> Parts:
             kinds[key] = model.get_submodule(owner)
     parts = Parts(model.config, tensors, scales=seen)
     parts.offset = {key for key, module in kinds.items() if _adds_one(module)}
-    parts.layer_norms = {key for key, module in kinds.items() if key[1].startswith("norm") and _takes_mean(module)}
+    width = int(model.config.hidden_size)
+    takes_mean = {key for key, module in kinds.items() if key[1].startswith("norm") and _takes_mean(module, width)}
+    bare = [each for each in model.modules() if "norm" in type(each).__name__.lower() and not list(each.parameters())]
+    parts.layer_norms = takes_mean | {(None, "bare norms") for each in bare if _takes_mean(each, width)}
     return parts
 
 
@@ -263,10 +268,10 @@ def _adds_one(module: nn.Module) -> bool:
         weight.data.copy_(kept)
 
 
-def _takes_mean(module: nn.Module) -> bool:
+def _takes_mean(module: nn.Module, width: int) -> bool:
     try:
         with torch.no_grad():
-            given = torch.randn(1, 2, module.weight.shape[-1], generator=torch.Generator().manual_seed(1))
+            given = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(1))
             return bool((module(given) - module(given + 3.0)).abs().max() < 1e-3)
     except (RuntimeError, TypeError, IndexError):
         return False
