@@ -30,7 +30,6 @@ class Quantisation:
         llama_cpp: whether llama.cpp's converter reads it.
         skip: the key of ``quantization_config`` that lists the modules which stay as the class has them; of GPTQ, the
             ones which do not.
-        inserted: stacks besides transformers that were run on a block that was inserted beside such weights.
         casts: whether its loader casts a weight that is not quantised to the model's dtype.
         parts: what takes the place of a module's ``weight``, or stands beside it, in the names on disk.
     """
@@ -42,7 +41,6 @@ class Quantisation:
     bias: str = "F32"
     dequantise: str | None = None
     llama_cpp: bool = True
-    inserted: tuple[str, ...] = ()
     casts: bool = True
 
     def weight_of(self, name: str) -> str | None:
@@ -82,7 +80,6 @@ FORMATS: Mapping[str, Quantisation] = {
             "ignore",
             (r"(?<=\.)(?:weight_(?:packed|scale|shape|zero_point|g_idx|global_scale)|input_(?:scale|zero_point))",),
             dequantise="CompressedTensorsConfig",
-            inserted=("vllm",),
         ),
         Quantisation(
             "fp8",

@@ -237,7 +237,9 @@ def _serving(plan: Plan, architecture: Architecture, targets: Sequence[str]) -> 
     """The plan if all targets read it, through vLLM's Transformers backend where its own class would not."""
     if architecture.quantisation is not None and not architecture.quantisation.llama_cpp:
         plan = replace(plan, stacks={**plan.stacks, LLAMA_CPP: "no"})
-    if VLLM in targets and not _reads(plan, VLLM):
+    in_place = plan.is_own_bias and plan.architecture == architecture.class_name
+    # Beside quantised weights nothing but a bias of the class itself is known to reach the backend.
+    if VLLM in targets and not _reads(plan, VLLM) and (architecture.quantisation is None or in_place):
         plan = through_backend(plan, architecture)
     unread = [stack for stack in targets if not _reads(plan, stack)]
     if unread:

@@ -41,6 +41,11 @@ CASES: list[tuple[str, str, dict[str, Any], str, tuple[str, ...], bool]] = [
     ("fp8 8", "Qwen--Qwen3-30B-A3B-FP8", {}, "carrier", (), False),
     ("fp8 8", "deepseek-ai--DeepSeek-V3", {}, "carrier", (), False),
     ("mxfp4", "openai--gpt-oss-20b", {}, "carrier", (), False),
+    ("fp8 8", "Qwen--Qwen2.5-0.5B", {}, "relabel", (), False),
+    ("compressed-tensors int", "Qwen--Qwen2.5-0.5B", {}, "relabel", ("compressed_tensors",), True),
+    ("gptq", "Qwen--Qwen2.5-0.5B", NARROW, "relabel", ("optimum", "gptqmodel"), True),
+    ("awq", "Qwen--Qwen2.5-0.5B", NARROW, "relabel", ("gptqmodel",), True),
+    ("bitsandbytes 4", "Qwen--Qwen2.5-0.5B", NARROW, "relabel", ("bitsandbytes",), True),
     ("compressed-tensors int", QWEN, {}, "carrier", ("compressed_tensors",), True),
     ("compressed-tensors packed", QWEN, {}, "carrier", ("compressed_tensors",), True),
     ("gptq", QWEN, NARROW, "carrier", ("optimum", "gptqmodel"), True),
@@ -76,7 +81,10 @@ def run(folder: Path, base: Path, layer: int, **keys: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "name", "changes", "route", "packages", "as_stored"),
     CASES,
-    ids=["-".join([*case[0].split(), case[1], *(["carrier"] if case[3] == "carrier" else [])]) for case in CASES],
+    ids=[
+        "-".join([*case[0].split(), case[1], *([case[3]] if case[3] in ("carrier", "relabel") else [])])
+        for case in CASES
+    ],
 )
 def test_the_folder_equals_the_quantised_base_under_a_hook(
     tmp_path: Path,
@@ -94,7 +102,7 @@ def test_the_folder_equals_the_quantised_base_under_a_hook(
     layer = quantised_base(tmp_path / "base", method, name, changes, trained=route == "carrier")
     before = {item.name: item.read_bytes() for item in (tmp_path / "base").iterdir()}
 
-    manifest = run(tmp_path / "out", tmp_path / "base", layer, **({"route": route} if route == "carrier" else {}))
+    manifest = run(tmp_path / "out", tmp_path / "base", layer, route=route)
 
     entry = manifest["verification"][0]
     assert manifest["route"]["name"] == route

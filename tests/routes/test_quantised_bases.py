@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.quantised_models import METHODS, quantise
-from support.tiny_models import tiny_checkpoint
+from support.tiny_models import default_checkpoint, tiny_checkpoint
 from support.writing import write_steered
 
 from patcher.architectures.analysis import Architecture
@@ -77,12 +77,43 @@ def test_routes_that_rewrite_weights_refuse_it(tmp_path: Path) -> None:
     checkpoint = quantised(tmp_path / "base", "gptq", "Qwen--Qwen2.5-0.5B")
     architecture = Architecture(read_config(checkpoint.path))
     findings = {finding.name: finding for finding in survey(architecture, [LAYER], checkpoint)}
-    keep = ("native", "flag", "carrier")
+    keep = ("native", "flag", "relabel", "carrier")
     for name in ROUTES:
         assert (name in keep) != ("the checkpoint is quantised (gptq)" in findings[name].why_not)
-    assert findings["carrier"].plan is not None
+    assert findings["carrier"].plan is not None and findings["relabel"].plan is not None
     with pytest.raises(InputError, match="has no route"):
         planned(checkpoint, exact=False, route="rank_one")
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "mxfp4"])
+def test_another_class_reads_quantised_weights_that_keep_their_names(tmp_path: Path, method: str) -> None:
+    checkpoint = quantised(tmp_path / "base", method, "Qwen--Qwen2.5-0.5B")
+    plan = planned(checkpoint)
+    assert (plan.route, plan.architecture, plan.stacks["vllm"]) == ("relabel", "LlamaForCausalLM", "no")
+    assert not plan.renamed and not plan.dropped
+    assert plan.config is not None and plan.config["quantization_config"] == METHODS[method][1]
+    assert {tensor.dtype for tensor in plan.carriers} == {FORMATS[method.split()[0]].bias}
+    vector = {LAYER: torch.randn(64, generator=torch.Generator().manual_seed(0))}
+    write_steered(plan, vector, checkpoint, tmp_path / "out")
+    copied = CheckpointFolder(tmp_path / "out").tensors
+    for name, info in checkpoint.tensors.items():
+        now = copied[name]
+        assert info.file.read_bytes()[info.start : info.end] == now.file.read_bytes()[now.start : now.end]
+
+
+@pytest.mark.parametrize(("name", "route"), [("Qwen--Qwen2.5-0.5B", "relabel"), (QWEN, "carrier")])
+def test_a_stack_that_no_test_runs_is_not_promised(tmp_path: Path, name: str, route: str) -> None:
+    with pytest.raises(InputError, match="vllm does not read it") as caught:
+        planned(quantised(tmp_path / "base", "fp8", name), route=route, targets=["vllm"])
+    assert caught.value.problems[0].remedy == "take vllm out of `targets`"
+    assert planned(CheckpointFolder(tmp_path / "base"), route=route).route == route
+
+
+def test_another_class_that_splits_quantised_weights_is_refused(tmp_path: Path) -> None:
+    default_checkpoint(tmp_path / "base", "phi3", tokenizer=False, dtype=torch.bfloat16, pad_token_id=None)
+    quantise(tmp_path / "base", "fp8 8")
+    with pytest.raises(InputError, match="is quantised, and the other class has it in another form or place"):
+        planned(CheckpointFolder(tmp_path / "base"), route="relabel")
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "mxfp4"])
@@ -91,8 +122,7 @@ def test_an_inserted_block_is_left_out_of_the_quantisation(tmp_path: Path, metho
     plan = planned(checkpoint, route="carrier")
     skip = FORMATS[method.split()[0]].skip
     listed = plan.config_changes["quantization_config"][skip]
-    assert plan.stacks["transformers"] == "native" and plan.stacks["llama.cpp"] == "no"
-    assert (plan.stacks["vllm"] == "native") == method.startswith("compressed-tensors")
+    assert plan.stacks == {"transformers": "native", "vllm": "no", "llama.cpp": "no"}
     assert any("the inserted block is not quantised" in warning for warning in plan.warnings)
     modules = {tensor.parameter.rpartition(".")[0] for tensor in plan.tensors if len(tensor.shape) == 2}
     assert len(modules) == 7 and all(name.startswith(f"model.layers.{LAYER + 1}.") for name in modules)

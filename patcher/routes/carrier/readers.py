@@ -34,10 +34,9 @@ def stacks_of_insertion(architecture: Architecture, choice: Choice, changes: Map
         LLAMA_CPP: not unlike and _keeps(architecture, LLAMA_CPP, number, unknown=number == 1 and not mixed),
         VLLM: not choice.flags and _keeps(architecture, VLLM, number, unknown=number == 1 and not own),
     }
-    quantisation = architecture.quantisation
-    if quantisation is not None:
-        # What was not run with a block that is not quantised is not claimed.
-        read = {stack: keeps and stack in quantisation.inserted for stack, keeps in read.items()}
+    if architecture.quantisation is not None:
+        # What no test runs with a block that is not quantised is not claimed.
+        read = dict.fromkeys(read, False)
     total = choice.insertion.total
     return {
         TRANSFORMERS: "native",

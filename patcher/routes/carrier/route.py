@@ -107,10 +107,9 @@ def _plan(
         warnings.append("blocks that draft further tokens are left out")
     new = len(choice.blocks)
     if quantisation is not None:
-        readers = " and ".join(("transformers", *quantisation.inserted))
         warnings.append(
             f"the inserted {'block is' if new == 1 else 'blocks are'} not quantised, and quantization_config says so: "
-            f"of {quantisation.method}, such a copy was run in {readers} alone"
+            f"of {quantisation.method}, such a copy is checked in transformers alone"
         )
     more = "one more layer" if new == 1 else f"{new} more layers"
     return Plan(

@@ -14,8 +14,9 @@ import torch
 from patcher.architectures.analysis import Architecture, Slot
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
-from patcher.routes.disk_names import existing_name, stored_tensors
+from patcher.routes.disk_names import existing_name
 from patcher.routes.plan import NotApplicable, Plan, Reader, TensorWrite
+from patcher.routes.relabel import quantised
 from patcher.routes.relabel.finding import Relabel, find_relabel
 from patcher.routes.relabel.guards import has_window
 from patcher.routes.relabel.stored import Experts, experts_of
@@ -37,16 +38,19 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
     if architecture.trust_remote_code and checkpoint is not None and "auto_map" in checkpoint.config:
         raise NotApplicable("the checkpoint's own code reads it, so no stock class can be put in its place")
     found = find_relabel(architecture, layers, checkpoint.config if checkpoint is not None else None)
-    config = _config(found)
+    config = {**_config(found), **quantised.stated(architecture, checkpoint)}
     tokenizer = {} if checkpoint is None else _tokenizer(checkpoint, config, found)
-    moves = _moves(architecture, found, stored_tensors(checkpoint))
+    stored, packed = quantised.as_plain(architecture, checkpoint)
+    moves = _moves(architecture, found, stored)
+    quantised.require_kept(packed, {*moves.dropped, *moves.renamed})
+    own = "F32" if architecture.quantisation is None else architecture.quantisation.bias
     return Plan(
         route=NAME,
         architecture=found.target.class_name,
         blocks=architecture.blocks,
         sites={layer: slot.site for layer, slot in found.slots.items()},
-        tensors=(*moves.writes, *_biases(found, moves)),
-        stacks=found.stacks,
+        tensors=(*moves.writes, *_biases(found, moves, own)),
+        stacks=quantised.stacks(architecture, found.stacks),
         reason=f"the same function is {found.target.class_name}, checked equal on a tiny stand-in (logits differ by at "
         f"most {found.proof.difference:.1g} of the largest, steered by {found.proof.steered:.1g})",
         dropped=frozenset(moves.dropped),
@@ -206,7 +210,7 @@ def _created(
     return TensorWrite.beside(name, each.target, shape, dtype, make, each.words(disk or "nothing"))
 
 
-def _biases(found: Relabel, moves: _Moves) -> list[TensorWrite]:
+def _biases(found: Relabel, moves: _Moves, own: str) -> list[TensorWrite]:
     """The slots, and zeros for all other biases that only the target has: vLLM leaves a missing one uninitialised."""
     carried = {slot.parameter: slot for slot in found.slots.values()}
     names = _names(found)
@@ -215,7 +219,7 @@ def _biases(found: Relabel, moves: _Moves) -> list[TensorWrite]:
         shape, slot = found.shapes[parameter], carried.get(parameter)
         if slot is not None:
             # In F32 the vector survives every conversion exactly; a loader casts it to the model's dtype.
-            writes.append(TensorWrite(names[parameter], parameter, "created", slot.layer, slot.factor, shape, "F32"))
+            writes.append(TensorWrite(names[parameter], parameter, "created", slot.layer, slot.factor, shape, own))
         else:
             dtype = moves.dtypes.get(parameter.removesuffix("bias") + "weight", "F32")
             writes.append(TensorWrite.beside(names[parameter], parameter, shape, dtype))
@@ -252,4 +256,4 @@ def _warnings(architecture: Architecture, found: Relabel, moves: _Moves) -> tupl
     return tuple(warnings)
 
 
-ROUTE = Route(NAME, plan)
+ROUTE = Route(NAME, plan, keeps_quantised=True)
