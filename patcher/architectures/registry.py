@@ -33,6 +33,8 @@ class ModelTypeRow:
         patterns: how stacks know the type of a block, as it was run: ``listed`` by the config, or computed from the
             block's index, in a pattern of so many blocks.
         depths: numbers of blocks by which a stack tells releases that it computes in a way of their own.
+        block_flags: config key that creates a bias in every block -> the stacks that were seen to read an inserted
+            block which needs it; what is not stated is not read.
     """
 
     class_name: str
@@ -45,6 +47,7 @@ class ModelTypeRow:
     stacks: Mapping[str, Support] = field(default_factory=dict)
     patterns: Mapping[str, int | str] = field(default_factory=dict)
     depths: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    block_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def factor(self, config: Any) -> float:
         """Residual gain per unit of the slot under ``config``, as the row states it."""
@@ -72,6 +75,7 @@ def rows() -> Mapping[str, ModelTypeRow]:
             stacks={**TRANSFORMERS_ALONE, **row.get("stacks", {})},
             patterns=row.get("patterns", {}),
             depths=row.get("depths", {}),
+            block_flags={key: tuple(stacks) for key, stacks in row.get("block_flags", {}).items()},
         )
         for name, row in json.loads(text).items()
     }

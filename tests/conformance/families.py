@@ -37,7 +37,7 @@ def told(record: Record) -> Iterator[str]:
         how = f"own error {base['own_error']}" if base["runs"] else f"the base does not run: {base['line']}"
         yield f"{title}: {stack}: {how}"
     for run in record["runs"]:
-        yield f"{title}: prefer {run['prefer']}: {run['route']} -> {run['reads']}, cost {run['cost']}"
+        yield f"{title}: asked for {run['asked']}: {run['route']} -> {run['reads']}, cost {run['cost']}"
         for stack, seen in run["seen"].items():
             claim = run["claimed"].get(stack, "no")
             false = " **FALSE CLAIM**" if is_false(run, stack) else ""

@@ -25,6 +25,9 @@ ROOT = Path(__file__).parents[2]
 BUILD_TIMEOUT, FOLDER_TIMEOUT = 600.0, 60.0
 TOGETHER = 5
 """Families whose folders one process of a stack runs."""
+STACKS_ALL = set(STACKS)
+ASKED: dict[str, dict[str, Any]] = {"stacks": {}, "free": {"prefer": "free"}, "targets": {"targets": list(STACKS)}}
+"""What the planner is asked for: its own choice, a free one, and one that every stack reads."""
 LEAST_RATIO = 100.0
 """Times the difference that the effect must be, as the stacks' tests demand."""
 EXACT_LIMIT, EXACT_SHARE, EXACT_NOISE = 2e-5, 5e-5, 5.0
@@ -33,7 +36,7 @@ EXACT_LIMIT, EXACT_SHARE, EXACT_NOISE = 2e-5, 5e-5, 5.0
 Record = dict[str, Any]
 """{name, form, model_type, release, layer, files, base: {stack: {version, build, runs, own_error,
 line}}, runs: [...], refused,
-failed}; a run is {prefer, route, reads, cost, files, claimed: {stack: support}, seen: {stack: {outcome,
+failed}; a run is {asked, route, reads, cost, files, claimed: {stack: support}, seen: {stack: {outcome,
 difference, effect, gain, reader, line}}}. ``files`` is the sha256 of a folder's weights and config."""
 
 # Building, each family in a process of its own
@@ -51,18 +54,27 @@ def build(family: Family, place: Path) -> tuple[Record, list[Copied]]:
     base = place / "base"
     family_base(family, base)
     record["files"] = content(base)
-    for prefer in ("stacks", "free"):
+    for asked, options in ASKED.items():
+        claims_all = any(claimed(copied) >= STACKS_ALL for copied in copies)
+        if (asked == "targets" and claims_all) or (asked == "free" and copies[0].plan.free):
+            continue
         try:
-            copied = copy_family(family, base, place / prefer, prefer=prefer)
+            copied = copy_family(family, base, place / asked, asked, **options)
         except PatchModelError as error:
-            return {**record, "refused": str(error.problems[0].found or error)}, copies
-        if copies and (not copied.plan.free or copied.plan.route == copies[0].plan.route):
-            break
-        copies.append(copied)
-        record["runs"].append(_run(copied))
-        if copied.plan.free:
-            break
+            if not copies:
+                return {**record, "refused": str(error.problems[0].found or error)}, copies
+            continue
+        if asked == "free" and not copied.plan.free:
+            continue
+        if not any(content(copied.folder) == content(other.folder) for other in copies):
+            copies.append(copied)
+            record["runs"].append(_run(copied))
     return record, copies
+
+
+def claimed(copied: Copied) -> set[str]:
+    """The stacks that its plan says to read it."""
+    return {stack for stack, support in copied.plan.stacks.items() if support != "no"}
 
 
 def _run(copied: Copied) -> Record:
@@ -81,7 +93,7 @@ def _run(copied: Copied) -> Record:
         "effect": _number(copied.effect),
     }
     return {
-        "prefer": copied.prefer,
+        "asked": copied.asked,
         "route": plan.route,
         "reads": plan.architecture,
         "cost": plan.cost,
@@ -209,7 +221,7 @@ def run_stacks(
             asked.append((record, copies))
             key = key_of(record)
             jobs.append(family_job(f"{key}-base", copies[0].base))
-            jobs += [family_job(f"{key}-{copied.prefer}", copied.folder) for copied in copies]
+            jobs += [family_job(f"{key}-{copied.asked}", copied.folder) for copied in copies]
         if not jobs:
             continue
         # One that hangs ends its process, which is told of that folder; the others are run in another one.
@@ -251,7 +263,7 @@ def judge(record: Record, copies: Sequence[Copied], runs: Any, stack: str, versi
     key = key_of(record)
     base = runs[f"{key}-base"]
     for entry, copied in zip(record["runs"], copies, strict=True):
-        run = runs[f"{key}-{copied.prefer}"]
+        run = runs[f"{key}-{copied.asked}"]
         entry["seen"][stack] = outcome(run, base, compare_in_stack(run, base, copied.expected))
     own = _number(compare_in_stack(base, base, copies[0].expected).own_error)
     about = {"runs": base.error is None, "own_error": own, "line": _line(base.error)}

@@ -131,14 +131,14 @@ class Copied:
     """One copy of a family's base, and how far transformers' run of it is from the hook's.
 
     Attributes:
-        prefer: what the planner was asked to prefer.
+        asked: what the planner was asked for, in a word.
         base, folder: the two checkpoints.
         expected: what the stacks are to compute.
         difference, effect, noise: as in :class:`support.tiny_patch.Patched`.
         report: what loading the copy reports and loading the base does not.
     """
 
-    prefer: str
+    asked: str
     base: Path
     folder: Path
     plan: Plan
@@ -160,12 +160,13 @@ def family_job(name: str, folder: Path) -> StackJob:
     return StackJob(name, str(folder), ids, ids[0], GREEDY_TOKENS, TEXTS[:2], VOCABULARY)
 
 
-def copy_family(family: Family, base: Path, folder: Path, **options: Any) -> Copied:
+def copy_family(family: Family, base: Path, folder: Path, asked: str = "", **options: Any) -> Copied:
     """Plan, patch, and compare in transformers.
 
     Args:
         base: of :func:`family_base`.
         folder: where the copy goes.
+        asked: for the result.
         options: for :func:`patcher.routes.planner.choose_route`; ``exact`` is true.
 
     Raises:
@@ -194,7 +195,7 @@ def copy_family(family: Family, base: Path, folder: Path, **options: Any) -> Cop
     steered, report = stock_model(folder)
     new = {key: sorted({*map(str, report.get(key) or ())} - {*map(str, own_report.get(key) or ())}) for key in REPORTED}
     return Copied(
-        prefer=str(options.get("prefer", "stacks")),
+        asked=asked,
         base=base,
         folder=folder,
         plan=plan,

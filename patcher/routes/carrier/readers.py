@@ -25,14 +25,15 @@ def stacks_of_insertion(architecture: Architecture, choice: Choice, changes: Map
     lists = {name: value for name, value in changes.items() if isinstance(value, list)}
     mixed = any(len(set(map(str, value))) > 1 for value in lists.values())
     # llama.cpp knows dense blocks only at the start.
-    unlike = choice.insertion.dense or bool(choice.flags)
+    unlike = choice.insertion.dense or not _reads_flags(architecture, choice, LLAMA_CPP)
     types = lists.get("mlp_layer_types", [])
     # Settings of single blocks are transformers' own way to write them.
     # vLLM's Llama 4 takes the blocks of experts from their distance, not from the list.
     own = types != sorted(types) or "per_layer_config" in changes or "moe_layers" in changes
     read = {
         LLAMA_CPP: not unlike and _keeps(architecture, LLAMA_CPP, number, unknown=number == 1 and not mixed),
-        VLLM: not choice.flags and _keeps(architecture, VLLM, number, unknown=number == 1 and not own),
+        VLLM: _reads_flags(architecture, choice, VLLM)
+        and _keeps(architecture, VLLM, number, unknown=number == 1 and not own),
     }
     if architecture.quantisation is not None:
         # What no test runs with a block that is not quantised is not claimed.
@@ -45,6 +46,12 @@ def stacks_of_insertion(architecture: Architecture, choice: Choice, changes: Map
             for stack, keeps in read.items()
         },
     }
+
+
+def _reads_flags(architecture: Architecture, choice: Choice, stack: str) -> bool:
+    """Whether the stack was seen to read the biases that the inserted blocks need, and that a config key creates."""
+    known = {} if architecture.row is None else architecture.row.block_flags
+    return all(stack in known.get(name, ()) for name in choice.flags)
 
 
 def _keeps(architecture: Architecture, stack: str, number: int, *, unknown: bool) -> bool:
