@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import on_meta
+from patcher.architectures.registry import rows
 from patcher.routes.carrier.guard import block_kinds, require_neutral
 from patcher.routes.carrier.insertion import CannotInsert, insert_blocks
+from patcher.routes.plan import Plan
 
 
 def inserted(model_type: str, layer: int, template: int | None = None, *, dense: bool = False, **changes: Any) -> Any:
@@ -168,7 +171,23 @@ def test_blocks_of_one_type_are_recognised() -> None:
 
 def test_block_types_are_written_in_the_words_of_the_release(tmp_path: Path) -> None:
     """transformers reads `mamba` as `linear_attention`; llama.cpp's converter knows the release's word only."""
-    family = next(family for family in families() if family.title == "Granite 4 (hybrid)")
-    family_base(family, tmp_path / "base")
-    types = planned(tmp_path / "base", [family.layer], route="carrier").config_changes["layer_types"]
+    plan = hybrid_plan(tmp_path)
+    types = plan.config_changes["layer_types"]
     assert len(types) > 6 and set(types) == {"mamba", "attention"}
+
+
+def test_a_flag_of_inserted_blocks_is_read_where_that_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = hybrid_plan(tmp_path)
+    if "attention_bias" not in plan.config_changes:
+        pytest.skip("a block without a flag carries the vector")
+    assert set(plan.stacks.values()) == {"native"}
+    row = replace(rows()["granitemoehybrid"], block_flags={"attention_bias": ("vllm",)})
+    monkeypatch.setattr(Architecture, "row", row)
+    plan = planned(tmp_path / "base", [3], route="carrier")
+    assert (plan.stacks["vllm"], plan.stacks["llama.cpp"]) == ("native", "no")
+
+
+def hybrid_plan(place: Path) -> Plan:
+    family = next(family for family in families() if family.title == "Granite 4 (hybrid)")
+    family_base(family, place / "base")
+    return planned(place / "base", [family.layer], route="carrier")
