@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+from families_page import family_table
+
+FAMILIES = Path(__file__).parents[2] / "docs" / "families.json"
 STACKS = ("transformers", "vllm", "llama.cpp")
 GROUPS = ("exact and free", "exact, at a cost", "fitted", "none", "wrong", "failed")
 COMMONPLACE = (
@@ -17,8 +22,14 @@ COMMONPLACE = (
 )
 WORDS = {"native": "yes", "backend": "backend", "no": "–"}
 
-INTRODUCTION = """\
+TITLE = """\
 # Every architecture of transformers
+
+First the models that people use, run by three stacks; then every class that transformers has.
+"""
+
+INTRODUCTION = """\
+## Every class
 
 Each text causal LM that transformers {transformers} maps to `AutoModelForCausalLM` was built tiny, with random weights,
 from its own default config. It was patched by the route that the planner chooses, and the stock class loaded it without
@@ -27,8 +38,8 @@ of log-probabilities between the patched copy and the hook; *effect* is what the
 long as the residual stream, or longer where that cannot be seen. The embedding is scaled so that the residual stream is
 about as large as a trained model's. All of it in float32 on a CPU, with {python}torch {torch}.
 
-The last three columns say which stack reads the copy. Only transformers was run here. For vLLM (*backend*: through its
-Transformers backend) and llama.cpp they state what is known of those stacks' code.
+The columns of the stacks say which one reads the copy. Only transformers was run here. For vLLM and llama.cpp they
+state what is known of those stacks' code, and what the runs above showed.
 
 This page is made by `{command}`; it is not written by hand.
 """
@@ -47,14 +58,15 @@ def listed_types(page: str) -> list[str]:
     return re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
 
 
-def render(results: dict[str, Any]) -> str:
-    """The page."""
+def render(results: dict[str, Any], families: dict[str, Any] | None = None) -> str:
+    """The page; ``families`` are the results of families.py, by default the documented ones."""
     records = results["architectures"]
+    families = families or json.loads(FAMILIES.read_text(encoding="utf-8"))
     versions = {**results["versions"]}
     versions["python"] = f"Python {versions['python']}, "
-    parts = [INTRODUCTION.format(**versions, command=results["command"]), _counts(records), _table(records)]
-    parts += [_free(records), _other_layers(records), _embedding(records), _fits(records), _warnings(records)]
-    parts += [_reasons(records), _decoders(records)]
+    parts = [TITLE, family_table(families), INTRODUCTION.format(**versions, command=results["command"])]
+    parts += [_counts(records), _table(records), _free(records), _other_layers(records), _embedding(records)]
+    parts += [_fits(records), _warnings(records), _reasons(records), _decoders(records)]
     return "\n".join(part for part in parts if part)
 
 

@@ -49,7 +49,7 @@ def build(family: Family, place: Path) -> tuple[Record, list[Copied]]:
     record: Record = {"name": family.name, "form": family.form, "model_type": family.model_type}
     record |= {"release": family.release, "layer": family.layer, "runs": [], "base": {}}
     if family.wrapper:
-        return {**record, "refused": refusal(family, place)}, []
+        return {**record, "wrapper": True, "refused": refusal(family, place)}, []
     copies: list[Copied] = []
     base = place / "base"
     family_base(family, base)
