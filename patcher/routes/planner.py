@@ -295,6 +295,8 @@ def _no_route(
             code="exact",
         )
     remedy = "steer it with a hook, or choose a model that has a route: patch-model inspect --all"
+    if architecture.quantisation is not None:
+        remedy = "use the unquantised version of this model; where that has only a fitted route, add `exact: false`"
     others = [stack for stack in targets if stack != TRANSFORMERS]
     if any("does not read it" in why for why in tried.values()) and others:
         remedy = f"take {', '.join(others)} out of `targets`"

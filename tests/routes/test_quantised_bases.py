@@ -109,6 +109,22 @@ def test_a_stack_that_no_test_runs_is_not_promised(tmp_path: Path, name: str, ro
     assert planned(CheckpointFolder(tmp_path / "base"), route=route).route == route
 
 
+def test_the_unquantised_version_has_the_route_that_a_refusal_points_to(tmp_path: Path) -> None:
+    name = "MiniMaxAI--MiniMax-M2"
+    tiny_checkpoint(tmp_path / "base", name, dtype=torch.bfloat16, tokenizer=False, quantization_config=None)
+    checkpoint = CheckpointFolder(tmp_path / "base")
+    unquantised = planned(checkpoint, exact=False)
+    quantise(tmp_path / "base", "fp8 8")
+    checkpoint = CheckpointFolder(tmp_path / "base")
+    if unquantised.exact:
+        assert planned(checkpoint).route == unquantised.route
+        return
+    with pytest.raises(InputError, match="has no route for this edit") as caught:
+        planned(checkpoint, exact=False)
+    remedy = "use the unquantised version of this model; where that has only a fitted route, add `exact: false`"
+    assert caught.value.problems[0].remedy == remedy
+
+
 def test_another_class_that_splits_quantised_weights_is_refused(tmp_path: Path) -> None:
     default_checkpoint(tmp_path / "base", "phi3", tokenizer=False, dtype=torch.bfloat16, pad_token_id=None)
     quantise(tmp_path / "base", "fp8 8")
