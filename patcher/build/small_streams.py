@@ -73,6 +73,8 @@ class Weighing:
         """
         if plan.constant is None:
             return plan
+        if self.moments.keys() >= plan.sites.keys():
+            return self._chosen(plan, self._streams(self.moments), exact=self.job.recipe.exact)
         rows = [ids for some in self._texts for ids in some]
         try:
             with scratch_folder(self.job.output) as scratch, self.open_streamed(scratch) as opened:
@@ -87,8 +89,11 @@ class Weighing:
             self.job.note(f"the residual stream is measured when the model is loaded: {error.problems[0].message}")
             return plan
         self.moments.update(found)
-        streams = SmallStreams({layer: torch.cat(parts) for layer, parts in found.items()})
-        return self._chosen(plan, streams, exact=self.job.recipe.exact)
+        return self._chosen(plan, self._streams(found), exact=self.job.recipe.exact)
+
+    @staticmethod
+    def _streams(moments: Mapping[int, list[torch.Tensor]]) -> SmallStreams:
+        return SmallStreams({layer: torch.cat(parts) for layer, parts in moments.items()})
 
     def by_embedding_rows(self, plan: Plan) -> Plan:
         """The plan with what the rows of the embedding say of its constant, as if nothing were added before the block.
@@ -120,11 +125,8 @@ class Weighing:
             return plan
         checks, prompts = self._texts
         moments = self._moments_under(opened, vectors, [*checks, *prompts])
-        streams = SmallStreams(
-            {layer: torch.cat(parts) for layer, parts in moments.items()},
-            partial(_expected, opened, vectors, checks, moments),
-            self.job.recipe.verify.tolerance,
-        )
+        expect = partial(_expected, opened, vectors, checks, moments)
+        streams = replace(self._streams(moments), expect=expect, tolerance=self.job.recipe.verify.tolerance)
         return self._chosen(plan, streams, exact=self.job.recipe.exact or opened.model is None)
 
     def _chosen(self, plan: Plan, streams: SmallStreams, *, exact: bool) -> Plan:
