@@ -125,6 +125,28 @@ def test_the_unquantised_version_has_the_route_that_a_refusal_points_to(tmp_path
     assert caught.value.problems[0].remedy == remedy
 
 
+@pytest.mark.parametrize("name", ["Qwen--Qwen3-30B-A3B-FP8", "deepseek-ai--DeepSeek-V3"])
+def test_loaded_as_on_a_gpu_the_inserted_block_alone_is_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """There FP8 weights are not dequantised; linear layers and experts are replaced by classes that hold them."""
+    from transformers import AutoModelForCausalLM
+    from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
+
+    tiny_checkpoint(tmp_path / "base", name, dtype=torch.bfloat16, tokenizer=False, quantization_config=None)
+    quantise(tmp_path / "base", "fp8 8")
+    checkpoint = CheckpointFolder(tmp_path / "base")
+    plan = planned(checkpoint)
+    assert plan.route == "carrier"
+    write_steered(plan, {LAYER: torch.randn(64)}, checkpoint, tmp_path / "out")
+    monkeypatch.setattr(FineGrainedFP8HfQuantizer, "validate_environment", lambda *_args, **_options: None)
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
+    assert not any(info.values())
+    for place, block in enumerate(model.model.layers):
+        held = {parameter.dtype for parameter in block.parameters()}
+        assert (torch.float8_e4m3fn in held) == (place != LAYER + 1)
+
+
 def test_another_class_that_splits_quantised_weights_is_refused(tmp_path: Path) -> None:
     default_checkpoint(tmp_path / "base", "phi3", tokenizer=False, dtype=torch.bfloat16, pad_token_id=None)
     quantise(tmp_path / "base", "fp8 8")
