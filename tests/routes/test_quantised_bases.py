@@ -147,6 +147,14 @@ def test_loaded_as_on_a_gpu_the_inserted_block_alone_is_plain(
         assert (torch.float8_e4m3fn in held) == (place != LAYER + 1)
 
 
+def test_no_class_that_vllm_lacks_takes_the_place_of_a_quantised_one(tmp_path: Path) -> None:
+    checkpoint = quantised(tmp_path / "base", "fp8", QWEN)
+    plan = planned(checkpoint)
+    assert (plan.route, plan.architecture) == ("carrier", "Qwen3ForCausalLM")
+    with pytest.raises(InputError, match="the other class is one that vLLM does not have"):
+        planned(checkpoint, route="relabel")
+
+
 def test_another_class_that_splits_quantised_weights_is_refused(tmp_path: Path) -> None:
     default_checkpoint(tmp_path / "base", "phi3", tokenizer=False, dtype=torch.bfloat16, pad_token_id=None)
     quantise(tmp_path / "base", "fp8 8")

@@ -11,7 +11,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import TensorInfo
 from patcher.routes.disk_names import stored_tensors
 from patcher.routes.plan import NotApplicable
-from patcher.stacks.names import STACKS, TRANSFORMERS
+from patcher.stacks.names import STACKS, TRANSFORMERS, VLLM
 
 KEY = "quantization_config"
 Stored = Mapping[str, TensorInfo] | None
@@ -56,7 +56,13 @@ def stated(architecture: Architecture, checkpoint: CheckpointFolder | None) -> d
 
 
 def stacks(architecture: Architecture, read: Mapping[str, str]) -> dict[str, str]:
-    """What was not run is not claimed: beside quantised weights stock transformers alone."""
+    """What was not run is not claimed: beside quantised weights stock transformers alone.
+
+    Raises:
+        NotApplicable: vLLM has no class of its own for the copy, and would get these weights through its backend.
+    """
     if architecture.quantisation is None:
         return dict(read)
+    if read.get(VLLM) == "backend":
+        raise NotApplicable("the checkpoint is quantised, and the other class is one that vLLM does not have")
     return {stack: read.get(stack, "no") if stack == TRANSFORMERS else "no" for stack in STACKS}
