@@ -22,8 +22,14 @@ POSITIONS = ("n_positions", "max_position_embeddings")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """The number of routed experts of a block."""
 
+IDLE_EXPERTS = ("zero_expert_num",)
+"""How many more there are to choose from that compute nothing."""
+
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
 """How many of them a token is sent to."""
+
+EXPERT_GROUPS = ("n_group", "topk_group")
+"""The number of groups of experts, and of how many of them the selected experts of a token may be."""
 
 
 def whole_number(config: Any, name: str) -> int | None:

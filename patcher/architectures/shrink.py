@@ -11,7 +11,14 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from patcher.architectures.config_keys import BLOCK_COUNTS, EXPERTS, EXPERTS_PER_TOKEN, block_count, whole_number
+from patcher.architectures.config_keys import (
+    BLOCK_COUNTS,
+    EXPERTS,
+    EXPERTS_PER_TOKEN,
+    IDLE_EXPERTS,
+    block_count,
+    whole_number,
+)
 
 HIDDEN = 64
 WIDE, NARROW = 160, 96
@@ -30,7 +37,7 @@ _INTERMEDIATE = (
 _LAYERS = (*BLOCK_COUNTS, "encoder_layers", "num_encoder_layers", "num_layers_per_stack")
 _HEAD_WIDTHS = ("head_dim", "attention_head_dim", "kv_channels", "dim_head", "d_head")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id")
-_EXPERTS = (*EXPERTS, "zero_expert_num")
+_EXPERTS = (*EXPERTS, *IDLE_EXPERTS)
 _AT_MOST = {
     **dict.fromkeys(_EXPERTS, 4), **dict.fromkeys(EXPERTS_PER_TOKEN, 2),
     "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,

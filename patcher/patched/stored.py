@@ -29,7 +29,8 @@ class StoredSlot:
         delta: [hidden]; what it holds over its neutral content (per unit of ``right``).
         gain: [hidden] or a number; residual gain per unit of ``delta``.
         rel_error: relative error of ``delta``, the worst row where several hold it.
-        right: [n]; the tensor holds the outer product of ``delta`` and this. None: ``delta`` itself.
+        right: [n]; the tensor holds the outer product of ``delta`` and this ([experts, n]: of each expert and its
+            own). None: ``delta`` itself.
         transposed: the outer product lies as [n, hidden].
         index: the expert of a fused parameter.
         original: [hidden, n] or [n, hidden]; what the base stores there, of a matrix that was rounded again.
@@ -130,14 +131,18 @@ def _slot(
     right, transposed = None, tensor.transposed
     if tensor.outer:
         right = vectors[RIGHT_PREFIX + name].double()
-        shape = (*right.shape, *wanted.shape) if transposed else (*wanted.shape, *right.shape)
-        _require(right.ndim == 1 and now.numel() and now.shape[-2:] == shape, where, now)
+        shape = (right.shape[-1], *wanted.shape) if transposed else (*wanted.shape, right.shape[-1])
+        _require(right.ndim in (1, 2) and now.numel() and now.shape[-2:] == shape, where, now)
+        _require(right.ndim == 1 or now.shape[:-2] == right.shape[:-1], where, now)
         _require(before.shape in ((), now.shape), where, before)
         matrices = now.reshape(-1, *now.shape[-2:])
+        rows = right.expand(len(matrices), -1)
+        _require(right.any() and not matrices[~rows.any(dim=-1)].any(), where, now)
         # What was added to a half-precision weight is rounded beside it, at random; a created one holds it exactly.
         held = [
-            _outer((matrix.T if transposed else matrix), right, wanted, exact=not added)
-            for matrix in (part.double() - before.double() for part in matrices)
+            _outer((matrix.T if transposed else matrix), row, wanted, exact=not added)
+            for matrix, row in zip((part.double() - before.double() for part in matrices), rows, strict=True)
+            if row.any()
         ]
         delta = torch.stack([found for found, _ in held]).mean(dim=0)
         error = torch.stack([off for _, off in held]).max()

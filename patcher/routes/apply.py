@@ -86,10 +86,11 @@ def tensors_to_write(
         if write.layer is None:
             created[write.name] = _constant(write, base)
             continue
-        slot = slot_content(write, plan.in_copy(vectors[write.layer]))
+        vector = plan.in_copy(vectors[write.layer])
         if write.kind == "created":
-            created[write.name] = (slot + write.offset).to(DTYPES[write.dtype]).contiguous()
+            created[write.name] = _carrier(write, vector)
         else:
+            slot = slot_content(write, vector)
             before = read_tensor(base.tensors[write.name])
             after = (before.float() + slot).to(DTYPES[write.dtype])
             if write.right is None:
@@ -104,8 +105,19 @@ def slot_content(write: TensorWrite, vector: torch.Tensor) -> torch.Tensor:
     slot = (scaled.double() / write.factor).float()
     if write.right is None:
         return slot.expand(write.shape)
-    outer = torch.outer(slot, write.right.float())
-    return (outer.T if write.transposed else outer).expand(write.shape)
+    outer = write.right.float().unsqueeze(-2) * slot.unsqueeze(-1)
+    return (outer.mT if write.transposed else outer).expand(write.shape)
+
+
+def _carrier(write: TensorWrite, vector: torch.Tensor) -> torch.Tensor | LazyTensor:
+    """What a created tensor holds for a vector; where there are many experts, only one lies in memory at a time."""
+    dtype = DTYPES[write.dtype]
+
+    def content() -> torch.Tensor:
+        return (slot_content(write, vector) + write.offset).to(dtype).contiguous()
+
+    large = math.prod(write.shape) > _EAGER and write.right is not None
+    return LazyTensor(dtype, write.shape, content) if large else content()
 
 
 def _constant(write: TensorWrite, base: CheckpointFolder) -> torch.Tensor | LazyTensor:

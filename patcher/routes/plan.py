@@ -37,7 +37,8 @@ class TensorWrite:
             hidden, n] where every expert holds the same), or its own.
         dtype: safetensors dtype that is written.
         offset: a created carrier holds ``offset + v / factor`` (a norm that multiplies by 1 + weight: -1).
-        right: [n] fp32; the tensor carries the outer product of ``v / factor`` and this, [hidden, n].
+        right: [n] fp32; the tensor carries the outer product of ``v / factor`` and this, [hidden, n]. Or [experts, n],
+            one for each.
         transposed: the outer product lies as [n, hidden] (the Conv1D of GPT-2).
         spread: [hidden] fp32; the vector is multiplied by this first (the inverse of a norm's weight that follows).
         index: which expert of a fused class parameter [experts, hidden, n] the tensor on disk is.

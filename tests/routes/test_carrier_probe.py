@@ -111,12 +111,13 @@ class TestWhatIsNoConstant:
 
 class TestChoice:
     def test_narrow_experts_make_way_for_a_dense_block(self) -> None:
+        # The default config does not renormalise the weights of the selected experts.
         choice = choose_insertion(Architecture(default_config("qwen3_moe")), [5])
         assert choice.insertion.dense and choice.forms[5].sink == "mlp.down_proj.weight"
 
     @pytest.mark.slow
     def test_another_blocks_type_may_serve(self) -> None:
-        choice = choose_insertion(Architecture(default_config("glm4_moe_lite")), [5])
+        choice = choose_insertion(Architecture(default_config("glm4_moe_lite")), [5], [Stage()])
         assert choice.insertion.templates == {5: 0} and not choice.insertion.dense
 
     @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.config_keys import EXPERTS_PER_TOKEN
 from patcher.architectures.model_class import on_meta, submodule, with_flags
 from patcher.errors import InputError
 from patcher.errors.causes import cause_of
@@ -22,7 +23,9 @@ from patcher.routes.carrier.insertion import (
     insert_blocks,
     pattern_length,
 )
+from patcher.routes.carrier.pinned import find_pinned
 from patcher.routes.carrier.probe import Form, find_forms, neutral_fills, why_none
+from patcher.routes.carrier.shared import find_shared
 from patcher.routes.carrier.trial import InsertionTrial, Stage
 
 _MOST_TYPES = 6
@@ -136,12 +139,27 @@ class _Search:
         self._last: tuple[Any, tuple[Insertion, nn.Module]] | None = None
 
     def stages(self) -> Iterator[Stage]:
+        selected = self._selected()
+        if selected > 1:
+            # Blocks of another type than their neighbours are what other stacks may not read.
+            yield Stage(near=True)
+            yield Stage(split=selected)
+            yield Stage(split=1, narrow=True)
         yield Stage()
         yield Stage(dense=True)
         yield Stage(narrow=True)
         for name, value in vars(self.config).items():
             if value is False and "bias" in name:
                 yield Stage(flags=((name, True),))
+
+    def _selected(self) -> int:
+        """How many experts a token uses, where all blocks agree."""
+        for name in EXPERTS_PER_TOKEN:
+            stated = vars(self.config).get(name)
+            counts = set(stated) if isinstance(stated, (list, tuple)) else {stated}
+            if len(counts) == 1 and isinstance(count := counts.pop(), int):
+                return count
+        return 0
 
     def all_layers(self, layers: Sequence[int], stage: Stage) -> Choice:
         rows = {layer: self._one_layer(layer, stage) for layer in layers}
@@ -182,7 +200,7 @@ class _Search:
 
     def _one_layer(self, layer: int, stage: Stage) -> _Row:
         why, moves = "", False
-        for types, carrier in self._candidates(layer):
+        for types, carrier in self._candidates(layer, near=stage.near):
             try:
                 insertion, extended = self._inserted({layer: types}, {layer: carrier}, stage)
                 places = insertion.inserted[layer]
@@ -197,19 +215,20 @@ class _Search:
                 why, moves = why or str(finding), moves or isinstance(finding, MovesOthers)
         raise (MovesOthers if moves else CannotInsert)(why)
 
-    def _candidates(self, layer: int) -> list[tuple[tuple[int, ...], int]]:
+    def _candidates(self, layer: int, *, near: bool) -> list[tuple[tuple[int, ...], int]]:
         """Types of the inserted blocks, and which of them is to hold the vector."""
         if self.number == 1:
-            return [((template,), 0) for template in self._templates(layer)]
+            return [((template,), 0) for template in self._templates(layer, near=near)]
         types = continued(layer, self.number, self.architecture.block_count)
         kinds = [self.kinds[block] for block in types]
         return [(types, kinds.index(kind)) for kind in dict.fromkeys(kinds)]
 
-    def _templates(self, layer: int) -> list[int]:
+    def _templates(self, layer: int, *, near: bool) -> list[int]:
         count = self.architecture.block_count
-        near = [layer, min(layer + 1, count - 1), *(self.kinds.index(kind) for kind in dict.fromkeys(self.kinds))]
-        by_kind = {self.kinds[block]: block for block in reversed(near)}
-        return sorted(by_kind.values(), key=near.index)[:_MOST_TYPES]
+        others = [] if near else [self.kinds.index(kind) for kind in dict.fromkeys(self.kinds)]
+        order = [layer, min(layer + 1, count - 1), *others]
+        by_kind = {self.kinds[block]: block for block in reversed(order)}
+        return sorted(by_kind.values(), key=order.index)[:_MOST_TYPES]
 
     def _form(self, template: int, stage: Stage, block: nn.Module) -> Form:
         def search() -> Form | str:
@@ -234,13 +253,20 @@ class _Search:
         if lacking:
             raise CannotInsert(f"its stand-in is built otherwise (`{lacking[0]}`)")
         _require_same_factors(trial, block)
-        form = next(self._wanted(find_forms(trial, shapes, self.architecture.hidden)), None)
+        hidden = self.architecture.hidden
+        if stage.split and stage.narrow:
+            forms = find_shared(trial, shapes, hidden)
+        elif stage.split:
+            forms = find_pinned(trial, shapes, hidden, stage.split)
+        else:
+            forms = find_forms(trial, shapes, hidden)
+        form = next(self._wanted(forms), None)
         if form is None:
             raise CannotInsert(why_none(trial))
-        if _of_experts(trial, form) and form.carrier == form.sink:
+        if _of_experts(trial, form) and form.carrier == form.sink and not stage.split:
             # What an expert weighs may depend on how many there are.
             trial = self._trial(template, stage, all_experts=True)
-            again = self._wanted(find_forms(trial, shapes, self.architecture.hidden))
+            again = self._wanted(find_forms(trial, shapes, hidden))
             form = next((found for found in again if found.sink == form.sink), None)
             if form is None:
                 raise CannotInsert("with all experts its output is no constant")
@@ -302,7 +328,7 @@ class _Search:
 
         def trial() -> InsertionTrial:
             made = self._trial(template, stage)
-            many = bool(form.carrier) and _of_experts(made, form) and form.carrier == form.sink
+            many = bool(form.carrier) and _of_experts(made, form) and form.carrier == form.sink and not stage.split
             return self._trial(template, stage, all_experts=True) if many else made
 
         return trial

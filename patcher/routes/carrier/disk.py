@@ -14,7 +14,7 @@ from patcher.architectures.model_class import as_saved, submodule
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import TensorInfo
 from patcher.routes.carrier.choice import Choice
-from patcher.routes.carrier.fills import Fill, matches
+from patcher.routes.carrier.fills import Fill, all_match
 from patcher.routes.carrier.insertion import CannotInsert
 from patcher.routes.carrier.probe import Form
 from patcher.routes.carrier.trial import InsertionTrial
@@ -110,19 +110,24 @@ def _contents(trial: InsertionTrial, form: Form) -> dict[str, tuple[str, bool, F
             tags[name] += torch.arange(state[name].shape[0]).view(-1, 1, 1)
     _, stored = saved_block(trial.model, trial.blocks, trial.place, state)
     _, tagged = saved_block(trial.model, trial.blocks, trial.place, tags)
-    found: dict[str, tuple[str, bool, Fill]] = {}
+    parts: dict[str, dict[str, dict[int | None, torch.Tensor]]] = {}
     for name, tensor in stored.items():
-        tag = tagged[name].flatten()[0].item()
-        parameter = names[int(tag) // _MOST_EXPERTS - 1]
-        per_expert = state[parameter].ndim == 3 and tensor.ndim == 2
+        tag = int(tagged[name].flatten()[0].item())
+        parameter = names[tag // _MOST_EXPERTS - 1]
+        expert = tag % _MOST_EXPERTS if state[parameter].ndim == 3 and tensor.ndim == 2 else None
+        parts.setdefault(_NUMBER.sub("#", "." + name), {}).setdefault(parameter, {})[expert] = tensor
+    found: dict[str, tuple[str, bool, Fill]] = {}
+    for key, of in parts.items():
+        (parameter, tensors), *others = of.items()
+        if others:
+            raise CannotInsert(f"`{key}` is made of `{parameter}` and of `{others[0][0]}`")
         fill: Fill | None = form.fills.get(parameter, Fill("zeros"))
         if fill is not None and fill.kind != "copied":
-            fill = matches(tensor, trial.hidden, fill, trial.vector) if tensor.is_floating_point() else Fill("copied")
+            floating = all(tensor.is_floating_point() for tensor in tensors.values())
+            fill = all_match(tensors, trial.hidden, fill, trial.vector) if floating else Fill("copied")
         if fill is None:
-            raise CannotInsert(f"what `{name}` holds on disk is not what `{parameter}` holds in the class")
-        key = _NUMBER.sub("#", "." + name)
-        if found.setdefault(key, (parameter, per_expert, fill)) != (parameter, per_expert, fill):
-            raise CannotInsert(f"experts hold different contents (`{name}`)")
+            raise CannotInsert(f"what `{key}` holds on disk is not what `{parameter}` holds in the class")
+        found[key] = parameter, None not in tensors, fill
     return found
 
 

@@ -44,6 +44,8 @@ class Form:
         loss: what small residual streams lose of the vector.
         difference: max |difference in logits| between the whole stand-in and the base under a hook.
         effect: that hook's effect on the logits.
+        units: the same as ``unit`` of further carriers, by name, which hold other coordinates.
+        after: how many coordinates these hold in the real model.
     """
 
     fills: Mapping[str, Fill]
@@ -54,16 +56,18 @@ class Form:
     loss: Loss = field(default_factory=Loss)
     difference: float = math.inf
     effect: float = 0.0
+    units: Mapping[str, float] = field(default_factory=dict)
+    after: int = 0
 
     @property
     def epsilon(self) -> float:
         """Of the norm whose sum of squares is the constant; 0 where it is none."""
         return self.loss.epsilon if self.loss.power == 1 else 0.0
 
-    def factor(self, hidden: int) -> float:
-        """Residual gain per unit of the carrier in a model of this width."""
-        right = self.fills[self.carrier].right
-        return self.unit * (gain(right, hidden) if right else 1.0)
+    def factor(self, hidden: int, carrier: str = "") -> float:
+        """Residual gain per unit of the carrier, or of this further one, in a model of this width."""
+        right = self.fills[carrier if carrier in self.units else self.carrier].right
+        return self.units.get(carrier, self.unit) * (gain(right, hidden) if right else 1.0)
 
 
 def find_forms(
@@ -86,8 +90,8 @@ def find_forms(
                 continue
             for fills, right, transposed in _sources(trial, neutral, sink, source):
                 form = _measured(trial, neutral, fills, sink, right, transposed, source)
-                if form is not None and (proven := _proven(trial, form)) is not None:
-                    yield proven
+                if form is not None and (held := proven(trial, form)) is not None:
+                    yield held
                     break
     yield from _direct(trial, neutral)
 
@@ -165,7 +169,7 @@ def _sources(
             continue
         inner = shape[-2 if transposed else -1]
         if source == "norm":
-            yield from ((fills, right, transposed) for fills, right in _quadratic(trial, beside, inner))
+            yield from ((fills, right, transposed) for fills, right in quadratic(trial, beside, inner))
             continue
         own = sink.removesuffix("weight") + "bias"
         if source == "bias":
@@ -184,7 +188,8 @@ def _sources(
             yield fills, "first", transposed
 
 
-def _quadratic(trial: InsertionTrial, beside: list[str], inner: int) -> Iterator[tuple[dict[str, Fill], Right]]:
+def quadratic(trial: InsertionTrial, beside: list[str], inner: int) -> Iterator[tuple[dict[str, Fill], Right]]:
+    """Contents of the matrices ``beside`` an output projection of ``inner`` neurons that give it squares."""
     single: list[tuple[str, bool]] = []
     double: list[tuple[str, bool]] = []
     for name in beside:
@@ -223,7 +228,7 @@ def _measured(
 ) -> Form | None:
     base = {**neutral, **fills}
     plain = Fill("carrier", right=right, transposed=transposed, factor=gain(right, trial.hidden))
-    form = _form(trial, base, sink, plain, source, sink)
+    form = form_of(trial, base, sink, plain, source, sink)
     if form is not None:
         return form
     if not _moves(trial, {**base, sink: plain}):
@@ -234,7 +239,7 @@ def _measured(
         for value in (_LOUD, _FAINT) if fill.value == 0.0 else (_LOUD,):
             flat = {**base, sink: Fill("flat", value, right=right, transposed=transposed)}
             carrier = Fill("carrier", offset=-1.0 if fill.value == 0.0 else 0.0)
-            form = _form(trial, flat, norm, carrier, source, sink)
+            form = form_of(trial, flat, norm, carrier, source, sink)
             if form is not None and (fill.value == 1.0 or value == _FAINT):
                 return form
             if form is None:
@@ -242,7 +247,7 @@ def _measured(
     return None
 
 
-def _form(
+def form_of(
     trial: InsertionTrial, fills: Mapping[str, Fill], carrier: str, fill: Fill, source: str, sink: str
 ) -> Form | None:
     """The form in which ``carrier`` holds the vector, if the block then adds a multiple of it to everything."""
@@ -260,9 +265,9 @@ def _direct(trial: InsertionTrial, neutral: Mapping[str, Fill]) -> Iterator[Form
     for name in reversed(trial.parameters):
         if not name.endswith("bias") or tuple(trial.parameters[name].shape) != (trial.hidden,):
             continue
-        form = _form(trial, neutral, name, Fill("carrier"), "bias", name)
-        if form is not None and (proven := _proven(trial, form)) is not None:
-            yield proven
+        form = form_of(trial, neutral, name, Fill("carrier"), "bias", name)
+        if form is not None and (held := proven(trial, form)) is not None:
+            yield held
 
 
 def _moves(trial: InsertionTrial, fills: Mapping[str, Fill]) -> bool:
@@ -296,7 +301,7 @@ def constant_gain(trial: InsertionTrial, fills: Mapping[str, Fill], vector: torc
     return exact, deviation
 
 
-def _proven(trial: InsertionTrial, form: Form) -> Form | None:
+def proven(trial: InsertionTrial, form: Form) -> Form | None:
     """The form with what the whole stand-in computes, or None where that is not what the hook computes."""
     difference, effect, largest = trial.prove(form.fills)
     if not difference <= 1e-4 * max(1.0, largest) or not difference <= 1e-3 * effect:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import saved_names
@@ -15,10 +18,11 @@ from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.carrier.choice import Choice, choose_insertion, length_of_pattern
 from patcher.routes.carrier.config import config_changes, moved_quantisation
 from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
-from patcher.routes.carrier.fills import content, right_of
+from patcher.routes.carrier.fills import content
 from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED, MovesOthers
+from patcher.routes.carrier.probe import Form
 from patcher.routes.carrier.readers import blocks_of_pattern, readers_of_pattern, stacks_of_insertion
-from patcher.routes.plan import ConstantError, NotApplicable, Plan, TensorWrite, refuse_embedding
+from patcher.routes.plan import ConstantError, NotApplicable, Plan, Reader, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
 
 NAME = "carrier"
@@ -188,19 +192,24 @@ def _write(
     if info is not None and fill.kind != "copied" and dtype not in FLOATS:
         raise NotApplicable(f"`{info.name}` is stored as {dtype}: the checkpoint is quantised")
     name, parameter = prefix + tensor.name, f"{architecture.blocks}.{place}.{tensor.parameter}"
+    form = choice.forms[layer]
+    if fill.after:
+        fill = replace(fill, after=form.after)
+    if tensor.index is not None and fill.kind != "copied" and not fill.share(tensor.index, hidden)[1]:
+        return TensorWrite.beside(name, parameter, shape, dtype)
     if fill.kind == "carrier":
-        right, casts = None, architecture.quantisation is None or architecture.quantisation.casts
-        if fill.right is not None:
-            right = right_of(fill.right, shape[-2] if fill.transposed else shape[-1], hidden)
+        casts = architecture.quantisation is None or architecture.quantisation.casts
+        right = None if fill.right is None else fill.rights(shape, hidden, tensor.index)
         return TensorWrite(
             name,
             parameter,
             "created",
             layer,
-            choice.forms[layer].factor(hidden),
+            form.factor(hidden, tensor.parameter),
             shape,
-            # Experts are many and large; all others hold the vector in full, where every loader casts them.
-            dtype if len(shape) > 2 or tensor.index is not None or not casts else "F32",
+            # Experts are many and large, and what shares the vector with them rounds it as they do; all others hold
+            # the vector in full, where every loader casts them.
+            dtype if len(shape) > 2 or tensor.index is not None or form.units or not casts else "F32",
             offset=fill.offset,
             right=right,
             transposed=fill.transposed,
@@ -213,7 +222,12 @@ def _write(
         return TensorWrite.beside(name, parameter, shape, dtype, lambda read: read(source), f"`{source}`")
     if fill.kind in ("zeros", "constant") and fill.value == 0.0:
         return TensorWrite.beside(name, parameter, shape, dtype)
-    return TensorWrite.beside(name, parameter, shape, dtype, lambda _read: content(fill, shape, hidden), fill.holds)
+    expert = tensor.index
+
+    def make(_read: Reader) -> torch.Tensor:
+        return content(fill, shape, hidden, expert=expert)
+
+    return TensorWrite.beside(name, parameter, shape, dtype, make, fill.holds)
 
 
 def _flag_tensors(architecture: Architecture, choice: Choice, names: CarrierNames) -> list[TensorWrite]:
@@ -245,10 +259,22 @@ def _reason(choice: Choice) -> str:
         if others
         else ""
     )
+    flags += _division(form)
     return (
         f"an inserted block that is otherwise the identity gets a constant from {source} `{form.sink}`, and {carried} "
         f"holds the vector{flags}{idle}; on a stand-in the whole model differs from the hook by "
         f"{form.difference:.1g} of {form.effect:.2g}"
+    )
+
+
+def _division(form: Form) -> str:
+    """Between which experts the coordinates are divided, in words."""
+    shares = form.fills[form.carrier].shares
+    if shares > 1:
+        selector = next(name for name, fill in form.fills.items() if fill.kind in ("pinned", "opposed"))
+        return f"; the {shares} experts of a token hold a share of the coordinates each, and `{selector}` selects them"
+    return "".join(
+        f"; `{other}` holds the first {form.after} coordinates, the experts the others" for other in form.units
     )
 
 

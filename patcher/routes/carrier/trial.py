@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.architectures.config_keys import EXPERTS, EXPERTS_PER_TOKEN, block_count, whole_number
+from patcher.architectures.config_keys import (
+    EXPERT_GROUPS,
+    EXPERTS,
+    EXPERTS_PER_TOKEN,
+    IDLE_EXPERTS,
+    block_count,
+    whole_number,
+)
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
 from patcher.architectures.residual import attached
 from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, kept_layers, shrink_config
@@ -36,11 +43,16 @@ class Stage:
     Attributes:
         dense: give it a dense MLP where others have experts.
         narrow: look for contents that serve an MLP of fewer than two neurons a coordinate.
+        near: only types of the steered block and of the one after it.
+        split: among how many experts, the selected ones, the coordinates are split; 0: not at all; 1 and ``narrow``:
+            between all experts, of equal contents, and one that every token uses.
         flags: config keys, and what they are set to.
     """
 
     dense: bool = False
     narrow: bool = False
+    near: bool = False
+    split: int = 0
     flags: tuple[tuple[str, Any], ...] = ()
 
 
@@ -75,13 +87,14 @@ class InsertionTrial:
         carrier: int = 0,
         trust_remote_code: bool = False,
     ) -> None:
-        tiny, layer = stand_in_config(config, template, NARROW if stage.narrow else WIDE, all_experts=all_experts)
+        inner = NARROW if stage.narrow else _shared_width(stage.split) if stage.split else WIDE
+        tiny, layer = stand_in_config(config, template, inner, all_experts=all_experts or bool(stage.split))
         like = layer
         if after is not None:
             tiny, layer, like = as_deep(tiny, config, template), after, template
             if len(types) > 1:
                 _take_pattern(tiny, config)
-        self.blocks, self.layer, self.hidden, self.narrow = blocks, layer, HIDDEN, stage.narrow
+        self.blocks, self.layer, self.hidden, self.narrow = blocks, layer, HIDDEN, inner < 2 * HIDDEN
         self.insertion: Insertion = insert_blocks(
             tiny, [layer], {layer: types or like}, dense=stage.dense, carriers={layer: carrier}
         )
@@ -194,6 +207,11 @@ class InsertionTrial:
         return float((logits - hooked).abs().max()), float((hooked - plain).abs().max()), float(hooked.abs().max())
 
 
+def _shared_width(selected: int) -> int:
+    """Of experts that share the coordinates: what is needed and some to spare; grouped products take multiples of 8."""
+    return 8 * (2 * -(-HIDDEN // selected) // 8 + 1)
+
+
 def stand_in_config(config: Any, layer: int, inner: int, *, all_experts: bool = False) -> tuple[Any, int]:
     """A shrunk config whose MLPs have ``inner`` neurons, and its block that stands for ``layer``.
 
@@ -212,7 +230,7 @@ def stand_in_config(config: Any, layer: int, inner: int, *, all_experts: bool = 
                     setattr(part, name, inner)
                 elif isinstance(value, list) and value and all(isinstance(item, int) for item in value):
                     setattr(part, name, [inner] * len(value))
-    for name in (*EXPERTS, *EXPERTS_PER_TOKEN) if all_experts else ():
+    for name in (*EXPERTS, *EXPERTS_PER_TOKEN, *EXPERT_GROUPS, *IDLE_EXPERTS) if all_experts else ():
         real = whole_number(vars(config), name)
         if real is not None and name in vars(tiny):
             setattr(tiny, name, real)

@@ -165,7 +165,8 @@ def held_times(
         parameter = parameters.get(slot["parameter"])
         if parameter is None:
             continue  # dropped by the loader; its report says so
-        before.append((parameter, parameter.detach().clone()))
+        held_here = parameter if slot["index"] is None else parameter[slot["index"]]
+        before.append((held_here, held_here.detach().clone()))
         with torch.no_grad():
             set_factor(parameter, held, number, slot, factor)
     try:
@@ -182,8 +183,8 @@ def set_factor(parameter: Any, held: Mapping[str, torch.Tensor], number: int, sl
         parameter = parameter[slot["index"]]
     delta = held[f"delta/{number}"]
     if slot["outer"]:
-        delta = torch.outer(delta, held[f"right/{number}"])
-        delta = delta.T if slot["transposed"] else delta
+        delta = held[f"right/{number}"].unsqueeze(-2) * delta.unsqueeze(-1)
+        delta = delta.mT if slot["transposed"] else delta
     if factor == 0.0 and f"original/{number}" in held:
         # Half precision rounded the sum once, so taking the vector out again would not give this.
         parameter.copy_(held[f"original/{number}"])
