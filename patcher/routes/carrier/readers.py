@@ -15,6 +15,8 @@ from patcher.architectures.analysis import Architecture
 from patcher.routes.carrier.choice import Choice
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 
+SHARING = {VLLM: ("qwen3_moe", "glm4_moe", "dots1"), LLAMA_CPP: ()}
+"""Stack -> the types whose experts were run there with the coordinates shared among them."""
 LISTED = "listed"
 """In the registry: the stack reads each block's type from the config's lists."""
 
@@ -35,6 +37,9 @@ def stacks_of_insertion(architecture: Architecture, choice: Choice, changes: Map
         VLLM: _reads_flags(architecture, choice, VLLM)
         and _keeps(architecture, VLLM, number, unknown=number == 1 and not own),
     }
+    if any(fill.shares > 1 or fill.after for form in choice.forms.values() for fill in form.fills.values()):
+        kind = architecture.config.model_type
+        read = {stack: keeps and kind in SHARING[stack] for stack, keeps in read.items()}
     if architecture.quantisation is not None:
         # What no test runs with a block that is not quantised is not claimed.
         read = dict.fromkeys(read, False)
