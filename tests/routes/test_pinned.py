@@ -31,7 +31,6 @@ FORMS: list[tuple[str, dict[str, Any], int, str, float]] = [
     ("minimax_m2", {}, 8, "mlp.e_score_correction_bias", 1 / 8),
     ("deepseek_v3", {}, 8, "mlp.gate.e_score_correction_bias", 2.5 / 8),
     ("glm4_moe_lite", {}, 4, "mlp.gate.e_score_correction_bias", 1.8 / 4),
-    ("ernie4_5_moe", {}, 6, "mlp.gate.moe_statics.e_score_correction_bias", 1 / 6),
     ("longcat_flash", {}, 12, "mlp.router.e_score_correction_bias", 6 / (512 + 256)),
 ]
 

@@ -26,7 +26,6 @@ _PREFIX = re.compile(
     r"first_k|dense_layers|num_dense|first_dense|max_window_layers|moe_layer_start|begin_swa|dense_replace"
 )
 _SUFFIX = re.compile(r"shared_layers$")
-_LAST = re.compile(r"layer_end_index$")
 _INDEX_LIST = re.compile(r"layer|_ids$|_idx|indices|hybrid")
 _LONGEST_PATTERN = 8
 _AS_TEXT = ("hybrid_override_pattern",)
@@ -226,8 +225,6 @@ def _extended(name: str, value: Any, sources: Sequence[int], count: int) -> Any:
         }  # fmt: skip
     if isinstance(value, (list, tuple)):
         return _extended_list(name, value, sources, count, 0)
-    if _LAST.search(name) and isinstance(value, int) and 0 <= value < count:
-        return max((place for place, source in enumerate(sources) if source <= value), default=value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= count and name not in BLOCK_COUNTS:
         if _PREFIX.search(name):
             # Where the first blocks of the copy are no longer all of these, another key must say so.
