@@ -85,10 +85,6 @@ CASES: dict[str, Case] = {
     "phi": Case("native", "PhiForCausalLM", "microsoft--phi-2", {**TWO_HEADS, "intermediate_size": 256}),
     "nemotron": Case("flag", "NemotronForCausalLM", "nvidia--Nemotron-Mini-4B-Instruct", {**TWO_HEADS, "head_dim": 32}),
     "olmo": Case("relabel", "LlamaForCausalLM", None, TWO_HEADS, sentencepiece=False),
-    "glm": Case(
-        "relabel", "LlamaForCausalLM", None, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
-        sentencepiece=False, tokens=("<|endoftext|>", "<|user|>"),
-    ),
 }  # fmt: skip
 
 
