@@ -204,7 +204,7 @@ def complete_config(folder: Path) -> None:
         config.setdefault("rotary_pct", 1.0)
     if config["model_type"] == "lfm2":
         sizes = dict.fromkeys(("block_dim", "conv_dim"), config["hidden_size"])
-        sizes["block_ff_dim"] = config["intermediate_size"]
+        sizes["block_ff_dim"] = config.get("intermediate_size", config.get("block_ff_dim"))
         adjusted = {"block_multiple_of": 32, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": False}
         config = {**sizes, **adjusted, **config}
     # Words of released configs, which transformers 5 replaces.
