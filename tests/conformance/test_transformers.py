@@ -40,7 +40,7 @@ CASES = [
     ("baidu--ERNIE-4.5-0.3B-PT", RELABEL, False, {}),
     ("openai--gpt-oss-20b", NATIVE, True, {"quantization_config": None}),
     ("arcee-ai--AFM-4.5B", FLAG, False, {}),
-    ("kyutai--helium-1-preview-2b", RELABEL, False, {}),
+    ("kyutai--helium-1-preview-2b", FLAG, False, {}),
     ("Salesforce--codegen-350M-mono", NATIVE, False, {}),
     ("EleutherAI--gpt-neo-125m", NATIVE, False, {}),
     ("microsoft--biogpt", NATIVE, False, {}),
