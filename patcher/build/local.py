@@ -6,32 +6,37 @@ recipe -> base -> architecture -> plan -> contrast pairs -> residuals -> steerin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from patcher.build.base_run import BaseRun, vectors_before_download
+from patcher.build.base_run import BaseRun, Found, vectors_before_download
+from patcher.build.fallback import until_proven
 from patcher.build.finishing import finish, push
 from patcher.build.inputs import environment
 from patcher.build.job import Job
 from patcher.build.manifest import Copied
-from patcher.build.planning import BuildPlan, plan_build, planned_again, route_for, with_weights
+from patcher.build.planning import BuildPlan, next_to, plan_build, planned_again, route_for, with_weights
 from patcher.build.result import STAGES, BuildResult
 from patcher.capture.model import pick_device
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.hashes import files_now, hashing
+from patcher.checkpoint.hashes import Hashing, files_now, hashing
 from patcher.checkpoint.prepare import PreparedBase, prepared_base
 from patcher.checkpoint.side_files import adapter_record
 from patcher.checkpoint.staging import scratch_folder, staged_folder
+from patcher.checkpoint.writer import Written
 from patcher.errors import InputError
 from patcher.evaluate.inputs import lm_eval_tasks
 from patcher.evaluate.of_build import require_effect
+from patcher.patched.failed_route import FailedRoute
 from patcher.patched.history import carry_history, history_of
-from patcher.patched.schema import Manifest
+from patcher.patched.schema import Manifest, Patch
 from patcher.progress.stage import BYTES, bytes_in
 from patcher.routes.apply import write_plan
+from patcher.routes.plan import Plan
 from patcher.vectors.steering_vector import SteeringVector
 from patcher.verify.of_build import require_passed, verify_build
 from patcher.verify.warm import prepare, warmed_up
@@ -91,26 +96,66 @@ def _build(
         if strict:
             require_effect(found.evaluation, loaded.path.name)
         plan = found.plan
-        with staged_folder(output, force=job.force) as stage, hashing(whole_base, hash=hash, since=opened) as hashes:
+        if plan.route != planned.plan.route:
+            # What came first was not taken: its constant would be too short.
+            out = {planned.plan.route: "its constant would be too short"}
+            plan = next_to(recipe, planned.architecture, sorted(plan.sites), base.checkpoint, plan, out)
+        else:
+            plan = replace(plan, next_best=planned.plan.next_best)
+        # What was converted or merged goes away after this, and need not be copied.
+        link = link or base.checkpoint.path != source.folder
+        with hashing(whole_base, hash=hash, since=opened) as hashes:
+            copying = _Copying(job, planned, run, found, hashes, history, warm, link=link, sweep=sweep)
+            written, manifest = until_proven(job, plan, copying.proven_copy, copying.another_plan)
+    pushed = None if recipe.push is None else push(job, output)
+    timings = clock.timings(STAGES), clock.parts()
+    return BuildResult(output, manifest, *timings, written.bytes_written, placed=written.placed, push=pushed)
+
+
+@dataclass(frozen=True)
+class _Copying:
+    """Writes and proves copies of one base with one set of vectors, by whichever route."""
+
+    job: Job
+    planned: BuildPlan
+    run: BaseRun
+    found: Found
+    hashes: Hashing
+    history: Sequence[Patch]
+    warm: WaitingProcess | None
+    link: bool = field(kw_only=True)
+    sweep: Mapping[str, Any] | None = field(kw_only=True)
+
+    def another_plan(self, out: Mapping[str, str]) -> Plan:
+        """The next best plan; ``out``: which routes are out of the question, and why."""
+        recipe, layers = self.job.recipe, sorted(self.planned.plan.sites)
+        with self.job.clock.time("plan"):
+            wanted = recipe, self.planned.architecture, layers, self.run.base.checkpoint
+            plan = self.run.weighing.before_load(route_for(*wanted, out))
+            return next_to(*wanted, plan, out)
+
+    def proven_copy(self, plan: Plan, failed: Sequence[FailedRoute]) -> tuple[Written, Manifest]:
+        """The output, written by ``plan``; of one whose proof fails nothing is left. What was written, all told."""
+        job, planned, base, found = self.job, self.planned, self.run.base, self.found
+        folder, hashes = planned.source.folder, self.hashes
+        with staged_folder(job.output, force=job.force) as stage:
             stored = sum(tensor.size for tensor in base.checkpoint.tensors.values())
             with job.stage("write", "writing the copy", stored, BYTES, lambda: bytes_in(stage)):
-                # What was converted or merged goes away after this, and need not be copied.
-                link = link or base.checkpoint.path != source.folder
-                trusted = recipe.trust_remote_code
-                written = write_plan(plan, found.vectors, base.checkpoint, stage, link=link, remote_code=trusted)
-                carried = carry_history(source.folder, stage, len(history))
+                trusted = job.recipe.trust_remote_code
+                written = write_plan(plan, found.vectors, base.checkpoint, stage, link=self.link, remote_code=trusted)
+                carried = carry_history(folder, stage, len(self.history))
             with job.stage("hash", "hashing the base", hashes.size, BYTES, lambda: hashes.done):
                 files = hashes.records()
             copied = Copied(
                 stage,
-                source,
+                planned.source,
                 base.checkpoint,
                 plan,
                 found.vectors,
                 written,
                 files,
-                history,
-                environment=environment(*run.computed_in),
+                self.history,
+                environment=environment(*self.run.computed_in),
                 notes=[
                     *planned.reading.notes,
                     *base.notes,
@@ -120,15 +165,20 @@ def _build(
                 ],
                 adapter=adapter_record(base.adapter),
                 stripped=planned.reading.stripped,
-                evaluation=found.evaluation if sweep is None else {**(found.evaluation or _NO_EFFECT), "sweep": sweep},
+                evaluation=self._evaluation,
                 prepared=found.prepared,
                 responses=[record for entry in found.prepared for record in entry.records],
+                failed=failed,
             )
+            # The process that was started early ends with its first job.
+            warm = None if failed else self.warm
             manifest, texts = finish(job, copied, lambda manifest: _proven(job, base, stage, manifest, warm))
-    size = written.bytes_written + carried + texts
-    pushed = None if recipe.push is None else push(job, output)
-    timings = clock.timings(STAGES), clock.parts()
-    return BuildResult(output, manifest, *timings, size, placed=written.placed, push=pushed)
+        return replace(written, bytes_written=written.bytes_written + carried + texts), manifest
+
+    @property
+    def _evaluation(self) -> Mapping[str, Any] | None:
+        measured = self.found.evaluation
+        return measured if self.sweep is None else {**(measured or _NO_EFFECT), "sweep": self.sweep}
 
 
 def _require_alone(job: Job, planned: BuildPlan) -> None:

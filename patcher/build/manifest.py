@@ -15,6 +15,7 @@ from patcher.checkpoint.steering_files import GENERATIONS, ORIGINAL_PREFIX, tens
 from patcher.checkpoint.writer import Written
 from patcher.disk.json_files import finite_or_null
 from patcher.errors.hub import without_tokens
+from patcher.patched.failed_route import FailedRoute
 from patcher.patched.schema import FORMAT, Manifest, Patch
 from patcher.patched.stored import read_stored
 from patcher.recipe.file import LoadedRecipe
@@ -45,6 +46,7 @@ class Copied:
         evaluation: what was measured, or None.
         prepared: the recipe's vectors with the pairs that they were made of.
         responses: of `method: persona`, every response, which is kept beside the vectors.
+        failed: the exact routes that were tried before this one.
         remote: of a copy that is made on the Hub, see :class:`patcher.patched.schema.Remote`.
     """
 
@@ -63,6 +65,7 @@ class Copied:
     evaluation: Mapping[str, Any] | None = None
     prepared: Sequence[PreparedVector] = ()
     responses: Sequence[Mapping[str, Any]] = ()
+    failed: Sequence[FailedRoute] = ()
     remote: Mapping[str, Any] | None = None
 
 
@@ -149,6 +152,8 @@ def _route(copied: Copied) -> dict[str, Any]:
     for tensor in route["tensors"]:
         name = tensor["name"]
         tensor["original"] = ORIGINAL_PREFIX + name if name in copied.written.originals else None
+    if copied.failed:
+        route["failed_before"] = [failed.as_json() for failed in copied.failed]
     changed = before if plan.config is not None else plan.config_changes
     route["config_before"] = {key: before.get(key) for key in changed}
     route["oldest"] = oldest_versions(plan.architecture, plan.stacks, own_bias=plan.is_own_bias)

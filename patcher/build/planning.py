@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from patcher.evaluate.inputs import check_evaluation_inputs
 from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.routes.plan import Plan
-from patcher.routes.planner import ROUTES, choose_route
+from patcher.routes.planner import ROUTES, choose_route, with_next_best
 from patcher.vectors.files.asked import SteeredModel
 from patcher.vectors.finding import prepare_vectors
 from patcher.vectors.layers import resolve_layers
@@ -127,7 +127,7 @@ def plan_build(job: Job, *, writes: bool = True) -> BuildPlan:
     # planned again.
     known = not (source.hub or base.resized or base.reading.stripped)
     checkpoint = CheckpointFolder(source.folder) if known else None
-    plan = route_for(recipe, architecture, layers, checkpoint)
+    plan = next_to(recipe, architecture, layers, checkpoint, route_for(recipe, architecture, layers, checkpoint))
     model = steered_model(architecture, source)
     prepared = prepare_vectors(loaded, tokenizer, architecture.block_count, model)
     about = check_fed_texts(loaded, prepared, tokenizer, architecture, fits=ROUTES[plan.route].fit is not None)
@@ -195,9 +195,16 @@ def steered_model(architecture: Architecture, source: Source) -> SteeredModel:
 
 
 def route_for(
-    recipe: Recipe, architecture: Architecture, layers: list[int], checkpoint: CheckpointFolder | None
+    recipe: Recipe,
+    architecture: Architecture,
+    layers: list[int],
+    checkpoint: CheckpointFolder | None,
+    without: Mapping[str, str] | None = None,
 ) -> Plan:
     """The route that the recipe asks for.
+
+    Args:
+        without: exact routes whose proof failed, and why they are out; another exact one is wanted.
 
     Raises:
         InputError: see :func:`patcher.routes.planner.choose_route`.
@@ -207,10 +214,28 @@ def route_for(
         layers,
         checkpoint,
         targets=recipe.targets,
-        route=recipe.route,
-        exact=recipe.exact,
+        route="auto" if without else recipe.route,
+        exact=recipe.exact or bool(without),
         prefer=recipe.prefer,
+        without=without or {},
     )
+
+
+def next_to(
+    recipe: Recipe,
+    architecture: Architecture,
+    layers: list[int],
+    checkpoint: CheckpointFolder | None,
+    plan: Plan,
+    without: Mapping[str, str] | None = None,
+) -> Plan:
+    """With what would be next in the planner's order, for whoever reads of the route that is taken.
+
+    Args:
+        without: routes that are out of the question, and why.
+    """
+    wanted: dict[str, Any] = {"targets": recipe.targets, "exact": recipe.exact, "prefer": recipe.prefer}
+    return with_next_best(plan, architecture, layers, checkpoint, **wanted, without=without or {})
 
 
 def planned_again(
@@ -229,4 +254,4 @@ def planned_again(
     """
     forced = job.recipe.model_copy(update={"route": planned.plan.route})
     plan = plan_with(forced, planned.architecture, sorted(planned.plan.sites), checkpoint)
-    return replace(plan, advice=planned.plan.advice)
+    return replace(plan, advice=planned.plan.advice, next_best=planned.plan.next_best)

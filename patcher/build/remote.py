@@ -7,16 +7,20 @@ rest -> manifest and card -> one commit, in which the Hub copies the base's weig
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from patcher.build.base_run import vectors_before_download
+from patcher.build.fallback import until_proven
 from patcher.build.finishing import finish, push
 from patcher.build.inputs import environment
 from patcher.build.job import Job
 from patcher.build.manifest import Copied
 from patcher.build.planning import planned_again
-from patcher.build.remote_planning import Needed, RemoteBuildPlan, plan_remote_build, plan_remotely
+from patcher.build.remote_planning import Needed, RemoteBuildPlan, needed_files, plan_remote_build, plan_remotely
+from patcher.build.remote_refusals import LOCAL
 from patcher.build.result import STAGES, BuildResult
 from patcher.checkpoint.copying import sha256_of
 from patcher.checkpoint.folder import INDEX
@@ -24,10 +28,12 @@ from patcher.checkpoint.hub_folder import HubCheckpoint
 from patcher.checkpoint.source import fetch_files
 from patcher.checkpoint.steering_files import numbered
 from patcher.disk.failures import disk_errors
+from patcher.patched.failed_route import FailedRoute
 from patcher.patched.history import CARRIED, carry_history, history_of
-from patcher.patched.schema import Manifest
+from patcher.patched.schema import Manifest, Patch
 from patcher.publish.contents import OnHub
 from patcher.routes.apply import write_plan
+from patcher.routes.plan import Plan
 from patcher.vectors.directions import directions_of_file, steering_vector
 from patcher.vectors.steering_vector import SteeringVector, sum_by_layer
 from patcher.verify.of_build import require_passed
@@ -53,7 +59,7 @@ def remote_build(job: Job) -> BuildResult:
     with clock.time("plan"):
         found = plan_remote_build(job)
     job = found.settled(job)
-    recipe, place = job.recipe, job.output
+    recipe = job.recipe
     needed, vectors = found.needed, _vectors(job, found)
     some = f"downloading {len(needed.files)} of {len(found.checkpoint.weight_files)} weight files"
     with clock.time("load"):
@@ -62,7 +68,52 @@ def remote_build(job: Job) -> BuildResult:
         _fetch_history(base, len(history))
     with clock.time("plan"):
         plan = planned_again(job, found, base, plan_remotely)
-    stage = place / "copy"
+    layers = sorted(plan.sites)
+
+    def another_plan(out: Mapping[str, str]) -> Plan:
+        with clock.time("plan"):
+            return plan_remotely(recipe, found.architecture, layers, base, out)
+
+    def proven_copy(plan: Plan, failed: Sequence[FailedRoute]) -> _Proven:
+        return _proven_copy(job, found, plan, base, vectors, history, failed)
+
+    proven = until_proven(job, plan, proven_copy, another_plan, otherwise=LOCAL)
+    copied, base = proven.copied, proven.base
+    on_hub = {name: base.listed[source] for name, source in copied.written.absent.items()}
+    pushed = push(job, copied.stage, {name: OnHub(file.size, file.sha256 or "") for name, file in on_hub.items()})
+    timings = clock.timings(STAGES), clock.parts()
+    downloaded = base.bytes_of(proven.needed.files)
+    return BuildResult(None, proven.manifest, *timings, proven.size, bytes_downloaded=downloaded, push=pushed)
+
+
+@dataclass(frozen=True)
+class _Proven:
+    """A copy that was proven as far as it can be here; ``size``: the bytes that were written for it."""
+
+    copied: Copied
+    base: HubCheckpoint
+    needed: Needed
+    manifest: Manifest
+    size: int
+
+
+def _proven_copy(
+    job: Job,
+    found: RemoteBuildPlan,
+    plan: Plan,
+    base: HubCheckpoint,
+    vectors: Sequence[SteeringVector],
+    history: Sequence[Patch],
+    failed: Sequence[FailedRoute],
+) -> _Proven:
+    """The new files in a folder of their own, by ``plan``; what only this route needs of the base is downloaded."""
+    recipe, stage = job.recipe, job.output / f"copy-{len(failed)}"
+    needed = found.needed
+    if failed:
+        more = needed_files(plan, found.prepared, base, found.names)
+        needed = replace(more, blocks=more.blocks | needed.blocks, read=more.read | frozenset(needed.files))
+        with job.clock.time("load"):
+            base = base.with_files(needed.files, job.say, "downloading what the next route needs")
     with disk_errors(stage, "the new files (a temporary folder, see TMPDIR)"):
         stage.mkdir()
         with job.stage("write", "writing what is new"):
@@ -83,14 +134,11 @@ def remote_build(job: Job) -> BuildResult:
             environment=environment(),
             notes=[*found.notes, *([NOT_EVALUATED] if recipe.evaluate.enabled else [])],
             prepared=found.prepared,
+            failed=failed,
             remote=_remote_record(base, needed),
         )
-        manifest, texts = finish(job, copied, lambda manifest: _proven(job, found, copied, base, manifest))
-    on_hub = {name: base.listed[source] for name, source in written.absent.items()}
-    pushed = push(job, stage, {name: OnHub(file.size, file.sha256 or "") for name, file in on_hub.items()})
-    size, downloaded = written.bytes_written + carried + texts, base.bytes_of(needed.files)
-    timings = clock.timings(STAGES), clock.parts()
-    return BuildResult(None, manifest, *timings, size, bytes_downloaded=downloaded, push=pushed)
+        manifest, texts = finish(job, copied, lambda manifest: _checked(job, found, copied, base, manifest))
+    return _Proven(copied, base, needed, manifest, written.bytes_written + carried + texts)
 
 
 def _vectors(job: Job, found: RemoteBuildPlan) -> list[SteeringVector]:
@@ -141,9 +189,9 @@ def _remote_record(base: HubCheckpoint, needed: Needed) -> dict[str, Any]:
     }
 
 
-def _proven(job: Job, found: RemoteBuildPlan, copied: Copied, base: HubCheckpoint, manifest: Manifest) -> Manifest:
+def _checked(job: Job, found: RemoteBuildPlan, copied: Copied, base: HubCheckpoint, manifest: Manifest) -> Manifest:
     """With what can be verified without the rest of the base."""
-    recipe, scratch = job.recipe, job.output / "verify"
+    recipe, scratch = job.recipe, copied.stage.with_name(f"verify-{copied.stage.name}")
     copy = PartialCopy(copied.stage, copied.written.absent, base, manifest, found.architecture, found.names)
     with job.clock.time("verify"):
         scratch.mkdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,14 +119,23 @@ def plan_remote_build(job: Job) -> RemoteBuildPlan:
     return RemoteBuildPlan(source, architecture, plan, prepared, repo, notes, reading, checkpoint, names, needed)
 
 
-def plan_remotely(recipe: Recipe, architecture: Architecture, layers: list[int], checkpoint: HubCheckpoint) -> Plan:
+def plan_remotely(
+    recipe: Recipe,
+    architecture: Architecture,
+    layers: list[int],
+    checkpoint: HubCheckpoint,
+    without: Mapping[str, str] | None = None,
+) -> Plan:
     """The route that a local build would take if it can be built remotely, else the best one that can.
+
+    Args:
+        without: routes whose proof failed, and why they are out.
 
     Raises:
         InputError: none can; with the reason of each.
     """
     try:
-        return _plan(recipe, architecture, layers, checkpoint)
+        return _plan(recipe, architecture, layers, checkpoint, without or {})
     except FileNotFoundError as error:
         raise InputError(
             "the checkpoint stores a tensor that the class does not read, and only its values tell what to do about it",
@@ -137,15 +146,21 @@ def plan_remotely(recipe: Recipe, architecture: Architecture, layers: list[int],
         ) from None
 
 
-def _plan(recipe: Recipe, architecture: Architecture, layers: list[int], checkpoint: HubCheckpoint) -> Plan:
-    best = route_for(recipe, architecture, layers, checkpoint)
+def _plan(
+    recipe: Recipe,
+    architecture: Architecture,
+    layers: list[int],
+    checkpoint: HubCheckpoint,
+    without: Mapping[str, str],
+) -> Plan:
+    best = route_for(recipe, architecture, layers, checkpoint, without)
     refused = why_not(best, checkpoint)
     if refused is None:
         return best
     reasons = {best.route: refused}
     others: list[Plan] = []
-    if recipe.route == "auto":
-        names = [name for name in ROUTES if name != best.route and ROUTES[name].exact]
+    if without or recipe.route == "auto":
+        names = [name for name in ROUTES if name not in {best.route, *without} and ROUTES[name].exact]
         for finding in survey(architecture, layers, checkpoint, targets=demanded_stacks(recipe.targets), names=names):
             reason = finding.why_not if finding.plan is None else why_not(finding.plan, checkpoint)
             if reason is None and finding.plan is not None:

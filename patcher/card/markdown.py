@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Template
 
 from patcher.report.templates import counted, environment
+from patcher.routes.in_words import constant_in_words
 
 NOTHING = "–"
 _LONGEST_TEXT = 400
@@ -23,7 +24,7 @@ _KEPT = ("|", "- ", "```")
 def card_template() -> Template:
     """``card.md.jinja``; in it, a number is shown as people read it, and what is not there as a dash."""
     found = environment(__package__, autoescape=False, finalize=shown)
-    filters = (counted, grouped, percent, code, listed, quoted, settings, table, lines)
+    filters = (counted, grouped, percent, code, listed, quoted, settings, table, lines, constant_in_words)
     found.filters |= {**{function.__name__: function for function in filters}, "number": shown}
     found.globals["row"] = row
     return found.get_template("card.md.jinja")

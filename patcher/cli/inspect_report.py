@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patcher.cli.plan_report import written_by
+from patcher.cli.plan_report import said_of_plan, written_by
 from patcher.cli.tables import HEADS, console_for, print_pairs, routes_table
 from patcher.errors import Problem
+from patcher.routes.in_words import constant_in_short
 from patcher.routes.inspection import Inspection
 from patcher.routes.plan import Plan
 from patcher.routes.planner import Verdict
@@ -52,11 +53,12 @@ def _stacks(plan: Plan) -> dict[str, str]:
 
 
 def _cells(plan: Plan) -> list[str]:
-    return ["yes" if plan.exact else "fitted", plan.cost, *(_stacks(plan)[stack] for stack in STACKS)]
+    off = constant_in_short(plan.constant, exact=plan.exact)
+    return ["yes" if plan.exact else "fitted", plan.cost, *(_stacks(plan)[stack] for stack in STACKS), off]
 
 
 def _routes(found: Inspection, planned: Sequence[Plan]) -> Table:
-    table = routes_table("route", *HEADS, "")
+    table = routes_table("route", *HEADS, "constant off by", "")
     for plan in planned:
         chosen = found.chosen is not None and plan.route == found.chosen.route
         only_allowed = not chosen and not plan.exact and found.best is not None and not found.best.exact
@@ -72,7 +74,7 @@ def _print_chosen(console: Console, found: Inspection, plan: Plan) -> None:
     for line in written_by(plan):
         console.print(f"  {line}", markup=False, soft_wrap=True)
     notes = [("note", note) for note in (*plan.warnings, *plan.advice)]
-    print_pairs(console, [("why", plan.reason), *notes], indent=0)
+    print_pairs(console, [("cost", plan.cost), *said_of_plan(plan), ("why", plan.reason), *notes], indent=0)
 
 
 def _print_none(console: Console, problem: Problem) -> None:

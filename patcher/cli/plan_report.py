@@ -8,6 +8,7 @@ from patcher.build.planning import BuildPlan
 from patcher.build.remote_planning import RemoteBuildPlan
 from patcher.cli.report import size_of
 from patcher.cli.tables import console_for, empty_table
+from patcher.routes.in_words import constant_in_words, route_in_words
 from patcher.routes.plan import Plan, TensorWrite
 from patcher.vectors.both_lists import Texts
 
@@ -20,6 +21,8 @@ def print_plan(planned: BuildPlan) -> None:
                   f"{planned.architecture.block_count} blocks, hidden {planned.architecture.hidden}")  # fmt: skip
     kind = "exact" if plan.exact else "fitted"
     console.print(f"[bold]route[/] {plan.route} ({kind}, run-time cost: {plan.cost}): {plan.reason}", soft_wrap=True)
+    for name, text in said_of_plan(plan):
+        console.print(f"  {name}: {text}", markup=False, soft_wrap=True)
     if plan.architecture != planned.architecture.class_name:
         console.print(f"  the copy is loaded as {plan.architecture}", markup=False)
     table = empty_table("vector", "method", "layer", "read at", "coefficient", "scale", "pairs", "held out")
@@ -60,6 +63,18 @@ def print_plan(planned: BuildPlan) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def said_of_plan(plan: Plan) -> list[tuple[str, str]]:
+    """What the constant of an exact route is off by, and what would be next."""
+    after = plan.next_best
+    shown = (
+        "none"
+        if after is None
+        else route_in_words(after.route, after.cost, after.stacks, after.constant, exact=after.exact)
+    )
+    constant = [("constant", constant_in_words(plan.constant))] if plan.exact else []
+    return [*constant, ("next best", shown)]
 
 
 def _counted(pairs: int, texts: Texts | None) -> str:

@@ -15,9 +15,10 @@ from patcher.cli.seconds import seconds_line
 from patcher.cli.tables import console_for, empty_table
 from patcher.evaluate.guard import beyond_guard
 from patcher.patched.evaluation import Evaluation, Guard
-from patcher.patched.route import Fit
+from patcher.patched.route import Fit, RecordedRoute
 from patcher.patched.schema import Patch, Remote, Verification
 from patcher.report.pictures.drawing import can_draw
+from patcher.routes.in_words import constant_in_words, route_in_words
 
 NUMBERS = ("max_abs_logprob_diff", "tolerance", "steering_effect", "vector_rel_error")
 _COLOURS = {"passed": "green", "truncated": "green", "structural": "yellow", "not_checked": "yellow"}
@@ -71,6 +72,8 @@ def print_patch(patch: Patch, console: Console) -> None:
         f"[bold]route[/] {route.name} ({'exact' if route.exact else 'fitted'}, "
         f"run-time cost: {route.cost}) in {route.architecture}"
     )
+    for line in said_of_route(route):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     console.print(_edit_table(patch))
     for line in patch.said_of_pairs:
         console.print(line, markup=False)
@@ -81,6 +84,17 @@ def print_patch(patch: Patch, console: Console) -> None:
         _print_evaluation(patch.evaluation, console)
     for note in (*route.warnings, *route.advice, *patch.notes):
         console.print(f"note: {note}", markup=False)
+
+
+def said_of_route(route: RecordedRoute) -> list[str]:
+    """What its constant is off by, what would be next, and what was tried first, a line each."""
+    lines = [f"constant: {constant_in_words(route.constant)}"] if route.exact and route.name else []
+    after = route.next_best
+    if after is not None:
+        shown = route_in_words(after.name, after.cost, after.stacks, after.constant, exact=after.exact)
+        lines.append(f"next best: {shown}")
+    lines += [f"tried first: {failed.said}" for failed in route.failed_before]
+    return lines
 
 
 def print_verification(

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from patcher.patched.failed_route import FailedRoute
 from patcher.patched.part import Number, Part
 
 MOST_BLOCKS = 1 << 20
@@ -69,8 +70,21 @@ class Constant(Part):
     expected: Number | None = None
 
 
+class NextRoute(Part):
+    """The route that would have been next, see :class:`patcher.routes.plan.NextBest`."""
+
+    name: str
+    exact: bool = True
+    cost: str | None = None
+    stacks: dict[str, str] = {}
+    constant: Constant | None = None
+
+
 class RecordedRoute(Part):
-    """How the edits are stored, see :class:`patcher.routes.plan.Plan`."""
+    """How the edits are stored, see :class:`patcher.routes.plan.Plan`.
+
+    ``failed_before`` are the exact routes that were tried first, in this order; older manifests have none.
+    """
 
     name: str = ""
     exact: bool = True
@@ -91,6 +105,8 @@ class RecordedRoute(Part):
     residual: str | None = None
     warnings: list[str] = []
     advice: list[str] = []
+    next_best: NextRoute | None = None
+    failed_before: list[FailedRoute] = []
     fit: Fit | None = None
     constant: Constant | None = None
     config_before: dict[str, Any] = {}

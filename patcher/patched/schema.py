@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from patcher.patched.evaluation import Evaluation
+from patcher.patched.failed_route import RecordedCheck
 from patcher.patched.made_of import MadeOf, pairs_in_words
 from patcher.patched.part import Number, Part
 from patcher.patched.route import Layer, RecordedRoute
@@ -108,16 +109,6 @@ class Edit(Part):
     generations: str | None = None
     made_of: MadeOf | None = None
     source: VectorSource | None = None
-
-
-class RecordedCheck(Part):
-    """One number that a stack was held to; ``passed`` is null where it was not run."""
-
-    name: str
-    passed: bool | None = None
-    value: Number | None = None
-    limit: Number | None = None
-    note: str = ""
 
 
 class Verification(Part):

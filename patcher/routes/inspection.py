@@ -19,7 +19,7 @@ from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch_config, locate
 from patcher.errors import InputError, OutsideError, PatchModelError, Problem
 from patcher.routes.plan import Plan
-from patcher.routes.planner import ROUTES, Prefer, Verdict, choose_route, survey
+from patcher.routes.planner import ROUTES, Prefer, Verdict, choose_route, survey, with_next_best
 from patcher.stacks.names import demanded_stacks
 
 WHAT_MODEL = "give a checkpoint folder, a Hub id (owner/name, owner/name@revision) or an architecture such as qwen3"
@@ -50,6 +50,7 @@ class Inspection:
 
     def as_json(self) -> dict[str, Any]:
         looked_at = self.architecture
+        next_best = None if self.chosen is None else self.chosen.next_best
         return {
             "model": self.model,
             "architecture": None if looked_at is None else looked_at.class_name,
@@ -58,6 +59,7 @@ class Inspection:
             "layers": list(self.layers),
             "routes": [verdict.as_json() for verdict in self.verdicts],
             "chosen": None if self.chosen is None else self.chosen.route,
+            "next_best": None if next_best is None else next_best.as_json(),
             "plan": None if self.chosen is None else self.chosen.as_json(),
             "why_none": None if self.why_none is None else self.why_none.as_json(),
         }
@@ -129,6 +131,16 @@ def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None,
             raise
         why_none = error.problems[0]
     if demands.every_route:
+        if best is not None:
+            best = with_next_best(
+                best,
+                architecture,
+                layers,
+                checkpoint,
+                targets=demands.targets,
+                exact=False,
+                prefer=demands.prefer,
+            )
         verdicts = tuple(survey(architecture, layers, checkpoint, targets=demanded_stacks(demands.targets)))
     else:
         verdicts = () if best is None else (Verdict(ROUTES[best.route], best),)

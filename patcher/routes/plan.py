@@ -97,6 +97,34 @@ class TensorWrite:
 
 
 @dataclass(frozen=True)
+class NextBest:
+    """The route that a recipe would get if it did not get the one it gets.
+
+    Attributes:
+        route: its name.
+        exact: whether the stock model computes exactly what the hook computes.
+        cost: what it costs at run time, in words.
+        stacks: stack -> native, backend or no.
+        constant: see :class:`Plan`.
+    """
+
+    route: str
+    exact: bool
+    cost: str
+    stacks: Mapping[str, str]
+    constant: ConstantError | None = None
+
+    @classmethod
+    def of(cls, plan: Plan) -> NextBest:
+        return cls(plan.route, plan.exact, plan.cost, plan.stacks, plan.constant)
+
+    def as_json(self) -> dict[str, Any]:
+        constant = None if self.constant is None else self.constant.as_json()
+        stacks = dict(self.stacks)
+        return {"name": self.route, "exact": self.exact, "cost": self.cost, "stacks": stacks, "constant": constant}
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a set of edits is stored in one checkpoint by one route.
 
@@ -121,6 +149,7 @@ class Plan:
         tokenizer_changes: keys of tokenizer_config.json that keep the ids as they are beside another model type.
         warnings: what users of the copy must know; for the card.
         advice: what whoever builds the copy could choose instead; not for the card.
+        next_best: the route that is next in the planner's order; None where there is none, or nobody asked.
         fit: of a fitted route, what was measured on held-out activations.
         constant: how far a carrier's constant is off; None where it is exact.
     """
@@ -144,6 +173,7 @@ class Plan:
     tokenizer_changes: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    next_best: NextBest | None = None
     fit: Mapping[str, Any] | None = None
     constant: ConstantError | None = None
 
@@ -191,6 +221,7 @@ class Plan:
             "residual": self.residual,
             "warnings": list(self.warnings),
             "advice": list(self.advice),
+            "next_best": None if self.next_best is None else self.next_best.as_json(),
         }
         if self.constant is not None:
             result["constant"] = self.constant.as_json()

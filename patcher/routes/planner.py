@@ -18,7 +18,7 @@ from patcher.routes import flag, native, parallel
 from patcher.routes.carrier import route as carrier
 from patcher.routes.carrier.small_streams import ConstantTooShort, SmallStreams
 from patcher.routes.embedding import route as embedding
-from patcher.routes.plan import FREE, NotApplicable, Plan
+from patcher.routes.plan import FREE, NextBest, NotApplicable, Plan
 from patcher.routes.rank_one import route as rank_one
 from patcher.routes.relabel import route as relabel
 from patcher.routes.route import Route
@@ -26,6 +26,7 @@ from patcher.routes.vllm_backend import through_backend
 from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, UNREAD, VLLM, demanded_stacks
 
 Prefer = Literal["stacks", "free", "same_model_type"]
+_NONE: Mapping[str, str] = {}
 
 
 ROUTES: Mapping[str, Route] = {
@@ -62,13 +63,16 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """What ``inspect`` says of it."""
-        return {
+        said = {
             "name": self.name,
             "exact": self.route.exact,
             "cost": self.route.cost if self.plan is None else self.plan.cost,
             "stacks": UNREAD if self.plan is None else {**UNREAD, **self.plan.stacks},
             "why_not": self.why_not or None,
         }
+        if self.plan is None:
+            return said
+        return {**said, "constant": None if self.plan.constant is None else self.plan.constant.as_json()}
 
 
 def survey(
@@ -152,6 +156,7 @@ def choose_route(
     exact: bool = True,
     prefer: Prefer = "stacks",
     streams: SmallStreams | None = None,
+    without: Mapping[str, str] = _NONE,
 ) -> Plan:
     """The best route that stores the edits and is read by every target.
 
@@ -164,6 +169,7 @@ def choose_route(
         exact: whether fitted routes are out of the question.
         prefer: what decides between exact routes.
         streams: the residual stream that the copy's constants are weighed on, where it is known.
+        without: routes that are out of the question, and why.
 
     Raises:
         InputError: no route serves; the text names what is missing, route by route.
@@ -171,12 +177,14 @@ def choose_route(
     if route != "auto" and route not in ROUTES:
         raise InputError(f"unknown route `{route}`", where="route", remedy="known routes: auto, " + ", ".join(ROUTES))
     demanded = demanded_stacks(targets)
-    tried: dict[str, str] = {}
     too_short = False
+    tried: dict[str, str] = dict(without)
     best: Plan | None = None
     free: Plan | None = None
     fitted: Plan | None = None
     for name in ROUTES if route == "auto" else [route]:
+        if name in without:
+            continue
         if best is not None and not _could_beat(ROUTES[name], best, architecture, prefer):
             continue
         verdict = next(survey(architecture, layers, checkpoint, targets=demanded, names=[name], streams=streams))
@@ -201,6 +209,28 @@ def choose_route(
         fitted,
         too_short=too_short and max(layers) + 1 < architecture.block_count,
     )
+
+
+def with_next_best(
+    plan: Plan,
+    architecture: Architecture,
+    layers: Sequence[int],
+    checkpoint: CheckpointFolder | None = None,
+    *,
+    targets: Sequence[str] | str = "auto",
+    exact: bool = True,
+    prefer: Prefer = "stacks",
+    without: Mapping[str, str] = _NONE,
+) -> Plan:
+    """``plan``, and the route that :func:`choose_route` would take if it had not been for this one."""
+    others = {**without, plan.route: "it is the one that is taken"}
+    try:
+        other = choose_route(
+            architecture, layers, checkpoint, targets=targets, exact=exact, prefer=prefer, without=others
+        )
+    except InputError:
+        return plan
+    return replace(plan, next_best=NextBest.of(other))
 
 
 def rank(plan: Plan, architecture: Architecture, prefer: Prefer) -> tuple[float, ...]:

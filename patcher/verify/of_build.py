@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patcher.errors import CheckFailed, OutsideError
+from patcher.patched.failed_route import RecordedCheck, check_in_words
 from patcher.patched.schema import Patch
 from patcher.progress.clock import Clock
 from patcher.progress.stage import Say
@@ -15,6 +16,16 @@ from patcher.stacks.names import TRANSFORMERS
 from patcher.verify.all_stacks import require_installed, verify_in_stacks
 from patcher.verify.terms import VerifyTerms
 from patcher.verify.watched import WaitingProcess
+
+
+class NotSteered(CheckFailed):
+    """A folder is not steered as a hook steers the base: ``entry`` of ``verification`` says in which stack, and why."""
+
+    default_code = "verification"
+
+    def __init__(self, *arguments: Any, entry: Mapping[str, Any] | None = None, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.entry: Mapping[str, Any] = entry or {}
 
 
 def stacks_of(recipe: Recipe) -> list[str]:
@@ -92,24 +103,18 @@ def require_passed(entry: Mapping[str, Any], where: str, *, exact: bool = True) 
     """Raise if a verification did not pass.
 
     Raises:
-        CheckFailed: with every check that failed.
+        NotSteered: with every check that failed.
     """
     if entry["passed"]:
         return
-    failed = [check for check in entry["checks"] if check["passed"] is False]
-    shown = [
-        f"{check['name']}: "
-        + (f"{check['value']:.3g} (limit {check['limit']:.3g}) " if check["value"] is not None else "")
-        + check["note"]
-        for check in failed
-    ]
-    raise CheckFailed(
+    failed = [RecordedCheck.model_validate(check) for check in entry["checks"] if check["passed"] is False]
+    raise NotSteered(
         f"the folder is not steered as a hook steers the base, in stock {entry['stack']} {entry['version']}",
         where=where,
-        found="; ".join(shown),
-        remedy="nothing was written; please report this with the recipe"
+        found="; ".join(map(check_in_words, failed)),
+        remedy="nothing was written"
         if exact
         else "nothing was written; give calibration text that is like the model's use (calibration.texts, "
         "calibration.tokens), another layer or a smaller coefficient, or allow more (verify.fit_error, verify.fit_kl)",
-        code="verification",
+        entry=entry,
     )

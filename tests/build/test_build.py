@@ -66,7 +66,8 @@ def test_a_failed_check_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
     def dishonest(*arguments: Any) -> Any:
         created, replaced = honest(*arguments)
-        return {name: tensor / 2 for name, tensor in created.items()}, replaced
+        halved = {name: tensor / 2 if isinstance(tensor, torch.Tensor) else tensor for name, tensor in created.items()}
+        return halved, replaced
 
     monkeypatch.setattr(apply, "tensors_to_write", dishonest)
     with pytest.raises(CheckFailed) as caught:

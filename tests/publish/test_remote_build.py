@@ -221,6 +221,16 @@ def test_a_gated_base_without_access(
     assert REPO not in hub.repos
 
 
+def test_a_route_whose_proof_fails_is_not_published(
+    client: Client, hub: HubServer, publish_base: Callable[..., Path], write: Callable[..., str]
+) -> None:
+    """The others of this class change most of the weight files; the whole model takes one of them."""
+    publish_base(LLAMA, sharded=True)
+    told = refused(client("remote", recipe=write(1), token=TOKEN, broken=["flag"]), 1, "verification")
+    assert "`flag`: stored vector" in told and "give `output` a folder" in told
+    assert REPO not in hub.repos
+
+
 FILE = {"name": "v", "method": "file", "file": "v.safetensors", "layer": 1}
 WHOLE = {
     "no place to publish": {"push": None},

@@ -151,9 +151,14 @@ def push(folder: str, repo: str, **kwargs: Any) -> dict[str, Any]:
     return {**asdict(result), "progress": lines}
 
 
-def remote(recipe: str, token: str, dry_run: bool = False) -> dict[str, Any]:
-    """A build with ``output: null``, or its plan."""
+def remote(recipe: str, token: str, dry_run: bool = False, broken: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A build with ``output: null``, or its plan; ``broken``: routes that are written wrongly."""
     import tempfile
+
+    import pytest
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    from support.broken_routes import break_routes
 
     from patcher.build.job import Job
     from patcher.build.remote import remote_build
@@ -161,7 +166,9 @@ def remote(recipe: str, token: str, dry_run: bool = False) -> dict[str, Any]:
     from patcher.progress.stage import silent
     from patcher.recipe.file import load_recipe
 
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patching:
+        if broken:
+            break_routes(patching, broken)
         job = Job(load_recipe(Path(recipe)), Path(place) / "build", silent, cache=False, token=token)
         return (plan_remote_build(job) if dry_run else remote_build(job)).as_json()
 
