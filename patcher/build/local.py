@@ -7,6 +7,7 @@ recipe -> base -> architecture -> plan -> contrast pairs -> residuals -> steerin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,14 @@ class _Copying:
         recipe, layers = self.job.recipe, sorted(self.planned.plan.sites)
         with self.job.clock.time("plan"):
             wanted = recipe, self.planned.architecture, layers, self.run.base.checkpoint
-            plan = self.run.weighing.before_load(route_for(*wanted, out))
-            return next_to(*wanted, plan, out)
+            without = dict(out)
+            while True:
+                plan = route_for(*wanted, without)
+                with suppress(InputError):
+                    weighed = self.run.weighing.before_load(plan)
+                    if weighed.route not in without:
+                        return next_to(*wanted, weighed, without)
+                without[plan.route] = "its constant would be too short"
 
     def proven_copy(self, plan: Plan, failed: Sequence[FailedRoute]) -> tuple[Written, Manifest]:
         """The output, written by ``plan``; of one whose proof fails nothing is left. What was written, all told."""

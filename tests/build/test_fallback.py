@@ -26,7 +26,7 @@ EXACT = [name for name, route in ROUTES.items() if route.exact]
 
 def recipe_of(tmp_path: Path, name: str, **keys: Any) -> Path:
     """Of the routes of ERNIE 4.5 the order is then carrier (for it most stacks read), flag, relabel."""
-    layer = tiny_checkpoint(tmp_path / "base", name)
+    layer = tiny_checkpoint(tmp_path / "base", name, **({"rms_norm_eps": 1e-9} if name == ERNIE else {}))
     keys = {"prefer": "same_model_type", **keys}
     return write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out", **keys)
 
