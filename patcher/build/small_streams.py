@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from patcher.architectures.analysis import Architecture
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
 from patcher.capture.batches import Batch, padded
@@ -31,6 +32,7 @@ from patcher.errors import InputError
 from patcher.pairs.vocabulary import with_embeddings
 from patcher.routes.carrier.small_streams import ConstantTooShort, SmallStreams
 from patcher.routes.constant import ConstantError, moments_of
+from patcher.routes.inspection import Inspection
 from patcher.routes.plan import Plan
 from patcher.routes.planner import choose_route
 from patcher.verify.probes import PROBES
@@ -40,8 +42,11 @@ PROMPT_TOKENS = 512
 """So many tokens of the recipe's own prompts are looked at, beside the texts of the verification."""
 NEGLIGIBLE = 1e-6
 """A relative error of the vector that no proof can see."""
+INSPECTED_ROWS = 256
+"""Rows of the embedding that an inspection reads."""
 _MANY = 128
 """Tokens of a text that are looked at."""
+_TEXT = 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Weighing:
         rows = [ids for some in self._texts for ids in some]
         try:
             with scratch_folder(self.job.output) as scratch, self.open_streamed(scratch) as opened:
-                first = self._entering(opened, plan, plan.constant)
+                first = _entering(opened, rows, plan, plan.constant)
                 if (first.worst or 0.0) <= NEGLIGIBLE:
                     return replace(plan, constant=first)
                 self.job.say("measuring the residual stream: the inserted block's constant depends on it")
@@ -104,12 +109,8 @@ class Weighing:
         if plan.constant is None:
             return plan
         with tempfile.TemporaryDirectory() as scratch, self.open_streamed(Path(scratch)) as opened:
-            return replace(plan, constant=self._entering(opened, plan, plan.constant))
-
-    def _entering(self, opened: OpenedBase, plan: Plan, constant: ConstantError) -> ConstantError:
-        rows = [ids for some in self._texts for ids in some]
-        entering = torch.cat(stream_moments(opened.reader.runner, rows, [-1], moments_of)[-1])
-        return constant.measured(dict.fromkeys(plan.sites, entering), "embedding rows", corrected=False)
+            rows = [ids for some in self._texts for ids in some]
+            return replace(plan, constant=_entering(opened, rows, plan, plan.constant))
 
     def with_vectors(self, plan: Plan, opened: OpenedBase, vectors: Mapping[int, torch.Tensor]) -> Plan:
         """The same once the vectors are known: their effect tells what a constant that is off by so much will make.
@@ -190,16 +191,50 @@ def with_embedding_rows(job: Job, planned: BuildPlan) -> BuildPlan:
     if checkpoint.is_bin:
         return planned
     base = PreparedBase(checkpoint, planned.source.folder, None)
-
-    def open_streamed(scratch: Path) -> AbstractContextManager[OpenedBase]:
-        found = (base.reference_folder, checkpoint, planned.architecture)
-        return open_base(*found, "stream", dtype=torch.float32, device="cpu", scratch=scratch)
-
+    open_streamed = partial(_streamed, checkpoint, planned.architecture)
     try:
         return replace(planned, plan=Weighing(job, planned, base, open_streamed).by_embedding_rows(planned.plan))
     except InputError as error:
         job.note(f"the embedding was not looked at: {error.problems[0].message}")
         return planned
+
+
+def inspected_with_embedding_rows(found: Inspection) -> Inspection:
+    """The same for an inspection, by rows that lie evenly over the vocabulary; where they cannot be read, as it was."""
+    checkpoint, architecture = found.checkpoint, found.architecture
+    plans = [plan for plan in (found.best, *(verdict.plan for verdict in found.verdicts)) if plan is not None]
+    if architecture is None or checkpoint is None or checkpoint.is_bin or all(plan.constant is None for plan in plans):
+        return found
+    rows = torch.linspace(0, (architecture.embeddings or 1) - 1, INSPECTED_ROWS).long().view(-1, _TEXT).tolist()
+
+    def looked_at(plan: Plan | None) -> Plan | None:
+        if plan is None or plan.constant is None:
+            return plan
+        return replace(plan, constant=_entering(opened, rows, plan, plan.constant))
+
+    try:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            _streamed(checkpoint, architecture, Path(scratch)) as opened,
+        ):
+            verdicts = tuple(replace(verdict, plan=looked_at(verdict.plan)) for verdict in found.verdicts)
+            best = looked_at(found.best)
+    except InputError:
+        return found
+    return replace(found, verdicts=verdicts, best=best, chosen=None if found.chosen is None else best)
+
+
+def _streamed(
+    checkpoint: CheckpointFolder, architecture: Architecture, scratch: Path
+) -> AbstractContextManager[OpenedBase]:
+    found = (checkpoint.path, checkpoint, architecture)
+    return open_base(*found, "stream", dtype=torch.float32, device="cpu", scratch=scratch)
+
+
+def _entering(opened: OpenedBase, rows: list[list[int]], plan: Plan, constant: ConstantError) -> ConstantError:
+    """What the constant is off by if nothing is added to the embedding before the inserted block."""
+    entering = torch.cat(stream_moments(opened.reader.runner, rows, [-1], moments_of)[-1])
+    return constant.measured(dict.fromkeys(plan.sites, entering), "embedding rows", corrected=False)
 
 
 def _expected(

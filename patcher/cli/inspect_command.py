@@ -71,12 +71,13 @@ def inspect(
             print_all(each)
         return
 
+    from patcher.build.small_streams import inspected_with_embedding_rows
     from patcher.cli.inspect_report import print_inspection
     from patcher.routes.inspection import Demands, inspect_model
 
     with progress(quiet=quiet) as say:
         say("looking at the architecture")
-        found = inspect_model(model, Demands(**asked))  # type: ignore[arg-type]
+        found = inspected_with_embedding_rows(inspect_model(model, Demands(**asked)))  # type: ignore[arg-type]
     if as_json:
         click.echo(json.dumps(found.as_json()))
     else:

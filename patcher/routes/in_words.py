@@ -49,6 +49,8 @@ def constant_in_words(constant: Constant | None) -> str:
         )
     where = f", on {constant.measured_on}" if constant.measured_on else ""
     typical, worst = percent(constant.typical), percent(constant.worst)
+    if constant.measured_on == "embedding rows":
+        where += ", as if no block added anything; a build measures more, and sets it for that"
     return f"predicted to be off by {typical} of the vector, by at most {worst}{where} ({about})"
 
 

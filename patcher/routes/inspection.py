@@ -38,6 +38,7 @@ class Inspection:
         best: the plan that serves best; a build takes it unless it is fitted and fitted ones are not allowed.
         chosen: the plan that a build would take.
         why_none: if none is chosen, why.
+        checkpoint: the folder that was looked at, whose tensors have the class's names; None where there is none.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Inspection:
     best: Plan | None = None
     chosen: Plan | None = None
     why_none: Problem | None = None
+    checkpoint: CheckpointFolder | None = None
 
     def as_json(self) -> dict[str, Any]:
         looked_at = self.architecture
@@ -147,7 +149,7 @@ def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None,
     chosen = best
     if best is not None and demands.exact and not best.exact:
         chosen, why_none = None, _only_fitted(architecture, best, forced=demands.route != "auto")
-    return Inspection(model, architecture, layers, verdicts, best, chosen, why_none)
+    return Inspection(model, architecture, layers, verdicts, best, chosen, why_none, checkpoint)
 
 
 def all_names() -> list[str]:

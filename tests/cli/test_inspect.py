@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.command_line import Run, runner
 from support.hub_server import HubServer
-from support.tiny_models import released_config, tiny_checkpoint, tiny_config
+from support.tiny_models import default_checkpoint, released_config, tiny_checkpoint, tiny_config
 
 from patcher.routes import inspection
 
@@ -289,6 +289,21 @@ def _remote(config: dict[str, Any]) -> dict[str, bytes]:
         "configuration_plain.py": CONFIGURATION.encode(),
         "modeling_plain.py": MODELING.encode(),
     }
+
+
+def test_a_folder_tells_what_a_constant_is_off_by(run: Run, tmp_path: Path) -> None:
+    found = {}
+    for rms in (0.02, 2.0):
+        layer = default_checkpoint(tmp_path / str(rms), "qwen3", 1, tokenizer=False, embedding_rms=rms)
+        code, said, _ = run(tmp_path / str(rms), "--layer", layer, "--json")
+        assert code == 0
+        (carrier,) = (route for route in json.loads(said)["routes"] if route["name"] == "carrier")
+        found[rms] = carrier["constant"]
+    # epsilon / (mean square + epsilon), with an epsilon of 1e-6
+    assert 1e-3 < found[0.02]["typical"] < found[0.02]["worst"] < 0.02
+    assert found[2.0]["worst"] < 1e-6
+    assert found[0.02]["measured_on"] == "embedding rows"
+    assert "as if no block added anything; a build measures more" in " ".join(run(tmp_path / "0.02")[1].split())
 
 
 def _inspect(hub: Any, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
