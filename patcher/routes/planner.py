@@ -20,6 +20,7 @@ from patcher.routes.carrier.small_streams import ConstantTooShort, SmallStreams
 from patcher.routes.embedding import route as embedding
 from patcher.routes.plan import FREE, NextBest, NotApplicable, Plan
 from patcher.routes.rank_one import route as rank_one
+from patcher.routes.refusal import no_route
 from patcher.routes.relabel import route as relabel
 from patcher.routes.route import Route
 from patcher.routes.vllm_backend import through_backend
@@ -201,7 +202,7 @@ def choose_route(
         return best if route != "auto" or min(layers) < 0 else _with_wider(best, architecture, demanded)
     if fitted is not None and not exact:
         return fitted
-    raise _no_route(
+    raise no_route(
         architecture,
         layers,
         demanded,
@@ -301,41 +302,3 @@ def _with_wider(plan: Plan, architecture: Architecture, targets: Sequence[str]) 
         )
         return replace(plan, advice=(*plan.advice, note))
     return plan
-
-
-def _no_route(
-    architecture: Architecture,
-    layers: Sequence[int],
-    targets: Sequence[str],
-    tried: Mapping[str, str],
-    fitted: Plan | None,
-    *,
-    too_short: bool = False,
-) -> InputError:
-    found = "; ".join(f"{name}: {why}" for name, why in tried.items())
-    where = "layers " + ", ".join(map(str, layers))
-    if fitted is not None:
-        return InputError(
-            f"{architecture.class_name} (model_type `{architecture.model_type}`) has no exact route for this edit, "
-            f"only the fitted `{fitted.route}`",
-            where=where,
-            found=found,
-            remedy=("steer a later layer, where the residual stream is larger. Or " if too_short else "")
-            + "to allow it, add the line `exact: false` to the recipe; what it is off by is measured and reported",
-            code="exact",
-        )
-    remedy = "steer it with a hook, or choose a model that has a route: patch-model inspect --all"
-    if architecture.quantisation is not None:
-        remedy = "use the unquantised version of this model; where that has only a fitted route, add `exact: false`"
-    others = [stack for stack in targets if stack != TRANSFORMERS]
-    if any("does not read it" in why for why in tried.values()) and others:
-        remedy = f"take {', '.join(others)} out of `targets`"
-    elif too_short:
-        remedy = "steer a later layer, where the residual stream is larger, or use a hook"
-    return InputError(
-        f"{architecture.class_name} (model_type `{architecture.model_type}`) has no route for this edit",
-        where=where,
-        found=found,
-        remedy=remedy,
-        code="no_route",
-    )

@@ -10,10 +10,10 @@ from support.default_configs import default_config
 
 from patcher.architectures.analysis import Architecture
 from patcher.routes.carrier import fills as contents
-from patcher.routes.carrier.choice import choose_insertion
 from patcher.routes.carrier.fills import Fill, balance, content, matches, right_of
 from patcher.routes.carrier.insertion import CannotInsert
 from patcher.routes.carrier.probe import constant_gain, find_forms, neutral_fills, why_none
+from patcher.routes.carrier.search import choose_insertion
 from patcher.routes.carrier.trial import InsertionTrial, Stage
 
 # model type, template, source of the constant, what carries the vector, gain per unit

@@ -15,12 +15,12 @@ from support.tiny_patch import patch_tiny, planned
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from patcher.architectures.analysis import Architecture
-from patcher.routes.carrier.choice import choose_insertion
 from patcher.routes.carrier.disk import disk_tensors
 from patcher.routes.carrier.fills import Fill, content
 from patcher.routes.carrier.insertion import CannotInsert
 from patcher.routes.carrier.pinned import find_pinned
 from patcher.routes.carrier.probe import Form, constant_gain
+from patcher.routes.carrier.search import choose_insertion
 from patcher.routes.carrier.shared import find_shared
 from patcher.routes.carrier.trial import InsertionTrial, Stage
 

@@ -15,13 +15,14 @@ from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import saved_names
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
-from patcher.routes.carrier.choice import Choice, choose_insertion, length_of_pattern
+from patcher.routes.carrier.choice import Choice
 from patcher.routes.carrier.config import config_changes, moved_quantisation
 from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
 from patcher.routes.carrier.fills import content
 from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED, MovesOthers
 from patcher.routes.carrier.probe import Form
 from patcher.routes.carrier.readers import blocks_of_pattern, readers_of_pattern, stacks_of_insertion
+from patcher.routes.carrier.search import choose_insertion, length_of_pattern
 from patcher.routes.plan import ConstantError, NotApplicable, Plan, Reader, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
 
