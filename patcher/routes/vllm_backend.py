@@ -16,6 +16,11 @@ from patcher.stacks.names import LLAMA_CPP, VLLM
 DENSE, EXPERTS = "TransformersForCausalLM", "TransformersMoEForCausalLM"
 
 
+def backend_class(architecture: Architecture) -> str:
+    """What ``architectures`` has to say for it."""
+    return EXPERTS if any(".experts." in parameter for parameter in architecture.parameters) else DENSE
+
+
 def through_backend(plan: Plan, architecture: Architecture) -> Plan:
     """The plan with ``architectures`` written so that vLLM takes its Transformers backend.
 
@@ -28,7 +33,7 @@ def through_backend(plan: Plan, architecture: Architecture) -> Plan:
         raise NotApplicable(
             f"vLLM's class for {plan.architecture} drops it, and its Transformers backend cannot run it"
         )
-    name = EXPERTS if any(".experts." in parameter for parameter in architecture.parameters) else DENSE
+    name = backend_class(architecture)
     changes = {**plan.config_changes, "architectures": [name]}
     return replace(
         plan,

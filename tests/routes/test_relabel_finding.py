@@ -260,7 +260,7 @@ def test_every_guard_is_used() -> None:
         ("seed_oss", "native", "native"),
         ("ernie4_5", "native", "native"),
         ("olmo", "native", "native"),
-        ("glm", "native", "no"),
+        ("glm", "native", "native"),
         ("glm, yarn", "backend", "no"),  # as factors of type longrope
         ("smollm3", "native", "native"),
         ("mistral, window", "native", "native"),

@@ -15,7 +15,10 @@ from patcher.architectures.analysis import Architecture
 from patcher.routes.carrier.choice import Choice
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 
-SHARING: Mapping[str, tuple[str, ...]] = {VLLM: ("qwen3_moe", "glm4_moe", "dots1"), LLAMA_CPP: ()}
+SHARING: Mapping[str, tuple[str, ...]] = {
+    VLLM: ("qwen3_moe", "glm4_moe", "dots1", "deepseek_v3"),
+    LLAMA_CPP: ("qwen3_moe", "deepseek_v3", "minimax_m2"),
+}
 """Stack -> the types whose experts were run there with the coordinates shared among them."""
 LISTED = "listed"
 """In the registry: the stack reads each block's type from the config's lists."""

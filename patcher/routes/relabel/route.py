@@ -23,7 +23,7 @@ from patcher.routes.relabel.stored import Experts, experts_of
 from patcher.routes.relabel.tensors import Derivation, derive
 from patcher.routes.relabel.tokenizer import tokenizer_changes
 from patcher.routes.route import Route
-from patcher.routes.vllm_backend import DENSE
+from patcher.routes.vllm_backend import backend_class
 from patcher.stacks.names import VLLM
 
 NAME = "relabel"
@@ -66,7 +66,7 @@ def _config(found: Relabel) -> dict[str, Any]:
     """The copy's config.json; vLLM is led past a class of its own that would read the copy otherwise."""
     own = found.target.row.stacks.get(VLLM) if found.target.row is not None else None
     backend = found.stacks.get(VLLM) == "backend" and own != "backend"
-    return {**found.config, "architectures": [DENSE]} if backend else dict(found.config)
+    return {**found.config, "architectures": [backend_class(found.target)]} if backend else dict(found.config)
 
 
 def _tokenizer(checkpoint: CheckpointFolder, config: Mapping[str, Any], found: Relabel) -> dict[str, str]:
