@@ -145,7 +145,7 @@ class Weighing:
                 prefer=recipe.prefer,
                 streams=streams,
             )
-            self.job.say(f"not the `{plan.route}` route as it would come first: {short}")
+            self.job.say(f"the `{plan.route}` route would come first, but {short}")
             if again.route == plan.route:
                 return again
             return replace(again, advice=(*again.advice, f"the `{plan.route}` route came first, but {short}"))

@@ -16,8 +16,16 @@ from patcher.routes.carrier.choice import Choice
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 
 SHARING: Mapping[str, tuple[str, ...]] = {
-    VLLM: ("qwen3_moe", "glm4_moe", "dots1", "deepseek_v3"),
-    LLAMA_CPP: ("qwen3_moe", "deepseek_v3", "minimax_m2"),
+    VLLM: ("qwen3_moe", "glm4_moe", "dots1", "deepseek_v3", "granitemoehybrid"),
+    LLAMA_CPP: (
+        "qwen3_moe",
+        "qwen3_next",
+        "deepseek_v3",
+        "minimax_m2",
+        "glm4_moe_lite",
+        "glm_moe_dsa",
+        "granitemoehybrid",
+    ),
 }
 """Stack -> the types whose experts were run there with the coordinates shared among them."""
 LISTED = "listed"

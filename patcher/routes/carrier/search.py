@@ -26,6 +26,7 @@ from patcher.routes.carrier.insertion import (
 )
 from patcher.routes.carrier.pinned import find_pinned
 from patcher.routes.carrier.probe import Form, find_forms, neutral_fills, why_none
+from patcher.routes.carrier.readers import SHARING
 from patcher.routes.carrier.shared import find_shared
 from patcher.routes.carrier.trial import InsertionTrial, Stage
 
@@ -103,13 +104,15 @@ class _Search:
 
     def stages(self) -> Iterator[Stage]:
         selected = self._selected()
-        if selected > 1:
+        shared = (Stage(split=selected), Stage(split=1, narrow=True)) if selected > 1 else ()
+        first = any(self.config.model_type in types for types in SHARING.values())
+        if shared:
             # Blocks of another type than their neighbours are what other stacks may not read.
             yield Stage(near=True)
-            yield Stage(split=selected)
-            yield Stage(split=1, narrow=True)
+        yield from shared if first else ()
         yield Stage()
         yield Stage(dense=True)
+        yield from () if first else shared
         yield Stage(narrow=True)
         for name, value in vars(self.config).items():
             if value is False and "bias" in name:
