@@ -133,13 +133,13 @@ class _Copying:
         with self.job.clock.time("plan"):
             wanted = recipe, self.planned.architecture, layers, self.run.base.checkpoint
             without = dict(out)
-            while True:
-                plan = route_for(*wanted, without)
+            while (plan := route_for(*wanted, without)).route not in without:
                 with suppress(InputError):
                     weighed = self.run.weighing.before_load(plan)
                     if weighed.route not in without:
                         return next_to(*wanted, weighed, without)
                 without[plan.route] = "its constant would be too short"
+            return plan
 
     def proven_copy(self, plan: Plan, failed: Sequence[FailedRoute]) -> tuple[Written, Manifest]:
         """The output, written by ``plan``; of one whose proof fails nothing is left. What was written, all told."""
