@@ -40,6 +40,7 @@ CASES: list[tuple[str, str, dict[str, Any], str, tuple[str, ...], bool]] = [
     ("fp8 8", "Qwen--Qwen3-8B-FP8", {}, "carrier", (), False),
     ("fp8 8", "Qwen--Qwen3-30B-A3B-FP8", {}, "carrier", (), False),
     ("fp8 8", "deepseek-ai--DeepSeek-V3", {}, "carrier", (), False),
+    ("fp8 8", "MiniMaxAI--MiniMax-M2", {}, "carrier", (), False),
     ("mxfp4", "openai--gpt-oss-20b", {}, "carrier", (), False),
     ("fp8 8", "Qwen--Qwen2.5-0.5B", {}, "relabel", (), False),
     ("compressed-tensors int", "Qwen--Qwen2.5-0.5B", {}, "relabel", ("compressed_tensors",), True),
