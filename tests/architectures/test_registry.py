@@ -123,7 +123,9 @@ def assert_steers(config: Any, slot: Slot, blocks: str, advice: str) -> None:
 SLOTTED = [name for name, row in rows().items() if row.slots]
 
 
-KEYS = {"class", "blocks", "slots", "flags", "also", "scale", "stacks", "loads", "patterns", "depths"}
+KEYS = {
+    "class", "blocks", "slots", "flags", "block_flags", "also", "scale", "stacks", "loads", "patterns", "depths",
+}  # fmt: skip
 
 
 def test_the_file_is_sorted_and_has_no_unknown_keys() -> None:

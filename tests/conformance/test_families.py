@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import COMMAND, PAGE, RESULTS, is_false
-from families_page import by_name, exact_in_all, family_table, title_of
+from families_page import by_name, exact_in_all, family_table
 from family_runs import build, built, key_of, outcome, processes, run_stacks
 from safetensors.torch import load_file, save_file
 from support.families import Copied, Family, families
@@ -20,9 +20,6 @@ from support.stack_runs import environment
 from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, VLLM
 from patcher.verify.stack_comparison import Expected, compare_in_stack
 from patcher.verify.stack_jobs import StackRun
-
-CLAIMED_SINCE = ("LFM2",)
-"""Families whose plans claim, since they were run, what that run showed."""
 
 
 def documented() -> dict[str, Any]:
@@ -58,8 +55,7 @@ def test_no_claim_of_a_stack_is_other_than_what_was_seen() -> None:
         for run in record["runs"]:
             assert set(run["seen"]) == set(STACKS), record["name"]
             for stack in STACKS:
-                if title_of(record) not in CLAIMED_SINCE:
-                    assert not is_false(run, stack), (record["name"], run["route"], stack, run["seen"][stack])
+                assert not is_false(run, stack), (record["name"], run["route"], stack, run["seen"][stack])
 
 
 def run_of(rows: list[torch.Tensor]) -> StackRun:
