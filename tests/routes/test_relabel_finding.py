@@ -110,7 +110,6 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str]] = {
     "dots1, experts": ("dots1", {**DOTS_EXPERTS, "norm_topk_prob": True}, "hy_v3"),
     "glm4_moe": ("glm4_moe", {"use_qk_norm": True, "attention_bias": True}, "hy_v3"),
     "glm4_moe, full rotary": ("glm4_moe", {"use_qk_norm": True, "rope_parameters": FULL}, "hy_v3"),
-    "sarvam_moe": ("sarvam_moe", {}, "hy_v3"),
     "gpt_neox_japanese": ("gpt_neox_japanese", {"is_decoder": True}, "gpt_neox"),
     "xmod": ("xmod", {"is_decoder": True, "default_language": "en_XX", "languages": ("en_XX", "fr_XX")}, "xmod"),
 }
