@@ -83,8 +83,8 @@ def steered_and_hooked(config: Any, slot: Slot, blocks: str) -> tuple[torch.Tens
         for tensor in model.parameters():
             noise = torch.randn(tensor.shape, generator=generator)
             tensor.add_(0.15 * noise if tensor.ndim < 2 or tensor.numel() < 2 else 0.3 * float(tensor.std()) * noise)
-    block = model.get_submodule(f"{blocks}.{stand_in}")
-    parameter = block.get_parameter(slot.parameter.removeprefix(f"{blocks}.{slot.layer}."))
+    block, prefix = model.get_submodule(f"{blocks}.{stand_in}"), f"{blocks}.{slot.layer}."
+    parameter = block.get_parameter(slot.parameter.removeprefix(prefix))
     vector = torch.randn(parameter.shape[-1], generator=generator)
     ids = torch.randint(3, tiny.vocab_size, (2, 9), generator=generator)
 
@@ -101,6 +101,8 @@ def steered_and_hooked(config: Any, slot: Slot, blocks: str) -> tuple[torch.Tens
     handle.remove()
     with torch.no_grad():
         row = rows().get(config.model_type)
+        if slot.times is not None:
+            vector = vector / block.get_parameter(slot.times.removeprefix(prefix))
         # A factor may depend on the number of layers.
         parameter.add_(vector / (row.factor(tiny) if row is not None and row.scale else slot.factor))
     return logits(), hooked, plain

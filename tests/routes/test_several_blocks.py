@@ -14,7 +14,7 @@ from support.tiny_patch import patch_tiny, planned
 from patcher.architectures.analysis import Architecture
 from patcher.errors import InputError
 from patcher.patched.route import RecordedRoute
-from patcher.routes.carrier import choice as choosing
+from patcher.routes.carrier import search as choosing
 from patcher.routes.carrier.fills import Fill
 from patcher.routes.carrier.insertion import CannotInsert, as_stated, continued, insert_blocks, pattern_length
 from patcher.routes.carrier.probe import neutral_fills
