@@ -136,13 +136,13 @@ def mutated(copied: Copied, base: Path, label: str, factor: float) -> Copied:
     """The copy whose vector is multiplied by ``factor``."""
     folder = copied.folder.with_name(label)
     shutil.copytree(copied.folder, folder)
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
     stored = load_file(base / "model.safetensors")
-    for write in copied.plan.carriers:
-        neutral = stored[write.name] if write.kind == "added" else torch.full((), float(write.offset))
-        tensors[write.name] = neutral + factor * (tensors[write.name] - neutral)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    for path in folder.glob("model*.safetensors"):
+        tensors = load_file(path)
+        for write in (write for write in copied.plan.carriers if write.name in tensors):
+            neutral = stored[write.name] if write.kind == "added" else torch.full((), float(write.offset))
+            tensors[write.name] = neutral + factor * (tensors[write.name] - neutral)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
     return replace(copied, asked=label, folder=folder)
 
 
