@@ -16,11 +16,11 @@ TEXT = """\
 {count} families by the names that people know, each a tiny random model with the shape of a released config: its flags,
 its pattern of blocks, its experts, norms and tied weights. The base and its patched copies were run by the stacks
 themselves: transformers {transformers}, vLLM {vllm}, and llama.cpp {llama_cpp} after its own converter. A cell is the
-largest difference of log-probabilities from the hook, *of* what the hook changes, and, where that explains it, how far
-the stack is from transformers on the *base*; *backend* is vLLM's Transformers backend. Where a stack does not steer as
-the hook does, the cell says *no*, and the reasons follow the table. Where the planner's choice costs something at run
-time, a second row has what `prefer: free` takes instead; where not all three read it, another one what
-`targets: [transformers, vllm, llama.cpp]` takes. Made by `{command}`.
+largest difference of log-probabilities from the hook, *of* what the hook changes. Where that explains it, the cell also
+says how far the stack is from transformers on the *base*. *backend* is vLLM's Transformers backend. Where a stack does
+not steer as the hook does, the cell says *no*, and the reasons follow the table. Where the planner's choice costs
+something at run time, a second row has what `prefer: free` takes instead. Where not all three read it, another one has
+what `targets: [transformers, vllm, llama.cpp]` takes. Made by `{command}`.
 
 | families | |
 |---|---|
