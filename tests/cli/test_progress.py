@@ -153,13 +153,13 @@ with progress(quiet="-q" in sys.argv) as say:
 
 def test_a_download_has_one_bar_and_it_is_not_the_hubs(tmp_path: Path) -> None:
     with HubServer() as hub:
-        hub.add_repo("org/base", {"config.json": b"{}", "model.safetensors": bytes(40_000_000)})
+        hub.add_repo("org/base", {"config.json": b"{}", "model.safetensors": bytes(160_000_000)})
         variables = hub.environment(str(tmp_path / "home"))
         del variables["HF_HUB_DISABLE_PROGRESS_BARS"]
         quiet = on_a_terminal("-q", program=DOWNLOAD, **{**variables, "HF_HOME": str(tmp_path / "other")})
         seen = on_a_terminal(program=DOWNLOAD, **variables)
     assert quiet == ""
-    assert re.search(r"downloading org/base.* of 40\.0 MB", seen), seen
+    assert re.search(r"downloading org/base.* of 160\.0 MB", seen), seen
     assert "%|" not in seen and "Fetching" not in seen and "Downloading bytes" not in seen
     stays = [line for line in lines(seen) if "━" not in line and not re.search(r" 0:0\d$", line)]
-    assert stays[-1] == "  it has 40000000 bytes" and re.fullmatch(r"  downloading org/base: \d+\.\d s", stays[-2])
+    assert stays[-1] == "  it has 160000000 bytes" and re.fullmatch(r"  downloading org/base: \d+\.\d s", stays[-2])
