@@ -75,6 +75,7 @@ def test_a_constant_that_is_short_gives_way(tmp_path: Path) -> None:
     [halved, torch.zeros_like, torch.neg, lambda tensor: tensor * 1.05],
     ids=["halved", "dropped", "negated", "5 % too long"],
 )
+@pytest.mark.slow_but("dropped")
 def test_what_is_wrong_never_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
@@ -91,6 +92,7 @@ def test_what_is_wrong_never_passes(
     assert caught.value.code == "verification"
 
 
+@pytest.mark.slow
 def test_a_forced_route_is_refused_with_the_next_best_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways that the remedy names are followed."""
     recipe = recipe_of(tmp_path, ERNIE, route="carrier")
@@ -105,6 +107,7 @@ def test_a_forced_route_is_refused_with_the_next_best_one(tmp_path: Path, monkey
     assert by_itself.name == "flag" and [route.name for route in by_itself.failed_before] == ["carrier"]
 
 
+@pytest.mark.slow
 def test_a_failure_that_nothing_explains_says_where_to_report_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +120,7 @@ def test_a_failure_that_nothing_explains_says_where_to_report_it(
     assert remedy is not None and "report it at https://" in remedy and "config.json" in remedy
 
 
+@pytest.mark.slow
 def test_the_command_says_it_to_those_who_ask_for_quiet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

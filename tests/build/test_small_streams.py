@@ -57,6 +57,7 @@ class TestTheConstantIsSet:
         # Without it every token would lose this much.
         assert constant.epsilon / most > constant.typical
 
+    @pytest.mark.slow
     def test_the_manifest_says_so_and_verifying_knows_it(self, tmp_path: Path) -> None:
         layer = small_base(tmp_path, "qwen3", 16)
         manifest = build(tmp_path, layer)
@@ -67,6 +68,7 @@ class TestTheConstantIsSet:
         (warning,) = [line for line in manifest["route"]["warnings"] if "typical token" in line]
         assert f"{recorded['worst']:.1g}" in warning and f"{recorded['set_for']:.2g}" in warning
 
+    @pytest.mark.slow
     def test_in_a_streamed_build_too(self, tmp_path: Path) -> None:
         layer = small_base(tmp_path, "qwen3", 16)
         in_memory = built(tmp_path, layer).plan.constant
@@ -83,6 +85,7 @@ class TestTheConstantIsSet:
 
 class TestAnotherContentOrRoute:
     @pytest.mark.parametrize("model_type", ["ernie4_5", "olmo", "cohere"])
+    @pytest.mark.slow_but("ernie4_5")
     def test_one_that_is_exact_is_taken_where_the_constant_would_fail(self, model_type: str, tmp_path: Path) -> None:
         layer = small_base(tmp_path, model_type)
         found = built(tmp_path, layer, prefer="same_model_type")
@@ -144,6 +147,7 @@ class TestRefusal:
         found = built(tmp_path, 1)
         assert found.passes and found.plan.route == "carrier" and found.plan.constant.worst < 1e-4
 
+    @pytest.mark.slow
     def test_the_fitted_route_is_there_where_the_recipe_allows_it(self, tmp_path: Path) -> None:
         layer = small_base(tmp_path, "mixtral")
         assert built(tmp_path, layer, exact=False).plan.route == "rank_one"
@@ -163,6 +167,7 @@ class TestBroken:
         found = built(tmp_path, layer)
         assert not found.passes and found.difference > 1e-4 and found.residual > 1e-3
 
+    @pytest.mark.slow
     def test_a_constant_that_is_not_set_fails_the_prediction(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -107,6 +107,7 @@ def test_a_family_counts_when_every_form_of_it_does() -> None:
     assert exact_in_all(records, free=True) == ["a"] and exact_in_all(records, free=False) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_family_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     record, copies = built(Family("None such", "llama", "nobody/none", config={"hidden_size": "wide"}), tmp_path)
     assert record["failed"] and record["name"] == "None such" and not copies
@@ -127,6 +128,7 @@ def test_what_was_run_of_the_same_files_is_taken_over(tmp_path: Path, monkeypatc
         run_stacks([(other, [None])], tmp_path, {"a-b-c": before})
 
 
+@pytest.mark.slow
 def test_a_wrapper_is_refused_in_the_words_of_the_command(tmp_path: Path) -> None:
     record, copies = build(named("Gemma 3"), tmp_path / "gemma")
     assert "wrapper" in record["refused"] and not copies

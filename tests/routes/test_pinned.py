@@ -138,6 +138,7 @@ class TestWithASharedExpert:
             setattr(config, name, value)
         return Architecture(config)
 
+    @pytest.mark.slow
     def test_it_holds_the_first_coordinates(self) -> None:
         form = choose_insertion(self.architecture(), [5], [self.STAGE]).forms[5]
         shared = "mlp.shared_experts.down_proj.weight"

@@ -68,6 +68,7 @@ def plan_of(model_type: str, layer: int = 1, **options: Any) -> Any:
     return choose_route(Architecture(default_config(model_type)), [layer], **options)
 
 
+@pytest.mark.slow
 def test_one_block_is_inserted_by_default_and_the_others_are_advice() -> None:
     plan = plan_of("gemma2")
     assert plan.cost.startswith("one more layer in") and plan.stacks["llama.cpp"] == "no"
@@ -87,6 +88,7 @@ def test_what_is_listed_needs_one_block_and_no_advice() -> None:
 
 
 @pytest.mark.parametrize("count", [46, 44, 42])
+@pytest.mark.slow_but("46")
 def test_depths_that_mean_something_to_a_stack_are_left_alone(count: int) -> None:
     """llama.cpp takes 46 blocks of Gemma 2 for the 27B, whose attention has another scale."""
     config = default_config("gemma2")
@@ -109,6 +111,7 @@ def test_the_copy_is_what_the_hook_makes_of_the_base(tmp_path: Path, layers: lis
     assert patched.difference < 1e-4 and patched.effect > 100 * patched.difference
 
 
+@pytest.mark.slow
 def test_a_block_that_does_something_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks beside the carrier must do nothing; the proof on the stand-in sees one that does not."""
 
