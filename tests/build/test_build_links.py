@@ -27,6 +27,7 @@ def run(place: Path, model: str, output: str, layer: int, name: str = "love", **
     return build_recipe(path, place / output, **options)
 
 
+@pytest.mark.slow
 def test_a_linked_build(tmp_path: Path) -> None:
     layer = tiny_checkpoint(tmp_path / "base", LLAMA, sharded=True)
     before = hashes(tmp_path / "base")

@@ -257,6 +257,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "default_config", default_config)
 
 
+@pytest.mark.slow
 def test_all(run: Run, few: None) -> None:
     code, out, err = run("--all")
     assert code == 0 and err == "looking at every architecture\n"

@@ -45,10 +45,12 @@ def test_a_model_class_is_imported_without_the_compiler() -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_the_real_compiler_is_there_when_it_is_asked_for(asked: str, said: str) -> None:
     assert run(BEGIN + MODEL + asked) == f"{said}\n"
 
 
+@pytest.mark.slow
 def test_a_model_computes_what_it_computes_with_everything_imported() -> None:
     code = MODEL + (
         "torch.manual_seed(0)\n"

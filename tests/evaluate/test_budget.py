@@ -106,6 +106,7 @@ def test_the_default_spends_about_what_capturing_does(
     assert all(cut in line for cut in found["cut"])
 
 
+@pytest.mark.slow
 def test_more_budget_cuts_less(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, spent, found = long(PAIRS, 30), [], []
     for number, budget in enumerate((0.5, 1, 3, "full")):

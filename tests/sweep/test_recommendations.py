@@ -63,6 +63,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / "base", "meta-llama--Llama-3.2-1B")
 
 
+@pytest.mark.slow
 def test_auto_names_the_default_that_is_confirmed_and_the_remedy_works(tmp_path: Path, model: Path) -> None:
     """A grid that ends below the default."""
     path = write_sweep(tmp_path / "r", model, {"pairs": LIKED}, sweep={"layers": [0], "coefficients": [0.25]})

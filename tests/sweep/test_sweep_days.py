@@ -33,6 +33,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_on_its_own_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Day(date):
         now = date(2026, 11, 28)
