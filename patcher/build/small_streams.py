@@ -80,14 +80,13 @@ class Weighing:
             return plan
         if self.moments.keys() >= plan.sites.keys():
             return self._chosen(plan, self._streams(self.moments), exact=self.job.recipe.exact)
-        rows = [ids for some in self._texts for ids in some]
         try:
             with scratch_folder(self.job.output) as scratch, self.open_streamed(scratch) as opened:
-                first = _entering(opened, rows, plan, plan.constant)
+                first = _entering(opened, self._rows, plan, plan.constant)
                 if (first.worst or 0.0) <= NEGLIGIBLE:
                     return replace(plan, constant=first)
                 self.job.say("measuring the residual stream: the inserted block's constant depends on it")
-                found = stream_moments(opened.reader.runner, rows, sorted(plan.sites), moments_of)
+                found = stream_moments(opened.reader.runner, self._rows, sorted(plan.sites), moments_of)
         except InputError as error:
             if error.code != "stream":
                 raise
@@ -109,8 +108,7 @@ class Weighing:
         if plan.constant is None:
             return plan
         with tempfile.TemporaryDirectory() as scratch, self.open_streamed(Path(scratch)) as opened:
-            rows = [ids for some in self._texts for ids in some]
-            return replace(plan, constant=_entering(opened, rows, plan, plan.constant))
+            return replace(plan, constant=_entering(opened, self._rows, plan, plan.constant))
 
     def with_vectors(self, plan: Plan, opened: OpenedBase, vectors: Mapping[int, torch.Tensor]) -> Plan:
         """The same once the vectors are known: their effect tells what a constant that is off by so much will make.
@@ -124,8 +122,8 @@ class Weighing:
         constant = plan.constant
         if constant is None or (constant.worst is not None and constant.worst <= NEGLIGIBLE):
             return plan
-        checks, prompts = self._texts
-        moments = self._moments_under(opened, vectors, [*checks, *prompts])
+        checks, _ = self._texts
+        moments = self._moments_under(opened, vectors, self._rows)
         expect = partial(_expected, opened, vectors, checks, moments)
         streams = replace(self._streams(moments), expect=expect, tolerance=self.job.recipe.verify.tolerance)
         return self._chosen(plan, streams, exact=self.job.recipe.exact or opened.model is None)
@@ -149,6 +147,10 @@ class Weighing:
             if again.route == plan.route:
                 return again
             return replace(again, advice=(*again.advice, f"the `{plan.route}` route came first, but {short}"))
+
+    @property
+    def _rows(self) -> list[list[int]]:
+        return [ids for some in self._texts for ids in some]
 
     @cached_property
     def _texts(self) -> tuple[list[list[int]], list[list[int]]]:

@@ -214,8 +214,7 @@ class _Search:
     def _search(self, template: int, stage: Stage, block: nn.Module) -> Form:
         shapes = {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()}
         trial = self._trial(template, stage)
-        weights = {name for name, tensor in block.state_dict().items() if tensor.is_floating_point()}
-        lacking = sorted(trial.parameters.keys() ^ weights)
+        lacking = _lacking(trial, block)
         if lacking:
             raise CannotInsert(f"its stand-in is built otherwise (`{lacking[0]}`)")
         _require_same_factors(trial, block)
@@ -246,8 +245,8 @@ class _Search:
 
         def search() -> Form | str:
             trial = self._trial(template, stage)
-            if trial.parameters.keys() != {n for n, tensor in block.state_dict().items() if tensor.is_floating_point()}:
-                return "its stand-in is built otherwise"
+            if lacking := _lacking(trial, block):
+                return f"its stand-in is built otherwise (`{lacking[0]}`)"
             fills = neutral_fills(trial)
             return why_none(trial) if fills is None else Form(fills, "", "", "", 1.0)
 
@@ -315,6 +314,12 @@ class _Search:
             options |= {"types": types, "carrier": carrier}
             self._trials[key] = InsertionTrial(self.config, self.architecture.blocks, template, stage, **options)
         return self._trials[key]
+
+
+def _lacking(trial: InsertionTrial, block: nn.Module) -> list[str]:
+    """The weights that only one of the stand-in's block and the real one has."""
+    weights = {name for name, tensor in block.state_dict().items() if tensor.is_floating_point()}
+    return sorted(trial.parameters.keys() ^ weights)
 
 
 def _of_experts(trial: InsertionTrial, form: Form) -> bool:

@@ -93,10 +93,6 @@ def _norm_used_twice(config: Any) -> str | None:
     return None
 
 
-def _silu_experts(config: Any) -> str | None:
-    return None if config.hidden_act == "silu" else f"its experts' activation is `{config.hidden_act}`"
-
-
 def _shared_width(config: Any) -> str | None:
     shared, expert = int(getattr(config, "shared_intermediate_size", 0) or 0), int(config.intermediate_size)
     return f"its shared expert is {shared} wide, which {expert} does not divide" if shared % expert else None
@@ -173,7 +169,6 @@ GUARDS: Mapping[str, Guard] = {
     "routed_alike": _routed_alike,
     "head_norms": _head_norms,
     "norm_used_twice": _norm_used_twice,
-    "silu_experts": _silu_experts,
     "shared_width": _shared_width,
     "shared": _shared,
     "not_shared": _not_shared,
