@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from patcher.architectures.class_listing import ClassListing, findings_about
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import (
     on_meta,
     parameter_aliases,
@@ -114,9 +115,9 @@ class Architecture:
     @functools.cached_property
     def quantisation(self) -> Quantisation | None:
         """The format that the checkpoint is quantised in, if it is."""
-        stated = getattr(self.config, "quantization_config", None)
-        to_dict = getattr(stated, "to_dict", None)
-        return quantisation_of({"quantization_config": to_dict() if to_dict else stated})
+        found = stated(self.config, "quantization_config")
+        to_dict = getattr(found, "to_dict", None)
+        return quantisation_of({"quantization_config": to_dict() if to_dict else found})
 
     @property
     def loaded_by(self) -> int:
@@ -144,7 +145,7 @@ class Architecture:
             if slot is not None:
                 return slot, ""
             names = ", ".join(flags)
-            declared = any(hasattr(self.config, name) for name in flags)
+            declared = any(stated(self.config, name, ...) is not ... for name in flags)
             if declared or (self.row is not None and self.row.slots):
                 why = f"`{names}`: {reason}"
         return None, why
@@ -186,7 +187,7 @@ class Architecture:
                     yield {name: True}
 
     def _differs(self, name: str, value: Any) -> bool:
-        return bool(getattr(self.config, name, None) != value)
+        return bool(stated(self.config, name) != value)
 
     def _first_slot(self, layer: int, flags: dict[str, Any], *, attention: bool = False) -> tuple[Slot | None, str]:
         also = dict(self.row.also) if self.row is not None and flags else {}
@@ -202,8 +203,8 @@ class Architecture:
                 reasons.append(f"`{slot_name}` is one tensor that several blocks share")
                 continue
             result = self.probe(layer, slot_name, flags)
-            stated = self.stated_factor(self.config)
-            if not (result.constant and stated is not None and self._agrees(result, layer, flags)):
+            factor = self.stated_factor(self.config)
+            if not (result.constant and factor is not None and self._agrees(result, layer, flags)):
                 why = result.reason or f"its factor is {result.factor:.4g}, and the registry has no rule for it"
                 reasons.append(f"`{slot_name}` is no constant shift of the residual stream: {why}")
                 continue
@@ -219,7 +220,7 @@ class Architecture:
                 name: shape for name, shape in shapes.items() if name not in self.parameters and name not in aliases
             }
             times = None if result.times is None else f"{self.blocks}.{layer}.{result.times}"
-            return Slot(layer, parameter, shapes[parameter], stated, {**flags, **also}, created, times), ""
+            return Slot(layer, parameter, shapes[parameter], factor, {**flags, **also}, created, times), ""
         none = f"the class creates no bias after this block's {'attention' if attention else 'MLP'}"
         return None, max(reasons, key=lambda reason: "not causal" in reason) if reasons else none
 
@@ -310,7 +311,7 @@ class Architecture:
         """What tells the types of blocks apart: the parameters, and the entry in the config's list of types."""
         prefix = f"{self.blocks}.{layer}."
         names = tuple(sorted(name.removeprefix(prefix) for name in self.parameters if name.startswith(prefix)))
-        types = getattr(self.config, "layer_types", None)
+        types = stated(self.config, "layer_types")
         return (*names, str(types[layer]) if isinstance(types, list) and layer < len(types) else "")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from patcher.architectures.config_keys import block_count
+from patcher.architectures.config_keys import block_count, stated
 from patcher.architectures.model_class import (
     embedding_rows,
     longest_module_list,
@@ -76,14 +76,14 @@ def findings_about(config: Any, *, trust_remote_code: bool = False) -> Findings:
     Nothing is kept where the code of the model itself runs and cannot be told.
     """
     try:
-        stated = dict(config.to_dict())
+        content = dict(config.to_dict())
     except Exception:
         # Configs that come with a model's own code may do anything.
         return Findings(None)
-    name = stated.pop("_name_or_path", None) or getattr(config, "_name_or_path", None)
-    stated.pop("transformers_version", None)
+    name = content.pop("_name_or_path", None) or stated(config, "_name_or_path")
+    content.pop("transformers_version", None)
     code: Any = None
-    if trust_remote_code and getattr(config, "auto_map", None):
+    if trust_remote_code and stated(config, "auto_map"):
         code = _own_code(str(name), config.auto_map)
         if code is None:
             return Findings(None)
@@ -91,8 +91,8 @@ def findings_about(config: Any, *, trust_remote_code: bool = False) -> Findings:
     folder = module.removeprefix("transformers.").rpartition(".")[0].replace(".", "/")
     files = transformers_files(folder) if module.startswith("transformers.models.") else []
     kind = f"{module}.{type(config).__qualname__}"
-    attention = getattr(config, "_attn_implementation_internal", None)
-    return Findings([kind, stated, attention, trust_remote_code, code, files])
+    attention = stated(config, "_attn_implementation_internal")
+    return Findings([kind, content, attention, trust_remote_code, code, files])
 
 
 def _own_code(folder: str, auto_map: Any) -> list[list[str]] | None:

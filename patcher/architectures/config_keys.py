@@ -32,9 +32,27 @@ EXPERT_GROUPS = ("n_group", "topk_group")
 """The number of groups of experts, and of how many of them the selected experts of a token may be."""
 
 
+def stated(config: Any, name: str, default: Any = None) -> Any:
+    """What a config states under ``name``, for all of its blocks; else ``default``.
+
+    A config whose blocks differ in an attribute (Gemma 4's head_dim) raises an error that ``getattr`` with a default
+    lets through. :func:`of_block` has what it is in a block.
+    """
+    try:
+        return getattr(config, name, default)
+    except RuntimeError:
+        # AmbiguousGlobalPerLayerAttributeError, a class that releases before 5.20 or so do not have.
+        return default
+
+
+def of_block(config: Any, layer: int) -> Any:
+    """The config of one block, in which the attributes that differ from block to block are this block's."""
+    return config.per_layer_config[layer] if stated(config, "is_heterogeneous", False) else config
+
+
 def whole_number(config: Any, name: str) -> int | None:
     """What a config (or the mapping of a config.json) states under ``name``, if that is a whole number."""
-    value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+    value = config.get(name) if isinstance(config, Mapping) else stated(config, name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -62,5 +80,5 @@ def stated_positions(config: Any) -> int | None:
 
 def windows(config: Any) -> dict[str, int]:
     """Every window that a config (or the mapping of a config.json) states: key -> tokens."""
-    stated = {name: whole_number(config, name) for name in WINDOWS}
-    return {name: size for name, size in stated.items() if size is not None and size > 0}
+    sizes = {name: whole_number(config, name) for name in WINDOWS}
+    return {name: size for name, size in sizes.items() if size is not None and size > 0}

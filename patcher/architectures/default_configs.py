@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import quiet_transformers
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -40,6 +41,6 @@ def default_config(model_type: str) -> Any:
 
     with quiet_transformers():
         config = CONFIG_MAPPING[model_type](**NEEDED.get(model_type, {}))
-    if getattr(config, "is_decoder", None) is False:
+    if stated(config, "is_decoder") is False:
         config.is_decoder = True
     return config

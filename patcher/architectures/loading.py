@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.class_listing import findings_about
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import as_saved, on_meta, quiet_transformers
 
 _NUMBER = re.compile(r"\.\d+\.")
@@ -69,7 +70,7 @@ class _NotTold(Exception):  # noqa: N818 - a finding, not a failure
 
 def _told(config: Any, stored: Stored, trust_remote_code: bool) -> Loading:
     config = copy.deepcopy(config)
-    quantised = getattr(config, "quantization_config", None) is not None
+    quantised = stated(config, "quantization_config") is not None
     if quantised:
         del config.quantization_config
     model = on_meta(config, trust_remote_code=trust_remote_code)
@@ -120,7 +121,7 @@ def tied_names(config: Any, *, trust_remote_code: bool = False) -> Mapping[str, 
         keys = getattr(on_meta(config, trust_remote_code=trust_remote_code), "_tied_weights_keys", None)
         return dict(keys) if isinstance(keys, dict) else {}
 
-    if not getattr(config.get_text_config(), "tie_word_embeddings", False):
+    if not stated(config.get_text_config(), "tie_word_embeddings", False):
         return {}
     return findings_about(config, trust_remote_code=trust_remote_code).once("tied names", dict[str, str], look)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.config_keys import stated
 from patcher.errors import InputError
 from patcher.errors.causes import cause_of, keep_log
 
@@ -89,7 +90,7 @@ def causal_lm_from_config(config: Any, *, trust_remote_code: bool = False) -> nn
 
 
 def _refused_padding(config: Any) -> InputError:
-    found, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    found, rows = stated(config, "pad_token_id"), stated(config, "vocab_size")
     return InputError(
         "transformers cannot build the model: its padding token has no embedding",
         where="config.json",
@@ -223,14 +224,14 @@ def refuse_wrappers(config: Any) -> None:
     Raises:
         InputError: the config wraps a text config, or lacks what a decoder has.
     """
-    text = getattr(config, "text_config", None)
-    if text is not None and not hasattr(config, "num_hidden_layers"):
+    text = stated(config, "text_config")
+    if text is not None and stated(config, "num_hidden_layers") is None:
         raise InputError(
             f"`{config.model_type}` is a multimodal wrapper around a text decoder (`{text.model_type}`)",
             where="config.json",
             remedy="give a checkpoint of a text decoder alone, where one is published",
         )
-    missing = [name for name in ("num_hidden_layers", "hidden_size", "vocab_size") if not hasattr(config, name)]
+    missing = [name for name in ("num_hidden_layers", "hidden_size", "vocab_size") if stated(config, name, ...) is ...]
     if missing:
         raise InputError(
             f"`{config.model_type}` is not a decoder of blocks: its config has no {' and no '.join(missing)}",

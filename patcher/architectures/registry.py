@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patcher.architectures.config_keys import stated
 from patcher.stacks.names import TRANSFORMERS, TRANSFORMERS_ALONE, Support
 
 
@@ -54,7 +55,7 @@ class ModelTypeRow:
         product = 1.0
         for key, power in self.scale.items():
             name, _, index = key.partition(".")
-            value = getattr(config, name)
+            value = stated(config, name)
             product *= float(value[int(index)] if index else value) ** power
         return product
 

@@ -17,6 +17,7 @@ from patcher.architectures.config_keys import (
     EXPERTS_PER_TOKEN,
     IDLE_EXPERTS,
     block_count,
+    stated,
     whole_number,
 )
 
@@ -61,7 +62,7 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     Returns:
         The shrunk config, and the index of the stand-in block (its entry in per-layer lists is ``layer``'s own).
     """
-    if getattr(config, "is_heterogeneous", False):
+    if stated(config, "is_heterogeneous", False):
         return _shrink_layer_by_layer(config, layer)
     tiny = copy.deepcopy(config)
     count = block_count(config)
@@ -77,13 +78,13 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     heads = _get(config, _HEAD_COUNTS)
     each(_HIDDEN, lambda _real: HIDDEN)
     # OPT-350m projects its embeddings to another width; the difference is the structure to keep.
-    if getattr(config, "word_embed_proj_dim", None) not in (None, config.hidden_size):
+    if stated(config, "word_embed_proj_dim") not in (None, config.hidden_size):
         _set(tiny, "word_embed_proj_dim", HIDDEN // 2)
     each(_HEAD_COUNTS, lambda _real: _HEADS)
     if heads:
         each(_KEY_VALUE_HEADS, lambda real: _HEADS if real == heads else (1 if real == 1 else 2))
     each(_HEAD_WIDTHS, lambda _real: head_dim)
-    rotary = getattr(config, "rotary_dim", None)
+    rotary = stated(config, "rotary_dim")
     if isinstance(rotary, int) and heads:
         _set(tiny, "rotary_dim", head_dim if rotary * heads >= config.hidden_size else head_dim // 2)
     # Zero means that the module is not there.
@@ -97,7 +98,7 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
         _set(tiny, "attention_head_dim", tiny.attention_hidden_size // _HEADS)
     if _states(config, "qk_rope_head_dim"):
         _shrink_latent_heads(tiny, config)
-    if isinstance(getattr(config, "axial_pos_embds_dim", None), (list, tuple)):
+    if isinstance(stated(config, "axial_pos_embds_dim"), (list, tuple)):
         _set(tiny, "axial_pos_embds_dim", [HIDDEN // 4, HIDDEN - HIDDEN // 4])
     _shrink_parts(tiny)
     _shrink_state_space(tiny, config)
@@ -109,10 +110,10 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
             small = [value[index] for index in kept]
             _set(tiny, name, [_inner(width, config) for width in small] if name in _INTERMEDIATE else small)
     for name in ("block_types", "layer_types"):
-        if isinstance(getattr(config, name, None), list) and len(getattr(tiny, name)) != len(kept):
+        if isinstance(stated(config, name), list) and len(getattr(tiny, name)) != len(kept):
             _set(tiny, name, [getattr(config, name)[index % len(getattr(config, name))] for index in kept])
     for name in _LAYER_INDICES:
-        if isinstance(getattr(config, name, None), list):
+        if isinstance(stated(config, name), list):
             _set(tiny, name, [kept.index(index) for index in getattr(config, name) if index in kept])
     if _states(config, "moe_layer_start_index"):
         _shrink_expert_range(tiny, config, layer, stand_in)
@@ -124,7 +125,7 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
 
     _set(tiny, "vocab_size", VOCABULARY)
     for name in _TOKEN_IDS:
-        value = getattr(config, name, None)
+        value = stated(config, name)
         if (isinstance(value, int) and value >= VOCABULARY) or isinstance(value, list):
             _set(tiny, name, 2)
     return tiny, stand_in
@@ -134,9 +135,9 @@ def kept_layers(config: Any, layer: int) -> list[int]:
     """The blocks of the real model that the stand-in has: ``layer``, the next, the ends, and what they depend on."""
     count = block_count(config)
     wanted = {0, layer, min(layer + 1, count - 1), count - 1}
-    types = getattr(config, "layer_types", None)
+    types = stated(config, "layer_types")
     if isinstance(types, list) and len(types) == count:
-        if getattr(config, "num_kv_shared_layers", 0):
+        if stated(config, "num_kv_shared_layers", 0):
             # The last blocks read the keys and values of the last block of their type before them.
             own = types[: count - config.num_kv_shared_layers]
             wanted |= {len(own) - 1 - own[::-1].index(kind) for kind in set(types) & set(own)}
@@ -180,7 +181,7 @@ def _inner(real: int, config: Any) -> int:
 
 def _get(config: Any, names: tuple[str, ...]) -> int | None:
     for name in names:
-        value = getattr(config, name, None)
+        value = stated(config, name)
         if isinstance(value, int):
             return value
     return None
@@ -211,7 +212,7 @@ def _shrink_latent_heads(tiny: Any, config: Any) -> None:
 def _shrink_parts(tiny: Any) -> None:
     """Sizes that DBRX keeps in configs of its parts."""
     most = {**dict.fromkeys(_HIDDEN, HIDDEN), **dict.fromkeys(_INTERMEDIATE, NARROW), **_AT_MOST, "kv_n_heads": 2}
-    for part in (getattr(tiny, "attn_config", None), getattr(tiny, "ffn_config", None)):
+    for part in (stated(tiny, "attn_config"), stated(tiny, "ffn_config")):
         for name, limit in most.items():
             if (size := whole_number(part, name)) is not None:
                 _set(part, name, min(limit, size))
@@ -232,14 +233,14 @@ def _shrink_periods(tiny: Any, config: Any, kept: list[int], layer: int) -> None
             own = layer % getattr(config, f"{name}_period") == getattr(config, f"{name}_offset")
             _set(tiny, f"{name}_period", len(kept))
             _set(tiny, f"{name}_offset", kept.index(layer) if own else (kept.index(layer) + 1) % len(kept))
-    step, dense = getattr(config, "decoder_sparse_step", 1), getattr(config, "mlp_only_layers", None)
+    step, dense = stated(config, "decoder_sparse_step", 1), stated(config, "mlp_only_layers")
     if isinstance(step, int) and step > 1 and isinstance(dense, list):
         _set(tiny, "decoder_sparse_step", 1)
         _set(tiny, "mlp_only_layers", [at for at, index in enumerate(kept) if index in dense or (index + 1) % step])
 
 
 def _shrink_state_space(tiny: Any, config: Any) -> None:
-    inner = HIDDEN * int(getattr(config, "mamba_expand", None) or getattr(config, "expand", None) or 2)
+    inner = HIDDEN * int(stated(config, "mamba_expand") or stated(config, "expand") or 2)
     if _states(config, "mamba_d_ssm"):
         _set(tiny, "mamba_d_ssm", inner)
     for heads, width in (
@@ -249,11 +250,11 @@ def _shrink_state_space(tiny: Any, config: Any) -> None:
         ("num_heads", "head_dim"),
     ):
         if _states(config, width) and _states(config, heads) and not _states(config, "rope_theta"):
-            if heads == "num_heads" and "mamba" not in str(getattr(config, "model_type", "")):
+            if heads == "num_heads" and "mamba" not in str(stated(config, "model_type", "")):
                 continue
             _set(tiny, width, 16)
             _set(tiny, heads, inner // 16)
-    if getattr(config, "model_type", "") == "mamba" or _states(config, "time_step_rank"):
+    if stated(config, "model_type", "") == "mamba" or _states(config, "time_step_rank"):
         _set(tiny, "intermediate_size", inner)
 
 
@@ -266,7 +267,7 @@ def _shrink_rope(tiny: Any, config: Any, head_dim: int) -> None:
 
 
 def _shrunk_rope(rope: dict[str, Any], config: Any, head_dim: int) -> dict[str, Any]:
-    width = getattr(config, "qk_rope_head_dim", None)
+    width = stated(config, "qk_rope_head_dim")
     pairs = int((min(8, width) if width else head_dim * float(rope.get("partial_rotary_factor", 1.0))) / 2)
     for key, value in rope.items():
         if isinstance(value, dict):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from patcher.architectures.config_keys import stated
 from patcher.architectures.quantised import quantisation_of
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
@@ -227,7 +228,7 @@ class BaseRun:
             self.identity,
             dtype=reader.runner.dtype,
             device=device,
-            attention=str(getattr(config, "_attn_implementation", None)),
+            attention=str(stated(config, "_attn_implementation")),
             blocks=self.planned.architecture.blocks,
             settings={"mode": mode, "tokens": reader.tokens, "batch_size": reader.batch_size},
         )

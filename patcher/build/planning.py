@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.config_keys import stated
 from patcher.build.adapted_base import look_at_base
 from patcher.build.fed_texts import check_fed_texts
 from patcher.build.job import Job
@@ -186,7 +187,7 @@ def all_layers(loaded: LoadedRecipe, block_count: int) -> list[int]:
 
 def steered_model(architecture: Architecture, source: Source) -> SteeredModel:
     """What vectors from files are held against."""
-    origin = str(getattr(architecture.config, "_name_or_path", "") or "")
+    origin = str(stated(architecture.config, "_name_or_path", "") or "")
     names = (source.name, *([origin] if origin and not Path(origin).is_absolute() else []))
     # Of a model that takes images, the files of other tools may have the name of the whole.
     whole = read_json_object(source.folder / "config.json").get("model_type")

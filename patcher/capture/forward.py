@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.residual import Change, residual_hook
 from patcher.capture.products import fast_products
@@ -135,7 +136,7 @@ def position_limit(model: nn.Module) -> int | None:
     """The number of positions of a model with learned positions; None where positions are computed."""
     config: Any = model.config
     for name in ("n_positions", "max_position_embeddings"):
-        limit = getattr(config, name, None)
+        limit = stated(config, name)
         if isinstance(limit, int):
             tables = [
                 module.num_embeddings

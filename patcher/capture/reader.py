@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.config_keys import stated
 from patcher.capture.batches import Readable
 from patcher.capture.cache.store import Remembering
 from patcher.capture.forward import position_limit
@@ -139,7 +140,7 @@ def token_budget(config: Any, device: torch.device, dtype: torch.dtype) -> int:
         return CPU_TOKENS
     free, _total = torch.cuda.mem_get_info(device)
     hidden = int(config.hidden_size)
-    inner = getattr(config, "intermediate_size", None)
+    inner = stated(config, "intermediate_size")
     widest = inner if isinstance(inner, int) else 4 * hidden
     # The residual stream and what attention makes of it; the MLP's inner activations; fp32 copies in the norms.
     per_token = dtype.itemsize * (12 * hidden + 4 * widest) + 8 * hidden

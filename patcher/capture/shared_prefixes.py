@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.config_keys import EXPERTS, whole_number, windows
+from patcher.architectures.config_keys import EXPERTS, of_block, stated, whole_number, windows
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import build_stand_in, randomise
@@ -80,13 +80,14 @@ def linear_tokens(architecture: Architecture) -> float:
     config = architecture.config
     prefix = f"{architecture.blocks}.{architecture.block_count // 2}."
     experts = next((count for name in EXPERTS if (count := whole_number(config, name)) is not None), None)
-    active = getattr(config, "num_experts_per_tok", None) or 1
+    active = stated(config, "num_experts_per_tok") or 1
     weights = 0.0
     for name, shape in architecture.parameters.items():
         if name.startswith(prefix) and len(shape) >= 2:
             routed = len(shape) == 3 and experts is not None and shape[0] == experts
             weights += math.prod(shape) * (active / shape[0] if routed else 1.0)
-    heads, width = getattr(config, "num_attention_heads", None), getattr(config, "head_dim", None)
+    block = of_block(config, architecture.block_count // 2)
+    heads, width = stated(block, "num_attention_heads"), stated(block, "head_dim")
     attention = heads * width if isinstance(heads, int) and isinstance(width, int) else architecture.hidden
     return weights / (2.0 * _ATTENTION_COST * attention)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from patcher.architectures.config_keys import stated
 from patcher.architectures.loading import Loading, Stored, expected_names, stock_loading, tied_names
 from patcher.checkpoint.bin_files import load_bin
 from patcher.checkpoint.copying import read_range
@@ -113,7 +114,7 @@ def require_complete(checkpoint: CheckpointFolder, where: str, *, trust_remote_c
         # Stock transformers forgives its own prefix twice; other stacks do not.
         expected = expected_names(parsed, trust_remote_code=trust_remote_code)
         stripped = next((way for way in candidates(stored, expected) if _becomes(stored, way, expected)), ())
-    if getattr(parsed, "quantization_config", None) is None and (packed := _packed(stored, found)):
+    if stated(parsed, "quantization_config") is None and (packed := _packed(stored, found)):
         raise InputError(
             f"the base stores {listed(packed)} quantised, and its config.json does not say how",
             where=where,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture, Slot
+from patcher.architectures.config_keys import stated
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo, read_tensor
 from patcher.routes.disk_names import existing_name, new_names, place_to_add, stored_tensors
@@ -143,6 +144,6 @@ def _changes(
 ) -> dict[str, Any]:
     """The flags, and what config.json calls them already (InternLM3: ``bias``); two spellings must not disagree."""
     stored = checkpoint.config if checkpoint is not None else {}
-    spellings: Mapping[str, str] = getattr(architecture.config, "attribute_map", None) or {}
+    spellings: Mapping[str, str] = stated(architecture.config, "attribute_map") or {}
     old = {alias: flags[name] for alias, name in spellings.items() if name in flags and alias in stored}
     return {**flags, **old}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import embedding_rows, quiet_transformers
 from patcher.capture.batches import padded
 from patcher.capture.forward import input_device, position_limit
@@ -105,8 +106,8 @@ def ending_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
     config = getattr(model, "generation_config", None)
     ends: set[int] = set()
     for found in (
-        getattr(config, "eos_token_id", None),
-        getattr(model.config, "eos_token_id", None),
+        stated(config, "eos_token_id"),
+        stated(model.config, "eos_token_id"),
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
         _end_of_turn(tokenizer),

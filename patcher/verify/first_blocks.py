@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture
-from patcher.architectures.config_keys import BLOCK_COUNTS, block_count
+from patcher.architectures.config_keys import BLOCK_COUNTS, block_count, stated
 from patcher.architectures.model_class import on_meta, parameter_shapes
 from patcher.checkpoint.block_names import BlockNames
 from patcher.checkpoint.folder import INDEX, CheckpointFolder
@@ -109,9 +109,11 @@ def _parsed(folder: Path) -> Any:
 
 def _shorten(folder: Path, target: Path, blocks: str, count: int) -> None:
     """Write the folder's config with ``count`` blocks, and see that its class is the first part of the folder's."""
-    parsed, stated = _parsed(folder), read_json_object(folder / "config.json")
+    parsed, content = _parsed(folder), read_json_object(folder / "config.json")
     before = block_count(parsed)
-    (target / "config.json").write_text(json.dumps(_shorter(stated, parsed, before, count), indent=2), encoding="utf-8")
+    (target / "config.json").write_text(
+        json.dumps(_shorter(content, parsed, before, count), indent=2), encoding="utf-8"
+    )
     try:
         short = parameter_shapes(on_meta(_parsed(target)))
         whole = parameter_shapes(on_meta(parsed))
@@ -122,13 +124,13 @@ def _shorten(folder: Path, target: Path, blocks: str, count: int) -> None:
         raise CannotTruncate("the class has other parameters then")
 
 
-def _shorter(stated: Mapping[str, Any], parsed: Any, before: int, count: int) -> dict[str, Any]:
-    if "per_layer_config" in stated:
+def _shorter(content: Mapping[str, Any], parsed: Any, before: int, count: int) -> dict[str, Any]:
+    if "per_layer_config" in content:
         raise CannotTruncate("its blocks have configs of their own")
-    spellings: Mapping[str, str] = getattr(parsed, "attribute_map", None) or {}
-    changed = dict(stated)
+    spellings: Mapping[str, str] = stated(parsed, "attribute_map") or {}
+    changed = dict(content)
     changed[spellings.get("num_hidden_layers", "num_hidden_layers")] = count
-    for key, value in stated.items():
+    for key, value in content.items():
         if key in BLOCK_COUNTS and value == before:
             changed[key] = count
         elif isinstance(value, list) and len(value) == before and key != "architectures" and "token" not in key:

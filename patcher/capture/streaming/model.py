@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import quiet_transformers
 from patcher.capture.batches import Batch
 from patcher.capture.layout import Layout
@@ -71,7 +72,7 @@ class StreamedModel:
         trust_remote_code: bool = False,
         ahead: bool = True,
     ) -> None:
-        if getattr(config, "quantization_config", None):
+        if stated(config, "quantization_config"):
             raise InputError(
                 "a quantised checkpoint cannot be streamed",
                 where=str(folder.path),

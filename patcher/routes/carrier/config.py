@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.routes.carrier.choice import Choice
@@ -21,7 +22,7 @@ def config_changes(architecture: Architecture, choice: Choice, checkpoint: Check
     changes = as_stated(choice.insertion, architecture.config, stored)
     before = architecture.config.to_dict()
     changes = {name: _spelled(value, stored.get(name), before.get(name)) for name, value in changes.items()}
-    spellings: Mapping[str, str] = getattr(architecture.config, "attribute_map", None) or {}
+    spellings: Mapping[str, str] = stated(architecture.config, "attribute_map") or {}
     for common, own in spellings.items():
         for name, other in ((common, own), (own, common)):
             if name in changes and other in stored:

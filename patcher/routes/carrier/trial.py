@@ -20,6 +20,7 @@ from patcher.architectures.config_keys import (
     EXPERTS_PER_TOKEN,
     IDLE_EXPERTS,
     block_count,
+    stated,
     whole_number,
 )
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
@@ -223,7 +224,7 @@ def stand_in_config(config: Any, layer: int, inner: int, *, all_experts: bool = 
     """
     tiny, stand_in = shrink_config(config, layer)
     _shrink_indices(tiny, config, layer)
-    for part in (tiny, getattr(tiny, "ffn_config", None)):
+    for part in (tiny, stated(tiny, "ffn_config")):
         for name, value in list(vars(part).items()) if part is not None else []:
             if any(word in name for word in _INNER_SIZES):
                 if whole_number(vars(part), name):

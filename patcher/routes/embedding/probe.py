@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture, Slot
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers, submodule, with_flags
 from patcher.architectures.probe import TOLERANCE
 from patcher.architectures.shrink import shrink_config
@@ -65,7 +66,7 @@ def _factor(architecture: Architecture, parameter: str, heads: Sequence[str]) ->
     """What the residual stream that enters block 0 gains per unit of the parameter, under the real config."""
     if len(heads) > 1:
         raise NotApplicable(f" is tied to {len(heads)} others")
-    if heads and not hasattr(architecture.config, "tie_word_embeddings"):
+    if heads and stated(architecture.config, "tie_word_embeddings", ...) is ...:
         raise NotApplicable(f" is tied to `{heads[0]}`, and no config key unties them")
     tiny, _ = shrink_config(architecture.config, 0)
     try:
@@ -96,10 +97,10 @@ def _factor(architecture: Architecture, parameter: str, heads: Sequence[str]) ->
         raise NotApplicable(f": what enters block 0 does not gain a constant (off by {off:.0%} of the vector)")
     if not apart(logits, hooked) <= ELSEWHERE:
         raise NotApplicable(": it is used elsewhere as well")
-    stated = _stated(factor, tiny, architecture.config)
-    if stated is None:
+    on_real = _stated(factor, tiny, architecture.config)
+    if on_real is None:
         raise NotApplicable(f": its factor is {factor:.4g}, and no rule gives it")
-    return stated
+    return on_real
 
 
 def _stated(measured: float, tiny: Any, real: Any) -> float | None:

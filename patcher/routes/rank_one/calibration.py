@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import embedding_rows, quiet_transformers
 from patcher.capture.forward import position_limit
 from patcher.errors import InputError
@@ -226,7 +227,7 @@ def sample_rows(
 
 def _ends(model: nn.Module, tokenizer: Any) -> list[int]:
     config: Any = getattr(model, "generation_config", None)
-    found = getattr(config, "eos_token_id", None)
+    found = stated(config, "eos_token_id")
     ids = found if isinstance(found, list) else [found]
     return [index for index in {*ids, tokenizer.eos_token_id} if isinstance(index, int)]
 

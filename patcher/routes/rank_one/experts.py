@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from patcher.architectures.config_keys import stated
 from patcher.architectures.residual import attached
 
 
@@ -85,7 +86,7 @@ def expert_inputs(
 @contextmanager
 def _plain_experts(module: nn.Module) -> Iterator[None]:
     config: Any = getattr(module, "config", None)
-    before = getattr(config, "_experts_implementation", None)
+    before = stated(config, "_experts_implementation")
     if config is None or before is None or before == "eager":
         yield
         return

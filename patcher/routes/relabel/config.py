@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from patcher.architectures.config_keys import block_count
+from patcher.architectures.config_keys import block_count, stated
 from patcher.architectures.model_class import quiet_transformers
 from patcher.routes.relabel.guards import has_window, rope, rotary_fraction
 
@@ -43,14 +43,14 @@ def own_fields(model_type: str) -> list[str]:
 
 
 def target_config(
-    source: Any, to: str, stated: Mapping[str, Any], raw: Mapping[str, Any] | None = None
+    source: Any, to: str, rules: Mapping[str, Any], raw: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """A complete config.json for the class of model type ``to``.
 
     Args:
         source: the source's transformers config.
         to: the target's model type.
-        stated: field -> constant, {"from": field}, {"per_layer": value} or {"computed": name of a rule here}; fields
+        rules: field -> constant, {"from": field}, {"per_layer": value} or {"computed": name of a rule here}; fields
             that are not here have the source's value.
         raw: the source's config.json, for the keys that are carried over as they were written.
 
@@ -58,11 +58,11 @@ def target_config(
         LookupError: a field of the target is neither stated nor a field of the source.
     """
     values: dict[str, Any] = {"model_type": to}
-    for name in dict.fromkeys([*own_fields(to), *stated]):
-        if name in stated:
-            values[name] = _value(stated[name], source)
-        elif name in vars(source):
-            values[name] = copy.deepcopy(getattr(source, name))
+    for name in dict.fromkeys([*own_fields(to), *rules]):
+        if name in rules:
+            values[name] = _value(rules[name], source)
+        elif name in vars(source) and (own := stated(source, name, ...)) is not ...:
+            values[name] = copy.deepcopy(own)
         else:
             raise LookupError(f"`{name}` of {to} is not stated, and {source.model_type} has no such field")
     values.update(_rope_spellings(values.get("rope_parameters")))
@@ -104,12 +104,12 @@ def _value(rule: Any, source: Any) -> Any:
 
 def head_dim(source: Any) -> int:
     """Width of an attention head, as the classes derive it."""
-    stated = getattr(source, "head_dim", None)
-    return int(stated if stated is not None else source.hidden_size // source.num_attention_heads)
+    width = stated(source, "head_dim")
+    return int(width if width is not None else source.hidden_size // source.num_attention_heads)
 
 
 def _layer_types(source: Any) -> list[str]:
-    types = getattr(source, "layer_types", None)
+    types = stated(source, "layer_types")
     return list(types) if types is not None else ["sliding_attention"] * block_count(source)
 
 
@@ -124,10 +124,12 @@ def _window(source: Any) -> int:
 
 def _rope_layers(source: Any) -> list[int]:
     """1 for a block that rotates queries and keys, 0 for one that does not."""
-    if getattr(source, "position_embedding_type", "rope") != "rope":
+    if stated(source, "position_embedding_type", "rope") != "rope":
         return [0] * block_count(source)
-    stated = getattr(source, "no_rope_layers", None)
-    return [1] * block_count(source) if stated is None else [int(bool(each)) for each in stated[: block_count(source)]]
+    rotated = stated(source, "no_rope_layers")
+    return (
+        [1] * block_count(source) if rotated is None else [int(bool(each)) for each in rotated[: block_count(source)]]
+    )
 
 
 def _rope_theta_of_layers(source: Any) -> list[float]:
@@ -136,7 +138,7 @@ def _rope_theta_of_layers(source: Any) -> list[float]:
 
 
 def _attention_scale(source: Any) -> float:
-    scalar = float(getattr(source, "query_pre_attn_scalar", None) or head_dim(source))
+    scalar = float(stated(source, "query_pre_attn_scalar") or head_dim(source))
     return 1.0 / math.sqrt(scalar)
 
 
@@ -243,7 +245,7 @@ def _dense_or_sparse(source: Any) -> list[str]:
 
 def _shared_experts(source: Any) -> int:
     """How many experts' widths the shared one has."""
-    width = int(getattr(source, "shared_intermediate_size", 0) or 0)
+    width = int(stated(source, "shared_intermediate_size", 0) or 0)
     return width // int(source.intermediate_size)
 
 

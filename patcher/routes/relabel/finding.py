@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patcher.architectures.analysis import Architecture, Slot
+from patcher.architectures.config_keys import stated
 from patcher.architectures.stand_in import FAILURES
 from patcher.routes.bias_slots import slots_of
 from patcher.routes.plan import NotApplicable
@@ -75,6 +76,8 @@ def _relabel(
     architecture: Architecture, row: Candidate, layers: Sequence[int], raw: Mapping[str, Any] | None
 ) -> Relabel:
     config = architecture.config
+    if differing := stated(config, "per_layer_attributes"):
+        raise NoRelabel(f"its blocks differ in {', '.join(sorted(differing))}, and a relabel states one value for all")
     for name in row.guards:
         if (reason := GUARDS[name](config)) is not None:
             raise NoRelabel(reason)
@@ -122,13 +125,13 @@ def _proof(architecture: Architecture, row: Candidate, slot: Slot) -> RelabelPro
 def _stacks(row: Candidate, target: Architecture) -> dict[str, str]:
     """What the target's row says, less what a stack reads otherwise under this config."""
     stacks = dict(target.stacks)
-    rope = getattr(target.config, "rope_parameters", None) or {}
+    rope = stated(target.config, "rope_parameters") or {}
     for rule in row.stacks:
         known = {
             **vars(target.config),
             "rope_type": rope.get("rope_type", "default"),
             "even_heads": even_heads(target.config),
-            "rotates": any(getattr(target.config, "no_rope_layers", None) or [True]),
+            "rotates": any(stated(target.config, "no_rope_layers") or [True]),
         }
         if "unless" in rule and all(known.get(name) in values for name, values in rule["unless"].items()):
             continue

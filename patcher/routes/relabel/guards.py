@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from patcher.architectures.config_keys import EXPERTS, block_count
+from patcher.architectures.config_keys import EXPERTS, block_count, stated
 
 Guard = Callable[[Any], "str | None"]
 
 
 def has_window(config: Any) -> bool:
     """Whether a sliding window cuts something off at a position that the model can reach."""
-    window = getattr(config, "sliding_window", None)
+    window = stated(config, "sliding_window")
     if not window or window >= config.max_position_embeddings:
         return False
-    types = getattr(config, "layer_types", None)
+    types = stated(config, "layer_types")
     return types is None or "sliding_attention" in types
 
 
@@ -29,7 +29,7 @@ def rotary_fraction(config: Any) -> float:
 
 def rope(config: Any) -> Mapping[str, Any]:
     """The config's rotary parameters; empty where it has none."""
-    return getattr(config, "rope_parameters", None) or {}
+    return stated(config, "rope_parameters") or {}
 
 
 def _no_window(config: Any) -> str | None:
@@ -68,15 +68,15 @@ def _plain_frequencies(config: Any) -> str | None:
 
 
 def _no_experts(config: Any) -> str | None:
-    experts = next((value for name in EXPERTS if isinstance(value := getattr(config, name, None), int)), 0)
-    dense = getattr(config, "first_k_dense_replace", None)
+    experts = next((value for name in EXPERTS if isinstance(value := stated(config, name), int)), 0)
+    dense = stated(config, "first_k_dense_replace")
     if not experts or (isinstance(dense, int) and dense >= block_count(config)):
         return None
     return f"it routes tokens to {experts} experts"
 
 
 def _routed_alike(config: Any) -> str | None:
-    if getattr(config, "n_group", None) not in (None, 1):
+    if stated(config, "n_group") not in (None, 1):
         return f"its experts are chosen in groups (n_group {config.n_group})"
     return None if config.norm_topk_prob else "its experts' weights are not made to add up to one (norm_topk_prob)"
 
@@ -94,37 +94,37 @@ def _norm_used_twice(config: Any) -> str | None:
 
 
 def _shared_width(config: Any) -> str | None:
-    shared, expert = int(getattr(config, "shared_intermediate_size", 0) or 0), int(config.intermediate_size)
+    shared, expert = int(stated(config, "shared_intermediate_size", 0) or 0), int(config.intermediate_size)
     return f"its shared expert is {shared} wide, which {expert} does not divide" if shared % expert else None
 
 
 def _shared(config: Any) -> str | None:
-    return None if getattr(config, "shared_intermediate_size", 0) else "it has no shared expert"
+    return None if stated(config, "shared_intermediate_size", 0) else "it has no shared expert"
 
 
 def _not_shared(config: Any) -> str | None:
-    return "it has a shared expert" if getattr(config, "shared_intermediate_size", 0) else None
+    return "it has a shared expert" if stated(config, "shared_intermediate_size", 0) else None
 
 
 def _all_attention(config: Any) -> str | None:
-    other = set(getattr(config, "layer_types", None) or []) - {"full_attention", "attention"}
+    other = set(stated(config, "layer_types") or []) - {"full_attention", "attention"}
     return f"some of its blocks are {', '.join(sorted(other))}" if other else None
 
 
 def _rotary(config: Any) -> str | None:
-    kind = getattr(config, "position_embedding_type", None)
+    kind = stated(config, "position_embedding_type")
     return None if kind == "rope" else "it has no rotary position embedding"
 
 
 def _no_rotary(config: Any) -> str | None:
-    kind = getattr(config, "position_embedding_type", None)
+    kind = stated(config, "position_embedding_type")
     return None if kind in (None, "nope") else f"its positions are embedded (position_embedding_type `{kind}`)"
 
 
 def even_heads(config: Any) -> bool:
     """Whether the heads' widths add up to the hidden size."""
-    stated = getattr(config, "head_dim", None)
-    return stated is None or stated * config.num_attention_heads == config.hidden_size
+    width, heads = stated(config, "head_dim"), stated(config, "num_attention_heads")
+    return width is None or (heads is not None and width * heads == config.hidden_size)
 
 
 def _even_heads(config: Any) -> str | None:
@@ -138,13 +138,13 @@ def _silu(config: Any) -> str | None:
 
 
 def _no_clipping(config: Any) -> str | None:
-    clip = getattr(config, "clip_qkv", None)
+    clip = stated(config, "clip_qkv")
     return None if clip is None else f"it clips queries, keys and values at {clip} (clip_qkv)"
 
 
 def _no_soft_caps(config: Any) -> str | None:
     caps = ("attn_logit_softcapping", "final_logit_softcapping")
-    capped = [name for name in caps if getattr(config, name, None) is not None]
+    capped = [name for name in caps if stated(config, name) is not None]
     return f"it squashes logits ({', '.join(capped)})" if capped else None
 
 
@@ -153,7 +153,7 @@ def _interleaved(config: Any) -> str | None:
 
 
 def _causal(config: Any) -> str | None:
-    looks_ahead = getattr(config, "use_bidirectional_attention", None)
+    looks_ahead = stated(config, "use_bidirectional_attention")
     return "it attends to later tokens (use_bidirectional_attention)" if looks_ahead else None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.analysis import Slot
+from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import parameter_aliases, quiet_transformers, stored_buffers
 from patcher.architectures.shrink import VOCABULARY, shrink_config
 from patcher.architectures.stand_in import FAILURES, build_stand_in, randomise, run_on
@@ -121,7 +122,7 @@ def _shorten(tiny: Any, config: Any) -> None:
     """Positions scaled down along with the rest, so that short prompts reach what long texts reach."""
     if has_window(config):
         tiny.sliding_window = _WINDOW
-    rope = getattr(tiny, "rope_parameters", None)
+    rope = stated(tiny, "rope_parameters")
     if not isinstance(rope, dict):
         return
     original = rope.get("original_max_position_embeddings")
