@@ -28,6 +28,7 @@ from patcher.architectures.model_class import quiet_transformers
 
 WRAPPER_VOCABULARY = 416
 """Rows of the embedding: ordinary tokens below ``VOCABULARY``, image tokens above."""
+MOST_PARAMETERS = 100_000_000
 TEXT_BEFORE, TEXT_AFTER = [1, 70, 71, 72, 73], [80, 81, 82, 83, 84, 85]
 TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}: {% if message['content'] is string %}"
@@ -80,6 +81,9 @@ def tiny_wrapper(name: str, scratch: Path, *, seed: int = 0, **text: Any) -> Pre
     """A random fp32 model of it, in the class that stock software loads; ``scratch`` is a folder for its config."""
     config = parsed_config(wrapper_config(name, **text), scratch)
     model_class = getattr(transformers, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[config.model_type])
+    with quiet_transformers(), torch.device("meta"):
+        size = sum(parameter.numel() for parameter in model_class(copy.deepcopy(config)).parameters())
+    assert size < MOST_PARAMETERS, f"a tiny {name} has {size / 1e6:.0f} million parameters"
     torch.manual_seed(seed)
     with quiet_transformers():
         model = model_class(config).float().eval()
@@ -199,9 +203,8 @@ def _token_keys(config: dict[str, Any]) -> Iterator[str]:
     for key, value in config.items():
         if isinstance(value, dict) and key.endswith("_config"):
             yield from (inner for inner in _token_keys(value) if inner not in SIZES["ordinary tokens"])
-        elif key.endswith(("token_id", "token_index", "_token_idx")) and isinstance(value, int) and value >= 0:
-            if key not in SIZES["ordinary tokens"]:
-                yield key
+        elif key.endswith(("token_id", "token_index", "_token_idx")) and key not in SIZES["ordinary tokens"]:
+            yield from [key] * (isinstance(value, int) and value >= 0)
 
 
 def _shrunk(config: dict[str, Any], ids: dict[str, int], where: str = "") -> dict[str, Any]:
@@ -227,5 +230,9 @@ def _shrunk(config: dict[str, Any], ids: dict[str, int], where: str = "") -> dic
         elif tower and number and key == "image_size":
             value = 28 if config.get("patch_size") == 14 else 32
         small[key] = value
-    small.update(SIZES["of type"].get(config.get("model_type"), {}))
+    for place, value in SIZES["of type"].get(config.get("model_type"), {}).items():
+        *inner, key = place.split(".")
+        holder = small[inner[0]] if inner else small
+        if holder is not None:
+            holder[key] = value
     return small
