@@ -58,7 +58,7 @@ class ClassListing:
 
 
 def _find_blocks(meta: nn.Module, config: Any, row: ModelTypeRow | None) -> str:
-    if row is not None and isinstance(submodule(meta, row.blocks), nn.ModuleList):
+    if row is not None and row.blocks and isinstance(submodule(meta, row.blocks), nn.ModuleList):
         return row.blocks
     found = longest_module_list(meta, block_count(config))
     if found is None:

@@ -1,7 +1,9 @@
-"""The rows of data: for each model type, where its blocks and its bias slots are.
+"""The rows of data: for each model type, what an analysis of the installed class cannot see.
 
-A row is a lead, never a proof. What it names must exist in the instantiated class, and the probe must find that the
-slot shifts the residual stream as the row says (:mod:`patcher.architectures.analysis`).
+That is which stacks read it, and which of several biases takes the vector by which flags and factors. Which classes
+there are, and where their blocks are, is seen (:mod:`patcher.architectures.installed`, :mod:`.class_listing`): most
+types need no row. A row is a lead, never a proof. What it names must exist in the instantiated class, and the probe
+must find that the slot shifts the residual stream as the row says (:mod:`patcher.architectures.analysis`).
 """
 
 from __future__ import annotations
@@ -22,9 +24,8 @@ class ModelTypeRow:
     """What is known of a model type.
 
     Attributes:
-        class_name: the class that ``AutoModelForCausalLM`` picks.
-        blocks: path of the list of decoder blocks in the causal LM class.
         loads: which stacks load this architecture at all.
+        blocks: path of the list of modules that give the residual stream, where it is not that of the blocks.
         slots: parameters inside a block that may take the vector, first match wins ([hidden] or [experts, hidden]).
             None are stated of classes without such a bias, and of those that are only analysed at run time.
         flags: config keys that create the slots where they are not there.
@@ -38,9 +39,8 @@ class ModelTypeRow:
             block which needs it; what is not stated is not read.
     """
 
-    class_name: str
-    blocks: str
     loads: Mapping[str, Support]
+    blocks: str | None = None
     slots: tuple[str, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, Any] = field(default_factory=dict)
@@ -66,9 +66,8 @@ def rows() -> Mapping[str, ModelTypeRow]:
     text = Path(__file__).with_name("rows.json").read_text(encoding="utf-8")
     return {
         name: ModelTypeRow(
-            class_name=row["class"],
-            blocks=row["blocks"],
             loads={TRANSFORMERS: "native", **row["loads"]},
+            blocks=row.get("blocks"),
             slots=tuple(row.get("slots", ())),
             flags=row.get("flags", {}),
             also=row.get("also", {}),
@@ -84,6 +83,6 @@ def rows() -> Mapping[str, ModelTypeRow]:
 
 @functools.cache
 def excluded() -> Mapping[str, str]:
-    """Model types that transformers maps to a causal LM class and that have no row: why not, in words."""
+    """Model types that transformers maps to a language model and that are no decoder to be steered: why, in words."""
     reasons: dict[str, str] = json.loads(Path(__file__).with_name("excluded.json").read_text(encoding="utf-8"))
     return reasons

@@ -12,7 +12,7 @@ from patcher.stacks.names import STACKS
 
 @click.command("inspect", short_help="Which routes a model's architecture has, for which stacks, at what cost.")
 @click.argument("model", metavar="[MODEL]", required=False)
-@click.option("--all", "everything", is_flag=True, help="Every text causal LM of the installed transformers.")
+@click.option("--all", "everything", is_flag=True, help="Every language model of the installed transformers.")
 @click.option("--layer", "layers", type=int, multiple=True, metavar="K", help="Block to steer (-1: the embedding).")
 @click.option("--targets", metavar="LIST", help=f"Stacks that must read the route: {','.join(STACKS)}.")
 @click.option("--exact/--no-exact", default=True, help="--no-exact also allows the fitted route.")

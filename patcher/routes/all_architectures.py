@@ -1,4 +1,4 @@
-"""Every text causal LM of the installed transformers: what is found of each is kept, and what is not known yet is found
+"""Every language model of the installed transformers: what is found of each is kept, and what is not known yet is found
 by two processes side by side. Nothing heavy is imported where all of it is known.
 """
 
@@ -10,17 +10,18 @@ import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from queue import Queue
 from typing import Any
 
 from patcher.disk.findings import Findings
-from patcher.errors import OutsideError
 from patcher.progress.stage import Say, doing
 
 _FEW = 8
 """Architectures that are looked at here: another process takes seconds to begin."""
 _PROCESSES = 2
+_MOST_SECONDS = 600.0
 
 
 class _NotKnown(Exception):  # noqa: N818 - a finding, not a failure
@@ -35,9 +36,6 @@ def inspect_all(demands: Mapping[str, Any], say: Say) -> list[dict[str, Any]]:
 
     Returns:
         What ``--json`` prints of each, in the order of their names.
-
-    Raises:
-        OutsideError: a process that looks at some of them ended before it was done.
     """
     names = Findings("all architectures").once("names", list[str], _names)
     found: dict[str, dict[str, Any]] = {}
@@ -83,60 +81,90 @@ def _looked_at(name: str, demands: Mapping[str, Any]) -> dict[str, Any]:
 def _side_by_side(
     names: Sequence[str], demands: Mapping[str, Any], take: Callable[[str, dict[str, Any]], None]
 ) -> None:
-    lines: Queue[tuple[int, str | None]] = Queue()
-    workers = [_started(list(names[start::_PROCESSES]), demands) for start in range(_PROCESSES)]
+    done: Queue[tuple[str, dict[str, Any]]] = Queue()
+    workers = [_Worker(demands) for _ in range(_PROCESSES)]
+    waiting = deque(names)
+    for worker in workers:
+        threading.Thread(target=_serve, args=(worker, waiting, done), daemon=True).start()
     try:
-        for number, worker in enumerate(workers):
-            threading.Thread(target=_pass_on, args=(worker, number, lines), daemon=True).start()
-        running = len(workers)
-        while running:
-            number, line = lines.get()
-            if line is not None:
-                take(*json.loads(line))
-                continue
-            running -= 1
-            if workers[number].wait() != 0:
-                raise OutsideError(
-                    "a process that looks at architectures ended before it was done",
-                    found=f"exit status {workers[number].returncode}",
-                    remedy="run it again: what was found is kept",
-                )
+        for _ in names:
+            take(*done.get())
     finally:
+        waiting.clear()
         for worker in workers:
-            if worker.poll() is None:
-                worker.kill()
-            worker.wait()
+            worker.end()
 
 
-def _started(names: list[str], demands: Mapping[str, Any]) -> subprocess.Popen[str]:
-    worker = subprocess.Popen(
-        [sys.executable, "-m", __spec__.name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="ascii",
-        env={"OMP_NUM_THREADS": "1", **os.environ},
-    )
-    assert worker.stdin is not None
-    worker.stdin.write(json.dumps([names, dict(demands)]))
-    worker.stdin.close()
-    return worker
+def _serve(worker: _Worker, waiting: deque[str], done: Queue[tuple[str, dict[str, Any]]]) -> None:
+    with contextlib.suppress(IndexError):
+        while True:
+            name = waiting.popleft()
+            done.put((name, worker.ask(name)))
 
 
-def _pass_on(worker: subprocess.Popen[str], number: int, lines: Queue[tuple[int, str | None]]) -> None:
-    assert worker.stdout is not None
-    for line in worker.stdout:
-        lines.put((number, line))
-    lines.put((number, None))
+class _Worker:
+    """A process that looks at one architecture after another; a new one where a class took the last one down."""
+
+    def __init__(self, demands: Mapping[str, Any]) -> None:
+        self._demands = json.dumps(dict(demands))
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, name: str) -> dict[str, Any]:
+        """What is found of it; one that ends the process, or takes too long, hides none of the others."""
+        process = self._process = self._process or self._started()
+        assert process.stdin is not None and process.stdout is not None
+        late = threading.Timer(_MOST_SECONDS, process.kill)
+        late.start()
+        try:
+            with contextlib.suppress(OSError):
+                process.stdin.write(name + "\n")
+                process.stdin.flush()
+            line = process.stdout.readline()
+        finally:
+            in_time = late.is_alive()
+            late.cancel()
+        if line:
+            found: dict[str, Any] = json.loads(line)
+            return found
+        self.end()
+        ended = f"its process ended with exit status {process.returncode}"
+        return _unseen(name, ended if in_time else f"it took longer than {_MOST_SECONDS:.0f} s")
+
+    def end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError, AttributeError):
+                    pipe.close()  # type: ignore[union-attr]
+
+    def _started(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, self._demands],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="ascii",
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+        )
+
+
+def _unseen(name: str, why: str) -> dict[str, Any]:
+    from patcher.errors import Problem
+    from patcher.routes.inspection import Inspection
+
+    return Inspection(name, None, why_none=Problem("it could not be looked at", found=why)).as_json()
 
 
 def _work() -> None:
-    """A process of its own: names and demands on stdin, one line of JSON for each on stdout."""
+    """A process of its own: the demands as an argument, a name a line on stdin, a line of JSON for each on stdout."""
     # What a library prints is nothing of ours.
     answers, sys.stdout = sys.stdout, sys.stderr
-    names, demands = json.load(sys.stdin)
-    for name in names:
-        print(json.dumps([name, _looked_at(name, demands)]), file=answers, flush=True)
+    demands = json.loads(sys.argv[1])
+    for line in sys.stdin:
+        print(json.dumps(_looked_at(line.strip(), demands)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

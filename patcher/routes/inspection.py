@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.default_configs import default_config
-from patcher.architectures.model_class import causal_lm_class
+from patcher.architectures.installed import (
+    config_types,
+    language_models,
+    model_type_of,
+    multimodal_models,
+    near_types,
+    text_models,
+    wrappers_of,
+)
 from patcher.architectures.registry import excluded, rows
 from patcher.checkpoint.completeness import require_complete
 from patcher.checkpoint.folder import CheckpointFolder
@@ -18,12 +25,14 @@ from patcher.checkpoint.given import require_checkpoint
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch_config, locate
 from patcher.errors import InputError, OutsideError, PatchModelError, Problem
+from patcher.errors.causes import cause_of
 from patcher.routes.plan import Plan
 from patcher.routes.planner import ROUTES, Prefer, Verdict, choose_route, survey, with_next_best
 from patcher.stacks.names import demanded_stacks
 
 WHAT_MODEL = "give a checkpoint folder, a Hub id (owner/name, owner/name@revision) or an architecture such as qwen3"
 SEE_ALL = "patch-model inspect --all lists those that are"
+WITH_CONFIG = "give a checkpoint folder or a Hub id: a released config may say what the default leaves out"
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,9 @@ def inspect_model(model: str, demands: Demands) -> Inspection:
     Raises:
         InputError, OutsideError: there is no such model, or its config makes no text causal LM.
     """
+    model_type = model_type_of(model) or (model if model in rows() else None)
+    if model_type is not None and not Path(model).is_dir():
+        return _inspect_named(model, model_type, demands)
     config, checkpoint = _find(model, trust_remote_code=demands.trust_remote_code)
     return inspect_config(model, config, checkpoint, demands)
 
@@ -153,30 +165,34 @@ def inspect_config(model: str, config: Any, checkpoint: CheckpointFolder | None,
 
 
 def all_names() -> list[str]:
-    """Every text causal LM of the installed transformers that there is a row for, by its model type."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return [
-        name for name in sorted(rows()) if name in CONFIG_MAPPING_NAMES and name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    ]
+    """Every text and multimodal language model of the installed transformers, by its model type."""
+    return list(language_models())
 
 
 def inspect_default(name: str, demands: Demands) -> Inspection:
     """One of them, by the config that its class has by default."""
     try:
-        return inspect_config(name, default_config(name), None, demands)
+        return _inspect_named(name, name, demands)
     except PatchModelError as error:
         return Inspection(name, None, why_none=error.problems[0])
+
+
+def _inspect_named(name: str, model_type: str, demands: Demands) -> Inspection:
+    try:
+        return inspect_config(name, _default(name, model_type), None, demands)
+    except PatchModelError:
+        raise
     except Exception as error:
-        # Classes fail in their own ways, and one of them should not hide the others.
-        return Inspection(name, None, why_none=Problem("it could not be looked at", found=repr(error)[:300]))
+        # Classes fail in their own ways.
+        raise InputError(
+            "it could not be looked at by its default config",
+            where=f"MODEL: {name}",
+            found=f"{type(error).__name__}: {cause_of(error)}",
+            remedy=WITH_CONFIG,
+        ) from error
 
 
 def _find(model: str, *, trust_remote_code: bool) -> tuple[Any, CheckpointFolder | None]:
-    model_type = _model_type(model)
-    if model_type is not None and not Path(model).is_dir():
-        return _default(model, model_type), None
     try:
         found = locate(model, recipe_folder=Path.cwd(), where="MODEL")
         if isinstance(found, Path) and not (found / "config.json").is_file():
@@ -201,8 +217,8 @@ def _fetched(name: str, revision: str | None, *, code: bool) -> Path:
         if "/" in name:
             raise
         # It may have been meant as an architecture.
-        near = difflib.get_close_matches(_plain(name), _names(), n=3)
-        meant = f"or give an architecture: {', '.join(_names()[one] for one in near)}" if near else (
+        near = near_types(name)
+        meant = f"or give an architecture: {', '.join(near)}" if near else (
             "architectures have other names: patch-model inspect --all lists them"
         )  # fmt: skip
         problem = error.problems[0]
@@ -210,45 +226,25 @@ def _fetched(name: str, revision: str | None, *, code: bool) -> Path:
         raise error.with_remedy(remedy) from None
 
 
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "_")
-
-
-def _names() -> Mapping[str, str]:
-    """Every name that an architecture goes by, plainly spelled -> its model type."""
-    by_class: dict[str, str] = {}
-    for model_type, row in rows().items():
-        # Of the types that share a class, the one that it is named after: deepseek_v3, not sarvam_mla.
-        name = _plain(row.class_name)
-        if name.startswith(_plain(model_type).replace("_", "")) or name not in by_class:
-            by_class[name] = model_type
-    return by_class | {_plain(name): name for name in (*excluded(), *rows())}
-
-
-def _model_type(name: str) -> str | None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    others = {_plain(other): other for other in CONFIG_MAPPING_NAMES}
-    return _names().get(_plain(name)) or others.get(_plain(name))
-
-
 def _default(model: str, model_type: str) -> Any:
+    where = f"MODEL: {model}"
     if model_type in excluded():
         raise InputError(
-            "this architecture is not in the registry",
-            where=f"MODEL: {model}",
+            "this architecture has no decoder that could be steered",
+            where=where,
             found=excluded()[model_type],
             remedy=SEE_ALL,
         )
-    if model_type not in rows():
+    if model_type not in config_types():
+        raise InputError(f"the installed transformers has no `{model_type}`", where=where, remedy=SEE_ALL)
+    if model_type not in text_models() and model_type not in multimodal_models():
+        whole = wrappers_of(model_type)
         raise InputError(
-            "this architecture is not a text causal LM",
-            where=f"MODEL: {model}",
-            found=f"AutoModelForCausalLM loads no `{model_type}`",
-            remedy=SEE_ALL,
+            "this architecture is not a text causal LM, nor a multimodal one",
+            where=where,
+            found=f"it is a part of {', '.join(whole)}" if whole else f"no language model is a `{model_type}`",
+            remedy=f"patch-model inspect {whole[0]}" if whole else SEE_ALL,
         )
-    if causal_lm_class(model_type) is None:
-        raise InputError(f"the installed transformers has no `{model_type}`", where=f"MODEL: {model}", remedy=SEE_ALL)
     return default_config(model_type)
 
 

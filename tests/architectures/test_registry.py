@@ -126,7 +126,7 @@ SLOTTED = [name for name, row in rows().items() if row.slots]
 
 
 KEYS = {
-    "class", "blocks", "slots", "flags", "block_flags", "also", "scale", "stacks", "loads", "patterns", "depths",
+    "blocks", "slots", "flags", "block_flags", "also", "scale", "stacks", "loads", "patterns", "depths",
 }  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def test_the_file_is_sorted_and_has_no_unknown_keys() -> None:
     assert list(raw) == sorted(raw), "keep the rows in alphabetical order"
     for name, row in raw.items():
         assert set(row) <= KEYS, name
-        assert {"class", "blocks", "loads"} <= set(row), name
+        assert "loads" in row, name
         assert ("slots" in row) == ("stacks" in row), (
             f"{name}: a slot needs to be said of each stack whether it reads it"
         )
@@ -182,25 +182,26 @@ def test_the_row_is_true(model_type: str) -> None:
     architecture, plain, found = slots_of(model_type)
     row = rows()[model_type]
     assert architecture.row is row
-    assert architecture.blocks == row.blocks, f"correct `blocks` of `{model_type}` to {architecture.blocks!r}"
     assert architecture.block_count == block_count(plain)
     for slot in found:
-        relative = slot.parameter.removeprefix(f"{row.blocks}.{slot.layer}.")
+        relative = slot.parameter.removeprefix(f"{architecture.blocks}.{slot.layer}.")
         assert relative in row.slots
         assert slot.factor == pytest.approx(row.factor(plain))
         tiny, _ = shrink_config(with_flags(plain, slot.flags), slot.layer)
         assert architecture.probe(slot.layer, relative, _own_flags(slot, row)).factor == pytest.approx(
             row.factor(tiny), rel=1e-3
         ), f"correct `scale` of `{model_type}`: the stand-in gains another multiple of the slot than the row states"
-        assert_steers(plain, slot, row.blocks, f"The row of `{model_type}` in rows.json is wrong; correct or remove it")
+        assert_steers(
+            plain, slot, architecture.blocks, f"The row of `{model_type}` in rows.json is wrong; correct or remove it"
+        )
 
 
 @pytest.mark.slow_but("gpt2", "llama", "falcon", "granite", "gpt_oss", "nemotron_h", "starcoder2")
 @pytest.mark.parametrize("model_type", SLOTTED)
 def test_every_slot_of_the_row_is_used_by_some_block(model_type: str) -> None:
-    _, _, found = slots_of(model_type)
+    architecture, _, found = slots_of(model_type)
     row = rows()[model_type]
-    used = {slot.parameter.removeprefix(f"{row.blocks}.{slot.layer}.") for slot in found}
+    used = {slot.parameter.removeprefix(f"{architecture.blocks}.{slot.layer}.") for slot in found}
     assert used == set(row.slots), f"no kind of block of `{model_type}` uses {sorted(set(row.slots) - used)}; remove it"
 
 

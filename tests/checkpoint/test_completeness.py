@@ -11,14 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import gpt2, llama, load, save
-from support.default_configs import default_config
+from support.default_configs import TEXT_TYPES, default_config
 from support.quantised_models import METHODS, quantise
 from support.tiny_models import tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from patcher.architectures.loading import stock_loading
-from patcher.architectures.model_class import causal_lm_class, quiet_transformers
-from patcher.architectures.registry import rows
+from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import shrink_config
 from patcher.checkpoint.bin_files import convert_bin
 from patcher.checkpoint.completeness import Reading, require_complete, stored_in
@@ -28,7 +27,6 @@ from patcher.checkpoint.stored_names import write_renamed
 from patcher.errors import InputError
 
 Tensors = dict[str, torch.Tensor]
-TYPES = [name for name in sorted(rows()) if causal_lm_class(name) is not None]
 QUICK = ["llama", "gpt2", "mixtral", "gemma4_text", "deepseek_v3", "gpt_oss", "bloom", "bart", "opt"]
 
 
@@ -56,7 +54,7 @@ def refusal(folder: Path) -> Mapping[str, Any]:
 
 
 @pytest.mark.slow_but(*QUICK)
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", TEXT_TYPES)
 def test_no_class_is_refused_as_it_is_saved(tmp_path: Path, model_type: str) -> None:
     full = default_config(model_type)
     config, _layer = shrink_config(full, 1)

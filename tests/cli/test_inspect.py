@@ -14,6 +14,7 @@ from support.command_line import Run, runner
 from support.hub_server import HubServer
 from support.tiny_models import default_checkpoint, released_config, tiny_checkpoint, tiny_config
 
+from patcher.architectures.installed import model_type_of, text_models
 from patcher.routes import inspection
 
 ROUTES = ["native", "flag", "relabel", "parallel", "embedding", "carrier", "rank_one"]
@@ -77,8 +78,8 @@ def test_a_name(run: Run, name: str) -> None:
     [("LlamaForCausalLM", "llama"), ("DeepseekV3ForCausalLM", "deepseek_v3"), ("Glm4MoeForCausalLM", "glm4_moe")],
 )
 def test_a_class_that_several_types_share_is_the_one_that_it_is_named_after(class_name: str, model_type: str) -> None:
-    assert sum(row.class_name == class_name for row in inspection.rows().values()) > 1
-    assert inspection._model_type(class_name) == model_type
+    assert sum(name == class_name for name in text_models().values()) > 1
+    assert model_type_of(class_name) == model_type
 
 
 def test_what_a_person_sees(run: Run) -> None:
@@ -244,10 +245,9 @@ def test_the_hub_says_no(hub: Any, tmp_path: Path, model: str, fault: int | None
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry of an exact type, a fitted one, one without a route and one that cannot even be looked at."""
-    rows, found = inspection.rows(), inspection.default_config
-    names = ("gpt2", "jamba", "opt", "reformer")
-    monkeypatch.setattr(inspection, "rows", lambda: {name: rows[name] for name in names})
+    """A transformers of an exact type, a fitted one, one without a route and one that cannot even be looked at."""
+    found = inspection.default_config
+    monkeypatch.setattr(inspection, "language_models", lambda: ("gpt2", "jamba", "opt", "reformer"))
 
     def default_config(name: str) -> Any:
         if name == "opt":

@@ -91,19 +91,17 @@ class Record:
 
 
 def model_types() -> list[str]:
-    """The registry's types that the installed transformers has."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    """Every text causal LM that the installed transformers has."""
+    from support.default_configs import TEXT_TYPES
 
-    from patcher.architectures.registry import rows
-
-    return [name for name in rows() if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    return TEXT_TYPES
 
 
 def check(model_type: str, *, kinds: bool = True) -> Record:
     """Patch and compare one architecture: a layer in the middle; with ``kinds`` one of each other kind as well."""
     from support.default_configs import needs_is_decoder
 
-    from patcher.architectures.registry import rows
+    from patcher.architectures.installed import text_models
 
     start = time.monotonic()
     places = layer_kinds(model_type) if kinds else [(LAYER, "")]
@@ -113,7 +111,7 @@ def check(model_type: str, *, kinds: bool = True) -> Record:
         free = _run(model_type, runs[0].layer, runs[0].kind, prefer="free")
     return Record(
         model_type,
-        rows()[model_type].class_name,
+        text_models()[model_type],
         tuple(runs),
         round(time.monotonic() - start, 1),
         needs_is_decoder(model_type),
@@ -257,11 +255,10 @@ def _worker(name: str, kinds: bool, sender: Connection) -> None:
 
 
 def _lost(name: str, start: float, reason: str) -> Record:
-    from patcher.architectures.registry import rows
+    from patcher.architectures.installed import text_models
 
     run = Run(LAYER, "", "failed", reason)
-    known = rows().get(name)
-    return Record(name, known.class_name if known else "", (run,), round(time.monotonic() - start, 1))
+    return Record(name, text_models().get(name, ""), (run,), round(time.monotonic() - start, 1))
 
 
 # Results

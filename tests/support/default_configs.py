@@ -5,9 +5,17 @@ from __future__ import annotations
 from support.old_transformers import is_too_old
 
 from patcher.architectures.default_configs import NEEDED, default_config
+from patcher.architectures.installed import language_models, multimodal_models
 from patcher.architectures.model_class import quiet_transformers
+from patcher.architectures.registry import excluded
 
-__all__ = ["default_config", "needs_is_decoder"]
+__all__ = ["TEXT_TYPES", "WRAPPER_TYPES", "default_config", "needs_is_decoder"]
+
+TEXT_TYPES = [name for name in language_models() if name not in excluded() and name not in multimodal_models()]
+"""Every text causal LM of the installed transformers."""
+
+WRAPPER_TYPES = [name for name in language_models() if name not in excluded() and name in multimodal_models()]
+"""Every multimodal language model of the installed transformers."""
 
 if is_too_old("zamba2 with two shared transformers"):
     NEEDED["zamba2"] = {"num_mem_blocks": 1}

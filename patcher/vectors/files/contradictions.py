@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from patcher.architectures.registry import rows
+from patcher.architectures.installed import multimodal_models, text_models
 from patcher.errors import InputError
 from patcher.vectors.files.asked import Asked, SteeredModel
 from patcher.vectors.files.choosing import Chosen, after, words_of
@@ -159,7 +159,7 @@ def _at(layer: int) -> str:
 def _of_model(claims: Claims, is_gguf: bool, model: SteeredModel, refuse: Refuse) -> Iterator[str]:
     if claims.kind is not None and model.kinds:
         told = _bare_kind(str(claims.kind.value))
-        if told and not is_gguf and told not in {_bare_kind(name) for name in rows()}:
+        if told and not is_gguf and told not in map(_bare_kind, (*text_models(), *multimodal_models())):
             yield f"the file says {claims.kind.words}, which is no architecture that is known here"
         elif told and told not in {_bare_kind(name) for name in model.kinds}:
             yield refuse(
