@@ -22,6 +22,7 @@ _FEW = 8
 """Architectures that are looked at here: another process takes seconds to begin."""
 _PROCESSES = 2
 _MOST_SECONDS = 600.0
+_COMMAND = [sys.executable, "-m", __spec__.name if __spec__ else __name__]
 
 
 class _NotKnown(Exception):  # noqa: N818 - a finding, not a failure
@@ -142,7 +143,7 @@ class _Worker:
 
     def _started(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, self._demands],
+            [*_COMMAND, self._demands],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

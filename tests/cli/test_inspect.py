@@ -14,8 +14,9 @@ from support.command_line import Run, runner
 from support.hub_server import HubServer
 from support.tiny_models import default_checkpoint, released_config, tiny_checkpoint, tiny_config
 
-from patcher.architectures.installed import model_type_of, text_models
-from patcher.routes import inspection
+from patcher.architectures.installed import language_models, model_type_of, near_types, text_models
+from patcher.architectures.registry import rows
+from patcher.routes import all_architectures, inspection
 
 ROUTES = ["native", "flag", "relabel", "parallel", "embedding", "carrier", "rank_one"]
 STACKS = {"transformers", "vllm", "llama.cpp"}
@@ -280,6 +281,55 @@ def test_all_can_be_interrupted(run: Run, few: None, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(inspection, "default_config", interrupted)
     code, out, err = run("--all")
     assert code == 130 and out == "" and "interrupted" in err
+
+
+PROGRAM = """
+import json, os, sys, time
+for line in sys.stdin:
+    name = line.strip()
+    if name == "dies":
+        os._exit(3)
+    if name == "hangs":
+        time.sleep(600)
+    print(json.dumps({"model": name}), flush=True)
+"""
+
+
+def test_a_class_that_takes_its_process_down_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_architectures, "_COMMAND", [sys.executable, "-c", PROGRAM])
+    monkeypatch.setattr(all_architectures, "_MOST_SECONDS", 5.0)
+    names = ["a", "dies", "b", "hangs", "c", "d", "dies", "e"]
+    found: list[tuple[str, dict[str, Any]]] = []
+    all_architectures._side_by_side(names, {}, lambda name, body: found.append((name, body)))
+    assert sorted(name for name, _ in found) == sorted(names)
+    for name, body in found:
+        why = (body.get("why_none") or {}).get("found", "")
+        assert {"dies": "exit status 3" in why, "hangs": "longer than 5 s" in why}.get(name, body == {"model": name})
+
+
+@pytest.mark.parametrize("model_type", language_models())
+def test_every_installed_type_is_known_by_its_name(model_type: str) -> None:
+    assert model_type_of(model_type) == model_type == model_type_of(model_type.upper().replace("_", "-"))
+    assert model_type in near_types(model_type + "x")
+
+
+def test_a_type_that_no_row_is_about_is_analysed(run: Run) -> None:
+    assert "sarvam_moe" in text_models() and "sarvam_moe" not in rows()
+    found = json.loads(run("sarvam_moe", "--json")[1])
+    assert found["architecture"] == "Glm4MoeForCausalLM" and found["chosen"] == "carrier"
+
+
+def test_the_part_of_a_wrapper_names_the_wrapper(run: Run) -> None:
+    code, _, err = run("qwen3_vl_text")
+    assert code == 2 and "it is a part of qwen3_vl" in err and "patch-model inspect qwen3_vl" in err
+
+
+def test_a_class_that_fails_is_told_in_words(run: Run, config: dict[str, Any], tmp_path: Path, few: None) -> None:
+    code, out, err = run("opt")
+    assert code == 2 and out == "" and "a class of another release" in err and "a checkpoint folder" in err
+    # What is advised helps: the same type by a config of its own.
+    default_checkpoint(tmp_path / "opt", "opt", tokenizer=False)
+    assert run(tmp_path / "opt")[0] == 0
 
 
 def _remote(config: dict[str, Any]) -> dict[str, bytes]:
