@@ -13,12 +13,14 @@ from torch import nn
 
 from patcher.architectures.class_listing import ClassListing, findings_about
 from patcher.architectures.config_keys import stated
+from patcher.architectures.decoder import checkpoint_config, decoder_config, wrapper_of
 from patcher.architectures.model_class import (
+    auto_class_of,
     on_meta,
     parameter_aliases,
     parameter_shapes,
-    refuse_wrappers,
     renamed_alone,
+    require_decoder,
     saved_names,
     stored_buffers,
     why_config_is_refused,
@@ -67,9 +69,10 @@ class Architecture:
     """A causal LM class under one config, looked at without its weights.
 
     Attributes:
-        config: the transformers config.
-        class_name: the class that ``AutoModelForCausalLM`` picks.
-        model_type: transformers' name of the architecture.
+        config: the transformers config of the decoder; of a multimodal wrapper its text config, which remembers it.
+        wraps: whether the decoder is inside of a multimodal wrapper.
+        class_name: the class that stock software loads.
+        model_type: transformers' name of the decoder's architecture.
         blocks: path of the list of decoder blocks.
         block_count: number of decoder blocks.
         hidden: width of the residual stream.
@@ -83,12 +86,14 @@ class Architecture:
     """
 
     def __init__(self, config: Any, *, trust_remote_code: bool = False) -> None:
-        refuse_wrappers(config)
+        config = decoder_config(config)
+        require_decoder(config)
         self._cache: dict[Hashable, Any] = {}
         self._findings = findings_about(config, trust_remote_code=trust_remote_code)
         self.config = config
         self.trust_remote_code = trust_remote_code
         self.model_type = str(config.model_type)
+        self.wraps = wrapper_of(config) is not None
         self.row: ModelTypeRow | None = rows().get(self.model_type)
         listing = self.once(("listing",), lambda: ClassListing.of(self._meta, config, self.row), ClassListing)
         self.class_name, self.base_prefix = listing.class_name, listing.base_prefix
@@ -96,8 +101,24 @@ class Architecture:
         self.blocks, self.block_count = listing.blocks, listing.block_count
         self.hidden = int(config.hidden_size)
         self.embeddings = listing.embeddings
-        self.stacks: Mapping[str, str] = TRANSFORMERS_ALONE if self.row is None else self.row.stacks
-        self.loads: Mapping[str, str] = TRANSFORMERS_ALONE if self.row is None else self.row.loads
+        known = self.row is not None and not self.wraps
+        self.stacks: Mapping[str, str] = self.row.stacks if known and self.row else TRANSFORMERS_ALONE
+        self.loads: Mapping[str, str] = self.row.loads if known and self.row else TRANSFORMERS_ALONE
+
+    @property
+    def checkpoint_config(self) -> Any:
+        """The config of the class that stock software loads."""
+        return checkpoint_config(self.config)
+
+    @property
+    def checkpoint_type(self) -> str:
+        """transformers' name of the whole: of a wrapper its own, else the decoder's."""
+        return str(self.checkpoint_config.model_type)
+
+    @functools.cached_property
+    def auto_class(self) -> str:
+        """The stock loader, such as ``AutoModelForCausalLM``."""
+        return auto_class_of(self.config)
 
     @functools.cached_property
     def _meta(self) -> nn.Module:

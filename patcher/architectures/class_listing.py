@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from patcher.architectures.config_keys import block_count, stated
+from patcher.architectures.decoder import checkpoint_config
 from patcher.architectures.model_class import (
     embedding_rows,
     longest_module_list,
@@ -75,6 +76,7 @@ def findings_about(config: Any, *, trust_remote_code: bool = False) -> Findings:
 
     Nothing is kept where the code of the model itself runs and cannot be told.
     """
+    own, config = config, checkpoint_config(config)
     try:
         content = dict(config.to_dict())
     except Exception:
@@ -88,11 +90,15 @@ def findings_about(config: Any, *, trust_remote_code: bool = False) -> Findings:
         if code is None:
             return Findings(None)
     module = type(config).__module__
-    folder = module.removeprefix("transformers.").rpartition(".")[0].replace(".", "/")
-    files = transformers_files(folder) if module.startswith("transformers.models.") else []
+    files = [file for part in dict.fromkeys((module, type(own).__module__)) for file in _files_of(part)]
     kind = f"{module}.{type(config).__qualname__}"
     attention = stated(config, "_attn_implementation_internal")
     return Findings([kind, content, attention, trust_remote_code, code, files])
+
+
+def _files_of(module: str) -> list[Any]:
+    folder = module.removeprefix("transformers.").rpartition(".")[0].replace(".", "/")
+    return list(transformers_files(folder)) if module.startswith("transformers.models.") else []
 
 
 def _own_code(folder: str, auto_map: Any) -> list[list[str]] | None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from patcher.architectures.class_listing import findings_about
 from patcher.architectures.config_keys import stated
+from patcher.architectures.decoder import checkpoint_config
 from patcher.architectures.model_class import as_saved, on_meta, quiet_transformers
 
 _NUMBER = re.compile(r"\.\d+\.")
@@ -69,7 +70,7 @@ class _NotTold(Exception):  # noqa: N818 - a finding, not a failure
 
 
 def _told(config: Any, stored: Stored, trust_remote_code: bool) -> Loading:
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(checkpoint_config(config))
     quantised = stated(config, "quantization_config") is not None
     if quantised:
         del config.quantization_config

@@ -13,8 +13,12 @@ import torch
 from torch import nn
 
 from patcher.architectures.config_keys import stated
+from patcher.architectures.decoder import checkpoint_config, decoder_config, own_values, put_inside, wrapper_of
+from patcher.architectures.towers import towers_of
 from patcher.errors import InputError
 from patcher.errors.causes import cause_of, keep_log
+
+CAUSAL_LM = "AutoModelForCausalLM"
 
 
 @contextlib.contextmanager
@@ -56,17 +60,40 @@ class _Kept(logging.Handler):
         self.said.append(record.getMessage())
 
 
+def auto_class_of(config: Any) -> str:
+    """The stock loader of a checkpoint: ``AutoModelForCausalLM``, or of a wrapper the one that loads it all."""
+    from transformers.models.auto import modeling_auto as library
+
+    whole = checkpoint_config(decoder_config(config))
+    kind = str(getattr(whole, "model_type", ""))
+    if decoder_config(config) is config and wrapper_of(config) is None:
+        return CAUSAL_LM
+    named = next(iter(getattr(whole, "architectures", None) or ()), None)
+    of_text = library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    for auto, names in (
+        ("AutoModelForImageTextToText", library.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+        ("AutoModelForMultimodalLM", getattr(library, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {})),
+    ):
+        if kind in names and (named != of_text or of_text == names[kind]):
+            return auto
+    return CAUSAL_LM
+
+
 def causal_lm_from_config(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
-    """The causal LM class of ``config``, instantiated on the current default device.
+    """The class that stock software loads for ``config``, instantiated on the current default device.
+
+    Args:
+        config: of a causal LM; or of a multimodal wrapper, or of the decoder inside one: then the wrapper is made.
 
     Raises:
-        InputError: no causal LM class exists for this config, or the class cannot be built.
+        InputError: no class that writes text exists for this config, or the class cannot be built.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    auto, config = auto_class_of(config), checkpoint_config(decoder_config(config))
     with quiet_transformers():
         try:
-            model: nn.Module = AutoModelForCausalLM.from_config(
+            model: nn.Module = getattr(transformers, auto).from_config(
                 copy.deepcopy(config), trust_remote_code=trust_remote_code
             )
         except ImportError as error:
@@ -84,7 +111,7 @@ def causal_lm_from_config(config: Any, *, trust_remote_code: bool = False) -> nn
                 f"transformers cannot build a causal LM from this config (model_type `{config.model_type}`)",
                 where="config.json",
                 found=cause_of(error),
-                remedy="give a model whose config stock AutoModelForCausalLM.from_config takes",
+                remedy=f"give a model whose config stock {auto}.from_config takes",
             ) from None
     return model
 
@@ -112,7 +139,7 @@ def causal_lm_class(model_type: str) -> type | None:
 
 def on_meta(config: Any, flags: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> nn.Module:
     """The class without weights (nothing is allocated), with ``flags`` set in its config."""
-    changed = with_flags(config, flags or {})
+    changed = with_flags(decoder_config(config), flags or {})
     with torch.device("meta"):
         return causal_lm_from_config(changed, trust_remote_code=trust_remote_code)
 
@@ -145,14 +172,14 @@ def why_config_is_refused(config: Any, flags: Mapping[str, Any]) -> str | None:
     def refusal(values: dict[str, Any]) -> str | None:
         try:
             with quiet_transformers():
-                type(config).from_dict(values)
+                put_inside(type(config).from_dict(values), config)
         except Exception as error:
             # Classes check their configs in their own ways, with errors of any type.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             return lines[-1] if lines else type(error).__name__
         return None
 
-    plain = config.to_dict()
+    plain = own_values(config)
     refused = refusal({**plain, **flags})
     return refused if refused is not None and refusal(plain) is None else None
 
@@ -218,33 +245,31 @@ def submodule(model: nn.Module, path: str) -> Any:
         return None
 
 
-def refuse_wrappers(config: Any) -> None:
-    """Refuse a multimodal wrapper in words: its text decoder is what can be steered.
+def require_decoder(config: Any) -> None:
+    """Refuse in words a config that is not of a decoder of blocks.
+
+    Args:
+        config: of a text model, or of the decoder inside a wrapper.
 
     Raises:
-        InputError: the config wraps a text config, or lacks what a decoder has.
+        InputError: it lacks what a decoder has.
     """
-    text = stated(config, "text_config")
-    if text is not None and stated(config, "num_hidden_layers") is None:
-        raise InputError(
-            f"`{config.model_type}` is a multimodal wrapper around a text decoder (`{text.model_type}`)",
-            where="config.json",
-            remedy="give a checkpoint of a text decoder alone, where one is published",
-        )
     missing = [name for name in ("num_hidden_layers", "hidden_size", "vocab_size") if stated(config, name, ...) is ...]
     if missing:
         raise InputError(
             f"`{config.model_type}` is not a decoder of blocks: its config has no {' and no '.join(missing)}",
             where="config.json",
-            remedy="give a text causal LM",
+            remedy="give a causal LM, or a multimodal model around one",
         )
 
 
 def longest_module_list(model: nn.Module, count: int) -> str | None:
-    """Path of the ModuleList of ``count`` blocks that holds the most parameters, or None."""
+    """Path of the ModuleList of ``count`` blocks that holds the most parameters, or None; a wrapper's towers not
+    counted."""
     best: tuple[int, str] | None = None
+    outside = tuple(f"{tower}." for tower in towers_of(model))
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) == count and not f"{name}.".startswith(outside):
             size = sum(parameter.numel() for parameter in module.parameters())
             if best is None or size > best[0]:
                 best = (size, name)

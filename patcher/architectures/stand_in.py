@@ -10,8 +10,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from patcher.architectures.model_class import causal_lm_from_config, on_meta
+from patcher.architectures.model_class import causal_lm_from_config, on_meta, quiet_transformers
 from patcher.architectures.residual import residual_hook
+from patcher.architectures.towers import left_on_meta, towers_of
 from patcher.errors import InputError
 
 MAX_PARAMETERS = 200_000_000
@@ -59,14 +60,27 @@ def build_stand_in(tiny_config: Any, *, trust_remote_code: bool) -> nn.Module:
     Raises:
         InputError: it would not be tiny, or the class cannot be built.
     """
-    size = sum(
-        parameter.numel() for parameter in on_meta(tiny_config, trust_remote_code=trust_remote_code).parameters()
-    )
+    meta = on_meta(tiny_config, trust_remote_code=trust_remote_code)
+    towers = towers_of(meta)
+    outside = tuple(f"{tower}." for tower in towers)
+    size = sum(parameter.numel() for name, parameter in meta.named_parameters() if not name.startswith(outside))
     if size > MAX_PARAMETERS:
         raise InputError(f"the stand-in has {size:,} parameters: sizes that it keeps elsewhere were not made small")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        if towers:
+            return _without_towers(meta, towers).eval()
         return causal_lm_from_config(tiny_config, trust_remote_code=trust_remote_code).float().eval()
+
+
+def _without_towers(meta: Any, towers: tuple[str, ...]) -> nn.Module:
+    """A wrapper with random weights in all but its towers: they stay on meta, since no text passes through them."""
+    devices = {"": "cpu", **dict.fromkeys(towers, "meta")}
+    with quiet_transformers(), left_on_meta():
+        model: nn.Module = type(meta).from_pretrained(
+            None, config=meta.config, state_dict={}, dtype=torch.float32, device_map=devices, local_files_only=True
+        )
+    return model
 
 
 def randomise(model: nn.Module, generator: torch.Generator) -> None:
@@ -78,7 +92,7 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
         stored = model.state_dict()
         buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
         for name, tensor in (*model.named_parameters(), *buffers):
-            if not tensor.is_floating_point():
+            if tensor.is_meta or not tensor.is_floating_point():
                 continue
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith("bias"):

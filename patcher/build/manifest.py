@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import patcher
+from patcher.architectures.decoder import decoder_part
 from patcher.build.inputs import input_records
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.source import Source
@@ -147,7 +148,7 @@ def _made_of(vector: SteeringVector, entry: PreparedVector | None) -> dict[str, 
 
 
 def _route(copied: Copied) -> dict[str, Any]:
-    plan, before = copied.plan, copied.base.config
+    plan, before = copied.plan, decoder_part(copied.base.config)
     route = plan.as_json()
     for tensor in route["tensors"]:
         name = tensor["name"]

@@ -187,7 +187,7 @@ def all_layers(loaded: LoadedRecipe, block_count: int) -> list[int]:
 
 def steered_model(architecture: Architecture, source: Source) -> SteeredModel:
     """What vectors from files are held against."""
-    origin = str(stated(architecture.config, "_name_or_path", "") or "")
+    origin = str(stated(architecture.checkpoint_config, "_name_or_path", "") or "")
     names = (source.name, *([origin] if origin and not Path(origin).is_absolute() else []))
     # Of a model that takes images, the files of other tools may have the name of the whole.
     whole = read_json_object(source.folder / "config.json").get("model_type")

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.decoder import decoder_part
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan
 from patcher.capture.batches import Batch, padded
@@ -157,7 +158,7 @@ class Weighing:
         """Token ids of what the verification will run, and of the recipe's own prompts."""
         tokenizer, embeddings = self.planned.tokenizer, self.planned.architecture.embeddings
         if tokenizer is None:
-            return ids_without_tokenizer(self.base.checkpoint.config), []
+            return ids_without_tokenizer(decoder_part(self.base.checkpoint.config)), []
         texts = self.job.recipe.verify.probes or PROBES
         checks = [list(tokenizer(text)["input_ids"])[:_MANY] for text in texts]
         prompts: list[list[int]] = []

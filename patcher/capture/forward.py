@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from patcher.architectures.config_keys import stated
+from patcher.architectures.decoder import decoder_config
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.residual import Change, residual_hook
+from patcher.architectures.towers import towers_of
 from patcher.capture.products import fast_products
 
 EMBEDDING = -1
@@ -134,14 +136,16 @@ def row_vectors(vectors: Sequence[Mapping[int, torch.Tensor]]) -> dict[int, torc
 
 def position_limit(model: nn.Module) -> int | None:
     """The number of positions of a model with learned positions; None where positions are computed."""
-    config: Any = model.config
+    config, outside = decoder_config(model.config), tuple(f"{tower}." for tower in towers_of(model))
     for name in ("n_positions", "max_position_embeddings"):
         limit = stated(config, name)
         if isinstance(limit, int):
             tables = [
                 module.num_embeddings
                 for path, module in model.named_modules()
-                if isinstance(module, nn.Embedding) and any(mark in path for mark in ("wpe", "position"))
+                if isinstance(module, nn.Embedding)
+                and any(mark in path for mark in ("wpe", "position"))
+                and not path.startswith(outside)
             ]
             return min(limit, *tables) if tables else None
     return None

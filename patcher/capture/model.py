@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from patcher.architectures.model_class import quiet_transformers
+from patcher.architectures.model_class import CAUSAL_LM, auto_class_of, on_meta, quiet_transformers
 from patcher.architectures.quantised import quantisation_of
+from patcher.architectures.towers import can_stay_on_meta, left_on_meta, towers_of
 from patcher.capture.memory import FOR_WEIGHTS, available_memory
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, no_memory
@@ -58,39 +59,49 @@ def load_causal_lm(
     device: str = "cpu",
     offload: Path | None = None,
     trust_remote_code: bool = False,
+    towers: bool = False,
 ) -> tuple[nn.Module, Any]:
     """The model (in eval mode) and its tokenizer (None where the folder has none).
+
+    Of a multimodal wrapper it is the whole class. What no text passes through stays on meta, without weights, where
+    one device holds the rest.
 
     Args:
         device: ``auto`` spreads the model over all devices (accelerate).
         offload: with ``auto``, a folder for what does not fit in memory either and does not lie on the disk as it is.
+        towers: load a wrapper's towers as well, for prompts with images.
 
     Raises:
         InputError: the folder's model or tokenizer cannot be loaded.
         OutsideError: not enough memory.
     """
     import transformers
-    from transformers import AutoModelForCausalLM
 
     quantisation = quantisation_of(read_json_object(folder / "config.json"))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"device_map": device}
     if offload is not None:
         kept = int(FOR_WEIGHTS * available_memory())
-        free = {index: int(FOR_WEIGHTS * size) for index, size in enumerate(free_on_accelerators())}
-        options = {"offload_folder": offload / "offload", "max_memory": {**free, "cpu": kept}}
+        sizes: dict[int | str, int] = dict(enumerate(free_on_accelerators()))
+        free = {index: int(FOR_WEIGHTS * size) for index, size in sizes.items()}
+        options |= {"offload_folder": offload / "offload", "max_memory": {**free, "cpu": kept}}
+    auto = CAUSAL_LM
     try:
         if quantisation is not None and device == "cpu" and quantisation.dequantise not in (None, "method"):
             # The kernels of these formats are for accelerators. Some configs ask for their package when they are made.
             options["quantization_config"] = getattr(transformers, str(quantisation.dequantise))(dequantize=True)
         # GPTQModel prints what it does, and stdout is for results.
-        with quiet_transformers(), contextlib.redirect_stdout(sys.stderr):
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                device_map=device,
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                **options,
+        with quiet_transformers(), contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+            config = transformers.AutoConfig.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+            auto = auto_class_of(config)
+            if auto != CAUSAL_LM and quantisation is None and device != "auto" and not towers and can_stay_on_meta():
+                outside = towers_of(on_meta(config, trust_remote_code=trust_remote_code))
+                options["device_map"] = {"": device, **dict.fromkeys(outside, "meta")}
+                stack.enter_context(left_on_meta())
+            loader = getattr(transformers, auto)
+            model: Any = loader.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True, **options
             ).eval()
     except (torch.OutOfMemoryError, MemoryError) as error:
         remedy = "dtype: bfloat16, or a machine with more memory"
@@ -101,7 +112,7 @@ def load_causal_lm(
         raise _unloadable(message, folder, error, remedy, code="missing_extra") from None
     except Exception as error:
         # Damaged files surface as errors of any type.
-        remedy = f"stock AutoModelForCausalLM.from_pretrained fails on it in the same way; {_MEND}"
+        remedy = f"stock {auto}.from_pretrained fails on it in the same way; {_MEND}"
         raise _unloadable("the model cannot be loaded", folder, error, remedy) from None
     if quantisation is not None and dtype == torch.float32:
         # What such a checkpoint keeps in half precision stays so, whatever dtype is asked for.

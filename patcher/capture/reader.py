@@ -12,6 +12,7 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.config_keys import stated
+from patcher.architectures.decoder import decoder_config
 from patcher.capture.batches import Readable
 from patcher.capture.cache.store import Remembering
 from patcher.capture.forward import position_limit
@@ -128,7 +129,7 @@ def reader_in_memory(
 ) -> ResidualReader:
     """A reader of a model that is loaded, wherever its parts lie; ``meter`` counts what it is run for."""
     runner = InMemory(model, architecture.blocks, meter)
-    config: Any = model.config
+    config = decoder_config(model.config)
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     tokens = token_budget(config, device, runner.dtype)
     return ResidualReader(runner, architecture, tokens, batch_size, position_limit(model), note=note)

@@ -6,11 +6,12 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from patcher.architectures.decoder import decoder_config
 from patcher.capture.batches import (
     Batch,
     Padding,
@@ -161,8 +162,7 @@ class InMemory:
 
     def __init__(self, model: nn.Module, blocks: str, meter: Meter | None = None) -> None:
         self.model, self.blocks = model, blocks
-        config: Any = model.config
-        self.hidden = int(config.hidden_size)
+        self.hidden = int(decoder_config(model.config).hidden_size)
         self.meter = meter or Meter(len(model.get_submodule(blocks)))  # type: ignore[arg-type]
 
     @property

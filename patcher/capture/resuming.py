@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patcher.architectures.decoder import decoder_config
 from patcher.architectures.residual import block_input
 from patcher.capture.batches import make_batches, padded, plain_rows
 from patcher.capture.forward import replaced_forwards, row_vectors, run_blocks, steering_hooks
@@ -70,8 +71,7 @@ class ResumingModel(LoadedModel):
     ) -> None:
         super().__init__(model, blocks, layout, meter)
         self.tokens, self.memory, self.note = tokens, memory, note
-        config: Any = model.config
-        self._vocabulary = int(config.get_text_config().vocab_size)
+        self._vocabulary = int(decoder_config(model.config).vocab_size)
         self.whole: set[int] = set()
         """Layers at which a pass cannot be resumed."""
         self._proven: set[int] = set()

@@ -16,6 +16,7 @@ from torch import nn
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.config_keys import EXPERTS, of_block, stated, whole_number, windows
+from patcher.architectures.decoder import decoder_config
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import build_stand_in, randomise
@@ -62,7 +63,7 @@ def exactness(architecture: Architecture, layer: int) -> Exactness:
         model, blocks = _stand_in(architecture, max(layer, 0)), architecture.blocks
     except InputError as error:
         return Exactness(f"no tiny stand-in could be built ({error.problems[0].message})", False, window, linear)
-    prompts = _prompts(int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]
+    prompts = _prompts(int(decoder_config(model.config).vocab_size))
     alone = [_read(model, blocks, _batch([prompt], shared=False)) for prompt in prompts]
     wanted = torch.cat(alone)
     padded = _compare(model, blocks, _batch(prompts, shared=False), wanted)

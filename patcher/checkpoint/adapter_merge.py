@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from patcher.architectures.model_class import quiet_transformers
+from patcher.architectures.model_class import auto_class_of, quiet_transformers
 from patcher.checkpoint.adapter_embeddings import Embeddings, TiedEnds, require_filled
 from patcher.checkpoint.adapter_folder import BY_HAND, CONFIG, PREFIX, WEIGHTS, AdapterFolder, refusal
 from patcher.checkpoint.folder import CheckpointFolder
@@ -51,14 +51,19 @@ def unknown_keys(adapter: AdapterFolder) -> list[str]:
 
 
 def load_base(base: CheckpointFolder, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     # Not by config.json: a float32 file under `dtype: bfloat16` would be rounded before the merge.
     stored = {info.dtype for info in base.tensors.values() if info.dtype in FLOATS and len(info.shape) > 1}
     dtype = DTYPES[stored.pop()] if len(stored) == 1 else torch.float32
     message = "the base model cannot be loaded, so no adapter can be merged into it"
     with _errors_in_words(message, base.path, "check that AutoModelForCausalLM.from_pretrained loads it"):
-        return AutoModelForCausalLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
+            base.path, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    auto = auto_class_of(config)
+    with _errors_in_words(message, base.path, f"check that {auto}.from_pretrained loads it"):
+        return getattr(transformers, auto).from_pretrained(
             base.path, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
         )
 

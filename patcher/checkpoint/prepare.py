@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from patcher.architectures.decoder import decoder_config
 from patcher.architectures.quantised import quantisation_of
 from patcher.checkpoint.adapter import merge_adapter
 from patcher.checkpoint.adapter_folder import AdapterFolder, find_adapter
@@ -89,7 +90,7 @@ def find_model(model: str, recipe_folder: Path, *, weights: bool, where: str = "
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The folder's transformers config.
+    """The folder's transformers config; of a multimodal wrapper its decoder's, which remembers the whole.
 
     Raises:
         InputError: no config, an architecture that this transformers does not know, sizes that no model has, or a
@@ -108,7 +109,8 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     quantisation_of(stated, where)
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            whole = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        return decoder_config(whole)
     except (
         OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError, RuntimeError,
         AssertionError, StrictDataclassError,

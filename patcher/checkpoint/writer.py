@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from patcher.architectures.decoder import with_changes
 from patcher.checkpoint.copying import Placed, place_file
 from patcher.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
 from patcher.checkpoint.safetensors_file import (
@@ -81,10 +82,10 @@ def write_copy(
         created: tensors that the base does not store, by name on disk; a lazy one is made when it is written.
         replaced: tensors that the base stores, in the stored shape: patched byte for byte in the stored dtype, or, in
             fp32 where half precision is stored, left out of their shard and written beside ``created``.
-        config_changes: keys of config.json; None removes one.
+        config_changes: keys of the decoder in config.json; None removes one.
         dropped: tensors of the base that the copy lacks; ``created`` may use their names again.
         renamed: tensors of the base under another name in the copy; their bytes are copied.
-        config: a whole config.json, instead of the base's with changes.
+        config: all keys of the decoder in config.json, instead of the base's with changes.
         tokenizer_changes: keys of tokenizer_config.json.
         remote_code: take the checkpoint's own .py files along.
         link: place weight files of which no byte changes as hard links, where that can be done. They are then the
@@ -129,7 +130,10 @@ def write_copy(
     # A single file gets one too: without an index vLLM and SGLang load every *.safetensors, our vectors as well.
     index = {"metadata": _index_metadata(base, layout, added), "weight_map": dict(sorted(weight_map.items()))}
     log.add("new", _write_json(stage / INDEX, index))
-    changed = _config(base.config if config is None else config, config_changes, remote_code=remote_code)
+    changed = with_changes(base.config, config_changes, config)
+    if not remote_code:
+        # Code from elsewhere may not know the bias; without this key every loader takes the stock class.
+        changed.pop("auto_map", None)
     log.add("new", _write_json(stage / "config.json", changed))
     for side in base.side_files(remote_code=remote_code):
         log.placed(place_file(base.path / side, stage / side))
@@ -254,15 +258,6 @@ def _index_metadata(
         metadata["total_parameters"] += sum(math.prod(tensor.shape) for tensor in added.values())
         metadata["total_parameters"] -= sum(math.prod(base.tensors[name].shape) for name in layout.gone)
     return metadata
-
-
-def _config(stated: Mapping[str, Any], changes: Mapping[str, Any], *, remote_code: bool) -> dict[str, Any]:
-    merged = {**stated, **changes}
-    config = {key: value for key, value in merged.items() if value is not None or key not in changes}
-    if not remote_code:
-        # Code from elsewhere may not know the bias; without this key every loader takes the stock class.
-        config.pop("auto_map", None)
-    return config
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> int:

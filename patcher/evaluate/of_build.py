@@ -171,7 +171,8 @@ class _Evaluation:
         source, wanted = self.opened.logits, self.loaded.recipe.evaluate.random_vectors
         tokens = tokens_run(source, one.measured.effect.texts(one.count), one.rows)
         each = source.cost(tokens, [self.measured], again=True)
-        fit = wanted + 1 if math.isinf(allowed) else int(allowed / each)
+        # Of the last block nothing is computed again.
+        fit = wanted + 1 if math.isinf(allowed) or each <= 0 else int(allowed / each)
         return min(wanted, fit), fit > wanted
 
     def _controls(self, asked: Sequence[Asked]) -> None:

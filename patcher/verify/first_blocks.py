@@ -15,6 +15,7 @@ import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.config_keys import BLOCK_COUNTS, block_count, stated
+from patcher.architectures.decoder import decoder_part, with_changes
 from patcher.architectures.model_class import on_meta, parameter_shapes
 from patcher.checkpoint.block_names import BlockNames
 from patcher.checkpoint.folder import INDEX, CheckpointFolder
@@ -111,9 +112,8 @@ def _shorten(folder: Path, target: Path, blocks: str, count: int) -> None:
     """Write the folder's config with ``count`` blocks, and see that its class is the first part of the folder's."""
     parsed, content = _parsed(folder), read_json_object(folder / "config.json")
     before = block_count(parsed)
-    (target / "config.json").write_text(
-        json.dumps(_shorter(content, parsed, before, count), indent=2), encoding="utf-8"
-    )
+    shorter = with_changes(content, {}, _shorter(decoder_part(content), parsed, before, count))
+    (target / "config.json").write_text(json.dumps(shorter, indent=2), encoding="utf-8")
     try:
         short = parameter_shapes(on_meta(_parsed(target)))
         whole = parameter_shapes(on_meta(parsed))

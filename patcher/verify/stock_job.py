@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from patcher.architectures.config_keys import stated_positions, windows
+from patcher.architectures.decoder import decoder_part
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.model import has_tokenizer
 from patcher.checkpoint.folder import CheckpointFolder
@@ -47,7 +48,7 @@ def stock_job(
         scratch: takes the vectors.
         others: whether other stacks are held to the result: probes are longer then, and more tokens are decoded.
     """
-    config = CheckpointFolder(base).config
+    config = decoder_part(CheckpointFolder(base).config)
     vectors = {f"layer.{layer}": held.stored.clone() for layer, held in stored.items()}
     save_file(vectors, scratch / "vectors.safetensors")
     slots = [slot for held in stored.values() for slot in held.slots]
@@ -74,7 +75,7 @@ def stock_job(
         "config_changes": list(patch.route.config_changes),
         "device": "cpu",
         "long_tokens": long_tokens,
-        "own_dtype": not _is_fp32(base, config),
+        "own_dtype": not _is_fp32(base, CheckpointFolder(base).config),
         "vectors": str(scratch / "vectors.safetensors"),
         "slot_file": str(scratch / "slots.safetensors"),
         "slots": [

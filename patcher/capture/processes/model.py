@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from patcher.architectures.decoder import checkpoint_config
 from patcher.architectures.model_class import on_meta, quiet_transformers
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.forward import Enough, run_blocks
@@ -161,7 +162,11 @@ def load_part(folder: Path, sharding: Sharding, world: World) -> nn.Module:
         part: Any = _part_class(stock, sharding.blocks, None if sharding.whole else sharding.last)
         with quiet_transformers():
             model: nn.Module = part.from_pretrained(
-                folder, config=config, dtype=getattr(torch, sharding.dtype), local_files_only=True, **options
+                folder,
+                config=checkpoint_config(config),
+                dtype=getattr(torch, sharding.dtype),
+                local_files_only=True,
+                **options,
             ).eval()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(error, str(folder), sharding.mode) from None

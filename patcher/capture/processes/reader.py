@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.decoder import decoder_config
 from patcher.architectures.quantised import quantisation_of
 from patcher.capture.forward import position_limit
 from patcher.capture.memory import available_memory
@@ -93,7 +94,7 @@ def sharded_reader(
     say(f"loading the model in {world.size} processes ({what})")
     runner = Distributed(sharding, processes)
     assert runner.model is not None
-    tokens = token_budget(runner.model.config, own_device(sharding.device, world), runner.dtype)
+    tokens = token_budget(decoder_config(runner.model.config), own_device(sharding.device, world), runner.dtype)
     yield ResidualReader(runner, architecture, tokens, batch_size, position_limit(runner.model), note=say)
     runner.end()
     forget_launch()

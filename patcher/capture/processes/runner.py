@@ -12,11 +12,11 @@ import gc
 import itertools
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from patcher.architectures.decoder import decoder_config
 from patcher.capture.batches import Batch, Place
 from patcher.capture.forward import read_blocks
 from patcher.capture.processes.messages import Order, Processes
@@ -37,8 +37,7 @@ class Distributed:
         self.sharding, self.processes = sharding, processes
         _order_all(processes, "load", sharding)
         self.model: nn.Module | None = load_sharded(sharding, processes)
-        config: Any = self.model.config
-        self.hidden = int(config.hidden_size)
+        self.hidden = int(decoder_config(self.model.config).hidden_size)
         self.dtype: torch.dtype = getattr(torch, sharding.dtype)
 
     def run(self, batches: Sequence[Batch], layers: Sequence[int], collect: Collector, progress: Progress) -> None:
@@ -155,8 +154,7 @@ def _enough(jobs: list[tuple[int, Batch]], size: int) -> list[tuple[int, Batch]]
 def _read(model: nn.Module, sharding: Sharding, batch: Batch, layers: Sequence[int]) -> Tensor:
     """[layers, places, hidden + 1], fp64, on the CPU: of every place the row that is read and its sum of norms."""
     own = Batch(batch.inputs, tuple(Place(i, p.row, p.columns, p.counted) for i, p in enumerate(batch.places)))
-    config: Any = model.config
-    collector = Collector([own], len(own.places), int(config.hidden_size), layers)
+    collector = Collector([own], len(own.places), int(decoder_config(model.config).hidden_size), layers)
 
     def use(layer: int, states: Tensor) -> None:
         collector(layer, 0, _whole(states))

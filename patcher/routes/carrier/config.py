@@ -7,6 +7,7 @@ from typing import Any
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.config_keys import stated
+from patcher.architectures.decoder import decoder_config, decoder_part, own_values, with_changes
 from patcher.architectures.model_class import quiet_transformers
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.routes.carrier.choice import Choice
@@ -18,7 +19,7 @@ from patcher.routes.plan import NotApplicable, TensorWrite
 
 def config_changes(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> dict[str, Any]:
     """The changes in the spelling of this config.json; it must then say what was proven."""
-    stored = _decoded(checkpoint.config) if checkpoint is not None else architecture.config.to_dict()
+    stored = _decoded(decoder_part(checkpoint.config)) if checkpoint is not None else own_values(architecture.config)
     changes = as_stated(choice.insertion, architecture.config, stored)
     before = architecture.config.to_dict()
     changes = {name: _spelled(value, stored.get(name), before.get(name)) for name, value in changes.items()}
@@ -30,7 +31,7 @@ def config_changes(architecture: Architecture, choice: Choice, checkpoint: Check
     wanted = choice.insertion.config.to_dict()
     try:
         with quiet_transformers():
-            read = type(architecture.config).from_dict({**stored, **changes}).to_dict()
+            read = _read(architecture, checkpoint, {**stored, **changes}).to_dict()
     except Exception as error:
         # Classes check their configs in their own ways, with errors of any type.
         raise NotApplicable(f"transformers does not load the config with one more layer: {error}") from None
@@ -39,6 +40,14 @@ def config_changes(architecture: Architecture, choice: Choice, checkpoint: Check
         if name not in skipped and not name.startswith("_") and read.get(name) != value:
             raise NotApplicable(f"the config key `{name}` would be read as {read.get(name)!r}, not as {value!r}")
     return changes
+
+
+def _read(architecture: Architecture, checkpoint: CheckpointFolder | None, stated: Mapping[str, Any]) -> Any:
+    """The decoder's config that a stock loader makes of it."""
+    whole = architecture.checkpoint_config
+    if not architecture.wraps or checkpoint is None:
+        return type(architecture.config).from_dict(dict(stated))
+    return decoder_config(type(whole).from_dict(with_changes(_decoded(checkpoint.config), {}, stated)))
 
 
 def moved_quantisation(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from patcher.architectures.config_keys import block_count, stated
+from patcher.architectures.decoder import own_values, put_inside
 from patcher.architectures.model_class import quiet_transformers
 from patcher.routes.relabel.guards import has_window, rope, rotary_fraction
 
@@ -66,7 +67,7 @@ def target_config(
         else:
             raise LookupError(f"`{name}` of {to} is not stated, and {source.model_type} has no such field")
     values.update(_rope_spellings(values.get("rope_parameters")))
-    before = raw if raw is not None else source.to_dict()
+    before = raw if raw is not None else own_values(source)
     for name in CARRIED:
         if name in before and (name not in values or values[name] is None):
             value = before[name]
@@ -74,10 +75,17 @@ def target_config(
     return values
 
 
-def parsed(values: Mapping[str, Any]) -> Any:
-    """The transformers config that a stock loader makes of a config.json with ``values``."""
+def parsed(values: Mapping[str, Any], source: Any = None) -> Any:
+    """The transformers config that a stock loader makes of a config.json with ``values``.
+
+    Args:
+        source: a config; if it is of the decoder in a wrapper, so is the new one.
+
+    Raises:
+        ValueError: that wrapper's class takes no such decoder.
+    """
     with quiet_transformers():
-        return config_class(values["model_type"]).from_dict(copy.deepcopy(dict(values)))
+        return put_inside(config_class(values["model_type"]).from_dict(copy.deepcopy(dict(values))), source)
 
 
 def _rope_spellings(parameters: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from patcher.routes.plan import NotApplicable
 from patcher.routes.relabel.config import config_class, parsed, target_config
 from patcher.routes.relabel.guards import GUARDS, even_heads
 from patcher.routes.relabel.proof import NoRelabel, RelabelProof, prove
-from patcher.routes.relabel.rows import Candidate, candidates
+from patcher.routes.relabel.rows import Candidate, candidates, in_wrapper
 from patcher.routes.relabel.tensors import Derivation, derivations
 
 
@@ -60,7 +60,7 @@ def find_relabel(architecture: Architecture, layers: Sequence[int], raw: Mapping
     Raises:
         NoRelabel: none does; the text says why, candidate by candidate.
     """
-    rows = candidates().get(architecture.model_type, ())
+    rows = [in_wrapper(row, architecture) for row in candidates().get(architecture.model_type, ())]
     if not rows:
         raise NoRelabel(f"no other class is known to compute what {architecture.class_name} computes")
     why: list[str] = []
@@ -85,7 +85,7 @@ def _relabel(
         raise NoRelabel("this release of transformers does not have the class")
     try:
         values = target_config(config, row.to, row.config, raw)
-        target = Architecture(parsed(values))
+        target = Architecture(parsed(values, config))
     except FAILURES as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise NoRelabel(f"its config cannot be stated ({lines[-1] if lines else type(error).__name__})") from None

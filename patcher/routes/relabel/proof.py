@@ -72,7 +72,7 @@ def _prove(config: Any, row: Candidate, slot: Slot, own: str | None) -> RelabelP
     generator = torch.Generator().manual_seed(0)
     source = build_stand_in(tiny, trust_remote_code=False)
     randomise(source, generator)
-    target = build_stand_in(parsed(target_config(tiny, row.to, row.config)), trust_remote_code=False)
+    target = build_stand_in(parsed(target_config(tiny, row.to, row.config), tiny), trust_remote_code=False)
     _fill(source, target, row, tiny)
     blocks, _, name = slot.parameter.partition(f".{slot.layer}.")
     path, own_path = f"{blocks}.{layer}", f"{own or blocks}.{layer}"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture, Slot
+from patcher.architectures.decoder import decoder_part
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.disk_names import existing_name
@@ -37,7 +38,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
     """
     if architecture.trust_remote_code and checkpoint is not None and "auto_map" in checkpoint.config:
         raise NotApplicable("the checkpoint's own code reads it, so no stock class can be put in its place")
-    found = find_relabel(architecture, layers, checkpoint.config if checkpoint is not None else None)
+    found = find_relabel(architecture, layers, decoder_part(checkpoint.config) if checkpoint is not None else None)
     config = {**_config(found), **quantised.stated(architecture, checkpoint)}
     tokenizer = {} if checkpoint is None else _tokenizer(checkpoint, config, found)
     stored, packed = quantised.as_plain(architecture, checkpoint)

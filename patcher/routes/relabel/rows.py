@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from patcher.architectures.analysis import Architecture
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,21 @@ def candidates() -> Mapping[str, tuple[Candidate, ...]]:
     """The rows of relabels.json, by the source's model type."""
     data = json.loads(Path(__file__).with_name("relabels.json").read_text(encoding="utf-8"))
     return {source: tuple(_candidate(row, data) for row in found) for source, found in data["sources"].items()}
+
+
+def in_wrapper(row: Candidate, architecture: Architecture) -> Candidate:
+    """The row for a decoder inside a multimodal wrapper, whose parameters have other names; else the row itself."""
+    if not architecture.wraps or architecture.row is None:
+        return row
+    alone, inside = (blocks.rpartition(".")[0] + "." for blocks in (architecture.row.blocks, architecture.blocks))
+
+    def moved(name: str) -> str:
+        return inside + name.removeprefix(alone) if name.startswith(alone) else name
+
+    def rule(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**stated, "from": moved(stated["from"])} if "from" in stated else stated
+
+    return replace(row, tensors={moved(name): rule(stated) for name, stated in row.tensors.items()})
 
 
 def _candidate(row: Mapping[str, Any], data: Mapping[str, Any]) -> Candidate:

@@ -15,7 +15,13 @@ sys.modules["patcher"] = None  # type: ignore[assignment]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from typing import Any  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+if TYPE_CHECKING:
+    from patcher.verify.programs.stock_model import loader_of
+else:
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from stock_model import loader_of
 
 
 def main(job_path: str) -> None:
@@ -30,10 +36,8 @@ def main(job_path: str) -> None:
 
 def report(folder: str, trust_remote_code: bool) -> dict[str, Any]:
     """What the stock loader says of a folder."""
-    from transformers import AutoModelForCausalLM
-
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = loader_of(folder, trust_remote_code=trust_remote_code).from_pretrained(
             folder,
             device_map={"": "meta"},
             # Else it raises for the first, and would not list them.

@@ -173,8 +173,12 @@ class Forward:
     def _largest_list(self) -> tuple[Any, int]:
         """The model's own record of its blocks: not the module path that the edit was made with."""
         config = self.model.config
+        if getattr(config, "text_config", None) is not None:
+            config = config.text_config
+        # Of a multimodal model, the part that has the text's config.
+        text = (m for m in self.model.modules() if type(getattr(m, "config", None)) is type(config))
         count = getattr(config, "decoder_layers", None) or config.num_hidden_layers
-        lists = [m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+        lists = [m for m in next(text, self.model).modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
         return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters())), count
 
     @contextlib.contextmanager

@@ -26,7 +26,7 @@ def prepare(folder: str, *, load: bool) -> None:
 
     What goes wrong here goes wrong in the job as well, and is told then.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -34,7 +34,7 @@ def prepare(folder: str, *, load: bool) -> None:
         if load:
             PREPARED[folder] = from_pretrained(folder, dtype=torch.float32)
         else:
-            _ = AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(folder, local_files_only=True))]
+            _ = loader_of(folder)._model_mapping[type(AutoConfig.from_pretrained(folder, local_files_only=True))]
     except Exception:
         PREPARED.pop(folder, None)
     finally:
@@ -43,11 +43,30 @@ def prepare(folder: str, *, load: bool) -> None:
 
 def from_pretrained(folder: str, **options: Any) -> Any:
     """The model of a folder and what the loader says of it."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True, **{"trust_remote_code": False, **options}
+    options = {"trust_remote_code": False, **options}
+    return loader_of(folder, trust_remote_code=options["trust_remote_code"]).from_pretrained(
+        folder, local_files_only=True, output_loading_info=True, **options
     )
+
+
+def loader_of(folder: str, *, trust_remote_code: bool = False) -> Any:
+    """The stock loader of a folder: of a multimodal model the one that loads all of it, not its text part alone."""
+    import transformers
+    from transformers.models.auto import modeling_auto as library
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    if getattr(config, "text_config", None) is None:
+        return transformers.AutoModelForCausalLM
+    named = next(iter(getattr(config, "architectures", None) or ()), None)
+    of_text = library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    for loader, mapping in (
+        ("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"),
+        ("AutoModelForMultimodalLM", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"),
+    ):
+        whole = getattr(library, mapping, {}).get(config.model_type)
+        if whole is not None and (named != of_text or of_text == whole):
+            return getattr(transformers, loader)
+    return transformers.AutoModelForCausalLM
 
 
 def load(job: Mapping[str, Any], dtype: str, facts: dict[str, Any]) -> Any:
