@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from patcher.architectures.config_keys import stated
 from patcher.errors import InputError
 
 TEXT_KEY = "text_config"
@@ -33,8 +34,8 @@ def decoder_config(config: Any) -> Any:
     Raises:
         InputError: the wrapper keeps a decoder in a way that is not known here.
     """
-    text = getattr(config, TEXT_KEY, None)
-    if text is None or isinstance(text, Mapping) or getattr(config, _INSIDE, None) is not None:
+    text = stated(config, TEXT_KEY)
+    if text is None or isinstance(text, Mapping) or stated(config, _INSIDE) is not None:
         return config
     if not hasattr(text, "to_dict"):
         raise InputError(
@@ -44,19 +45,19 @@ def decoder_config(config: Any) -> Any:
             remedy="give a checkpoint of a text decoder alone, where one is published",
         )
     text = copy.deepcopy(text)
-    stated = {key: value for key, value in config.to_dict().items() if key != TEXT_KEY}
-    key = hashlib.sha256(json.dumps([config.model_type, stated], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    rest = {name: value for name, value in config.to_dict().items() if name != TEXT_KEY}
+    key = hashlib.sha256(json.dumps([config.model_type, rest], sort_keys=True, default=str).encode()).hexdigest()[:16]
     if key not in _wrappers:
         _wrappers[key] = copy.deepcopy(config)
     setattr(text, _INSIDE, key)
-    if getattr(config, "quantization_config", None) is not None:
+    if stated(config, "quantization_config") is not None:
         text.quantization_config = copy.deepcopy(config.quantization_config)
     return text
 
 
 def wrapper_of(config: Any) -> Any:
     """The config of the wrapper that a decoder's config comes from, unchanged; None of a text model."""
-    return _wrappers.get(getattr(config, _INSIDE, None) or "")
+    return _wrappers.get(stated(config, _INSIDE) or "")
 
 
 def checkpoint_config(config: Any) -> Any:
@@ -70,7 +71,7 @@ def checkpoint_config(config: Any) -> Any:
     if hasattr(whole, "quantization_config"):
         whole.quantization_config = quantised
     setattr(whole, TEXT_KEY, text)
-    dtype = getattr(text, "dtype", None)
+    dtype = stated(text, "dtype")
     for part in (whole, *(value for value in vars(whole).values() if hasattr(value, "to_dict"))):
         if getattr(part, "dtype", None) != dtype:
             part.dtype = dtype
@@ -83,7 +84,7 @@ def put_inside(config: Any, like: Any) -> Any:
     Raises:
         ValueError: the wrapper's class makes another config of it.
     """
-    key = getattr(like, _INSIDE, None)
+    key = stated(like, _INSIDE)
     if key is not None:
         setattr(config, _INSIDE, key)
         wrapper = _wrappers[key]
@@ -100,42 +101,42 @@ def own_values(config: Any) -> dict[str, Any]:
     return values
 
 
-def text_key(stated: Mapping[str, Any]) -> str | None:
+def text_key(content: Mapping[str, Any]) -> str | None:
     """The key of a config.json under which the decoder's keys are; None where they are at its top."""
-    return TEXT_KEY if isinstance(stated.get(TEXT_KEY), Mapping) else None
+    return TEXT_KEY if isinstance(content.get(TEXT_KEY), Mapping) else None
 
 
-def decoder_part(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+def decoder_part(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a config.json states of its decoder."""
-    key = text_key(stated)
+    key = text_key(content)
     if key is None:
-        return stated
-    whole = {name: stated[name] for name in ("quantization_config",) if name in stated}
-    return {**stated[key], **whole}
+        return content
+    whole = {name: content[name] for name in ("quantization_config",) if name in content}
+    return {**content[key], **whole}
 
 
 def with_changes(
-    stated: Mapping[str, Any], changes: Mapping[str, Any], decoder: Mapping[str, Any] | None = None
+    content: Mapping[str, Any], changes: Mapping[str, Any], decoder: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """A config.json with another decoder.
 
     Args:
-        stated: the config.json; it is not changed.
+        content: the config.json; it is not changed.
         changes: keys of the decoder, or of the whole (``architectures``, ``quantization_config``); None removes one.
         decoder: all keys of the decoder, instead of those that are stated.
     """
-    key = text_key(stated)
+    key = text_key(content)
     if key is None:
-        return _changed(stated if decoder is None else decoder, changes)
+        return _changed(content if decoder is None else decoder, changes)
     of_whole = {name: value for name, value in changes.items() if name in _OF_THE_WHOLE}
     inside = {name: value for name, value in changes.items() if name not in _OF_THE_WHOLE}
-    part = dict(stated[key] if decoder is None else decoder)
+    part = dict(content[key] if decoder is None else decoder)
     if decoder is not None:
         # Who reads the whole goes by the wrapper's class.
         part.pop("architectures", None)
-    return {**_changed(stated, of_whole), key: _changed(part, inside)}
+    return {**_changed(content, of_whole), key: _changed(part, inside)}
 
 
-def _changed(stated: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**stated, **{name: value for name, value in changes.items() if name != _INSIDE}}
+def _changed(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**content, **{name: value for name, value in changes.items() if name != _INSIDE}}
     return {key: value for key, value in merged.items() if value is not None or key not in changes}

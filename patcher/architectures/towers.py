@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from patcher.architectures.config_keys import stated
 from patcher.architectures.decoder import decoder_config
 
 
@@ -22,7 +23,7 @@ def towers_of(model: nn.Module) -> tuple[str, ...]:
     text = decoder_config(config)
     if text is config:
         return ()
-    inside = getattr(config, "text_config", None)
+    inside = stated(config, "text_config")
     found: list[str] = []
     for name, module in model.named_modules():
         if not name or any(name.startswith(tower + ".") for tower in found):

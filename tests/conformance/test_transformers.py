@@ -101,15 +101,16 @@ def test_classes_that_count_their_blocks_in_their_own_way(tmp_path: Path, model_
     assert entry["passed"] and entry["steering_effect"] > 0.1 and entry["vector_rel_error"] < 1e-5
 
 
-def test_a_multimodal_wrapper_is_refused_in_words(tmp_path: Path) -> None:
+def test_the_decoder_of_a_multimodal_wrapper_is_looked_at_in_the_whole_class(tmp_path: Path) -> None:
     from support.tiny_models import parsed_config, released_config
 
     from patcher.architectures.analysis import Architecture
-    from patcher.errors import InputError
 
-    config = parsed_config(released_config("google--gemma-3-4b-it"), tmp_path)
-    with pytest.raises(InputError, match="multimodal wrapper"):
-        Architecture(config)
+    architecture = Architecture(parsed_config(released_config("google--gemma-3-4b-it"), tmp_path))
+    assert architecture.wraps and architecture.class_name == "Gemma3ForConditionalGeneration"
+    assert (architecture.model_type, architecture.checkpoint_type) == ("gemma3_text", "gemma3")
+    assert architecture.auto_class == "AutoModelForImageTextToText"
+    assert architecture.blocks == "model.language_model.layers"
 
 
 def test_two_vectors_and_several_layers_add_up(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from patcher.architectures.analysis import Architecture, Slot
-from patcher.architectures.decoder import decoder_part
+from patcher.architectures.decoder import decoder_part, text_key
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.disk_names import existing_name
@@ -38,6 +38,8 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
     """
     if architecture.trust_remote_code and checkpoint is not None and "auto_map" in checkpoint.config:
         raise NotApplicable("the checkpoint's own code reads it, so no stock class can be put in its place")
+    if architecture.wraps and checkpoint is not None and text_key(checkpoint.config) is None:
+        raise NotApplicable("config.json states the decoder and the whole side by side, so no other class can be named")
     found = find_relabel(architecture, layers, decoder_part(checkpoint.config) if checkpoint is not None else None)
     config = {**_config(found), **quantised.stated(architecture, checkpoint)}
     tokenizer = {} if checkpoint is None else _tokenizer(checkpoint, config, found)
