@@ -25,6 +25,9 @@ _INSIDE = "_wrapper"
 _OF_THE_WHOLE = frozenset({"architectures", "auto_map", "quantization_config", "dtype", "torch_dtype", "model_type"})
 """Keys that a wrapper's config.json states at its top, whatever it keeps inside."""
 
+_TIED = "tie_word_embeddings"
+"""What a wrapper states at its top goes for it; releases differ in where they look."""
+
 _wrappers: dict[str, Any] = {}
 
 
@@ -70,6 +73,8 @@ def checkpoint_config(config: Any) -> Any:
     quantised = vars(text).pop("quantization_config", None)
     if hasattr(whole, "quantization_config"):
         whole.quantization_config = quantised
+    if stated(text, _TIED) != stated(getattr(whole, TEXT_KEY), _TIED):
+        setattr(whole, _TIED, stated(text, _TIED))
     setattr(whole, TEXT_KEY, text)
     dtype = stated(text, "dtype")
     for part in (whole, *(value for value in vars(whole).values() if hasattr(value, "to_dict"))):
@@ -128,7 +133,7 @@ def with_changes(
     key = text_key(content)
     if key is None:
         return _changed(content if decoder is None else decoder, changes)
-    of_whole = {name: value for name, value in changes.items() if name in _OF_THE_WHOLE}
+    of_whole = {name: value for name, value in changes.items() if name in _OF_THE_WHOLE or name == _TIED}
     inside = {name: value for name, value in changes.items() if name not in _OF_THE_WHOLE}
     part = dict(content[key] if decoder is None else decoder)
     if decoder is not None:

@@ -122,7 +122,7 @@ def tied_names(config: Any, *, trust_remote_code: bool = False) -> Mapping[str, 
         keys = getattr(on_meta(config, trust_remote_code=trust_remote_code), "_tied_weights_keys", None)
         return dict(keys) if isinstance(keys, dict) else {}
 
-    if not stated(config.get_text_config(), "tie_word_embeddings", False):
+    if not stated(checkpoint_config(config), "tie_word_embeddings", False):
         return {}
     return findings_about(config, trust_remote_code=trust_remote_code).once("tied names", dict[str, str], look)
 

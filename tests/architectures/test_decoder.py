@@ -72,6 +72,8 @@ def test_changes_go_where_the_decoders_keys_are() -> None:
     nested = {"model_type": "w", "architectures": ["W"], "text_config": {"num_hidden_layers": 4, "a": 1}}
     changed = with_changes(nested, {"num_hidden_layers": 5, "a": None, "architectures": ["V"]})
     assert changed == {"model_type": "w", "architectures": ["V"], "text_config": {"num_hidden_layers": 5}}
+    untied = with_changes(nested, {"tie_word_embeddings": False})
+    assert untied["tie_word_embeddings"] is False and untied["text_config"]["tie_word_embeddings"] is False
     assert with_changes(nested, {}, {"model_type": "llama", "architectures": ["L"]})["text_config"] == {
         "model_type": "llama"
     }
