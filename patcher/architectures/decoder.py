@@ -68,8 +68,7 @@ def checkpoint_config(config: Any) -> Any:
     wrapper = wrapper_of(config)
     if wrapper is None:
         return config
-    whole, text = copy.deepcopy(wrapper), copy.deepcopy(config)
-    delattr(text, _INSIDE)
+    whole, text = copy.deepcopy(wrapper), taken_out(config)
     quantised = vars(text).pop("quantization_config", None)
     if hasattr(whole, "quantization_config"):
         whole.quantization_config = quantised
@@ -81,6 +80,13 @@ def checkpoint_config(config: Any) -> Any:
         if getattr(part, "dtype", None) != dtype:
             part.dtype = dtype
     return whole
+
+
+def taken_out(config: Any) -> Any:
+    """A decoder's config that is no longer in a wrapper, as that of a text model is."""
+    text = copy.deepcopy(config)
+    vars(text).pop(_INSIDE, None)
+    return text
 
 
 def put_inside(config: Any, like: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.decoder import taken_out
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ def candidates() -> Mapping[str, tuple[Candidate, ...]]:
 
 def in_wrapper(row: Candidate, architecture: Architecture) -> Candidate:
     """The row for a decoder inside a multimodal wrapper, whose parameters have other names; else the row itself."""
-    if not architecture.wraps or architecture.row is None:
+    if not architecture.wraps:
         return row
-    alone, inside = (blocks.rpartition(".")[0] + "." for blocks in (architecture.row.blocks, architecture.blocks))
+    text_model = Architecture(taken_out(architecture.config))
+    alone, inside = (blocks.rpartition(".")[0] + "." for blocks in (text_model.blocks, architecture.blocks))
 
     def moved(name: str) -> str:
         return inside + name.removeprefix(alone) if name.startswith(alone) else name
