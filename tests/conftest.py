@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,9 @@ from patcher.disk.findings import Findings
 # they compare is computed in the same order everywhere. Who sets other values gets them, in all processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Imports make some million objects and no garbage; Python would look for it every 700.
+gc.set_threshold(50_000, 5, 5)
 
 STOCK_PROCESSES = pytest.StashKey[StockProcesses]()
 
@@ -39,10 +43,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["PATCH_MODEL_CACHE"] = before
 
 
+ABOUT_PROOFS = {"architectures", "disk", "routes"}
+"""Folders of tests of what finds it out."""
+
+
 @pytest.fixture(autouse=True)
-def proofs_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process nothing found is kept: tests replace what finds it. The processes that they start keep theirs."""
-    monkeypatch.setattr(Findings, "kept", False)
+def proofs_are_made_once(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iterator[None]:
+    """What a proof found on a class is kept for the run, but not where it is tested, or a test replaces something."""
+    anew = request.path.relative_to(pytestconfig.rootpath).parts[1] in ABOUT_PROOFS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Findings, "kept", not (anew or "monkeypatch" in request.fixturenames))
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,6 +76,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STOCK_PROCESSES] = StockProcesses(os.environ)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported for the tests stays: no build that frees memory looks through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

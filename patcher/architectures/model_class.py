@@ -33,7 +33,9 @@ def quiet_transformers() -> Iterator[None]:
     root, kept = library.get_logger("transformers"), _Kept()
     handlers, propagates = root.handlers, root.propagate
     root.handlers, root.propagate = [kept], False
-    library.set_verbosity_warning()
+    # Setting a level, even to what it is, makes every logger of the process look its own up again.
+    if level != library.WARNING:
+        library.set_verbosity_warning()
     library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -44,7 +46,8 @@ def quiet_transformers() -> Iterator[None]:
         raise
     finally:
         root.handlers, root.propagate = handlers, propagates
-        library.set_verbosity(level)
+        if library.get_verbosity() != level:
+            library.set_verbosity(level)
         if bars:
             library.enable_progress_bar()
 

@@ -132,23 +132,62 @@ MISTAKES: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.fixture
-def blocked(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(BLOCKER, encoding="utf-8")
-    root = str(Path(__file__).parents[2])
+ALL = """
+import contextlib, io, json, os, sys
+from patcher.cli import main
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(tmp_path / "site"), root])
-        return subprocess.run(
-            [sys.executable, "-m", "patcher", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-        )
+found = []
+for place, arguments in json.load(sys.stdin):
+    os.chdir(place)
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as done:
+            status = done.code
+    found.append([status, out.getvalue(), err.getvalue()])
+json.dump(found, sys.stdout)
+"""
+Told = tuple[int, str, str]
+"""The exit status, stdout and stderr."""
+COMMANDS = [
+    ("verify", "nowhere"), ("push", "nowhere", "me/steered"), ("unpatch", "nowhere", "out"),
+    ("reproduce", "nowhere"), ("export", "nowhere", "--format", "safetensors"), ("chat", "nowhere", "-p", "x"),
+    ("sweep", "nowhere.yaml"), ("chat", "recipe.yaml", "--prompt", "x"), ("sweep", "recipe.yaml", "--no-pictures"),
+]  # fmt: skip
 
-    return run
+
+def blocked(folder: Path, *arguments: str, say: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, in which importing torch is an error."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(BLOCKER, encoding="utf-8")
+    path = os.pathsep.join([str(folder / "site"), str(Path(__file__).parents[2])])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        input=say,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
+    """What is told of each mistake, and by each of the other commands: all in one process."""
+    folder = tmp_path_factory.mktemp("told")
+    cases: dict[str, tuple[Change, list[str]]] = {
+        **{mistake: (change, ["recipe.yaml", "--json"]) for mistake, (change, _told) in MISTAKES.items()},
+        **{" ".join(command): (vector(layer=9), list(command)) for command in COMMANDS},
+    }
+    asked = []
+    for number, (change, arguments) in enumerate(cases.values()):
+        (folder / str(number)).mkdir()
+        write(folder / str(number), change)
+        asked.append([str(folder / str(number)), arguments])
+    done = blocked(folder, "-c", ALL, say=json.dumps(asked))
+    assert done.returncode == 0, done.stderr
+    return dict(zip(cases, json.loads(done.stdout), strict=True))
 
 
 def write(place: Path, change: Change) -> None:
@@ -165,41 +204,30 @@ def write(place: Path, change: Change) -> None:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_without_torch(
-    mistake: str, tmp_path: Path, blocked: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    change, told = MISTAKES[mistake]
-    write(tmp_path, change)
-    done = blocked("recipe.yaml", "--json")
-    assert done.returncode == 2, done.stderr
-    assert told in done.stderr and "Traceback" not in done.stderr
-    assert json.loads(done.stdout)["error"]["code"]
+def test_a_mistake_is_told_without_torch(mistake: str, told: dict[str, Told]) -> None:
+    status, out, err = told[mistake]
+    assert status == 2, err
+    assert MISTAKES[mistake][1] in err and "Traceback" not in err
+    assert json.loads(out)["error"]["code"]
 
 
-def test_a_recipe_without_a_mistake_gets_as_far_as_torch(
-    tmp_path: Path, blocked: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_other_commands_tell_it_without_torch_too(command: tuple[str, ...], told: dict[str, Told]) -> None:
+    status, _out, err = told[" ".join(command)]
+    assert status == 2, err
+    assert "error: " in err and "Traceback" not in err
+
+
+def test_a_mistake_is_told_by_the_program_itself(tmp_path: Path) -> None:
+    write(tmp_path, vector(layer=4))
+    done = blocked(tmp_path, "-m", "patcher", "recipe.yaml")
+    assert done.returncode == 2 and "the model has 4 decoder blocks" in done.stderr
+
+
+def test_a_recipe_without_a_mistake_gets_as_far_as_torch(tmp_path: Path) -> None:
     write(tmp_path, lambda _place, _recipe: None)
-    done = blocked("recipe.yaml")
+    done = blocked(tmp_path, "-m", "patcher", "recipe.yaml")
     assert done.returncode == 1 and "torch is imported" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("verify", "nowhere"), ("push", "nowhere", "me/steered"), ("unpatch", "nowhere", "out"),
-        ("reproduce", "nowhere"), ("export", "nowhere", "--format", "safetensors"), ("chat", "nowhere", "-p", "x"),
-        ("sweep", "nowhere.yaml"), ("chat", "recipe.yaml", "--prompt", "x"), ("sweep", "recipe.yaml", "--no-pictures"),
-    ],
-    ids=" ".join,
-)  # fmt: skip
-def test_other_commands_tell_it_without_torch_too(
-    command: tuple[str, ...], tmp_path: Path, blocked: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    write(tmp_path, vector(layer=9))
-    done = blocked(*command)
-    assert done.returncode == 2, done.stderr
-    assert "error: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_pairs_are_read_once_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
