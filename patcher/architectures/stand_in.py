@@ -80,6 +80,8 @@ def _without_towers(meta: Any, towers: tuple[str, ...]) -> nn.Module:
         model: nn.Module = type(meta).from_pretrained(
             None, config=meta.config, state_dict={}, dtype=torch.float32, device_map=devices, local_files_only=True
         )
+    # What was not loaded by any conversion would be saved by none.
+    vars(model).pop("_weight_conversions", None)
     return model
 
 

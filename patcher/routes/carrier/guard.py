@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from patcher.architectures.model_class import on_meta, submodule
+from patcher.architectures.towers import towers_of
 from patcher.errors import InputError
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, MovesOthers, sources_of
 
@@ -53,7 +54,8 @@ def require_neutral(
         difference = _difference(old[block], new[place], insertion, block, place, fixed=fixed)
         if difference is not None:
             raise MovesOthers(f"inserting a block changes {name}: {difference}")
-    difference = _difference(base, extended, insertion, None, None, skip=blocks)
+    # A tower's blocks have indices of their own, and may be as many as the decoder's.
+    difference = _difference(base, extended, insertion, None, None, skip=(blocks, *towers_of(base)))
     if difference is not None:
         raise CannotInsert(f"inserting a block changes the rest of the model: {difference}")
     return extended
@@ -79,11 +81,13 @@ def _difference(
     block: int | None,
     place: int | None,
     *,
-    skip: str = "",
+    skip: tuple[str, ...] = (),
     fixed: frozenset[str] = frozenset(),
 ) -> str | None:
-    before = {path: module for path, module in old.named_modules() if not (skip and path.startswith(skip + "."))}
-    after = {path: module for path, module in new.named_modules() if not (skip and path.startswith(skip + "."))}
+    skipped = tuple(f"{path}." for path in skip)
+    before, after = (
+        {path: module for path, module in model.named_modules() if not path.startswith(skipped)} for model in (old, new)
+    )
     lost = sorted(before.keys() ^ after.keys())
     if lost:
         return str(lost[0])
