@@ -109,6 +109,7 @@ def test_the_cache_saves_the_capture_and_changes_nothing(tmp_path: Path, monkeyp
     assert not any(torch.equal(tensor, vectors(other)[key]) for key, tensor in vectors(first).items())
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_in_memory_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_checkpoint(tmp_path / "base", "meta-llama--Llama-3.1-8B-Instruct")
     wanted = build(tmp_path, "memory")

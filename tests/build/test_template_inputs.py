@@ -113,7 +113,7 @@ def test_a_folder_without_the_day_is_told_why_it_is_another(place: Path, calenda
     assert any("does not say on which day" in note and "2026-11-29" in note for note in result.notes)
 
 
-@pytest.mark.slow_but("*its pairs are*", "*became other tokens*")
+@pytest.mark.slow_but("*became other tokens*")
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -9,7 +9,11 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.hub_server import HubServer
@@ -66,14 +70,41 @@ def on_a_terminal(*arguments: str, program: str = PROGRAM, **variables: str) -> 
     return seen.decode()
 
 
+def in_a_log(**variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+    )
+
+
+TERMINALS: list[dict[str, str]] = [{}, {"NO_COLOR": "1"}, {"PYTHONIOENCODING": "cp1252"}, {"COLUMNS": "30"}]
+LOGS: list[dict[str, str]] = [{}, {"FORCE_COLOR": "1"}, {"TERM": "xterm"}]
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[dict[str, Future[Any]]]:
+    """The program, which waits more than it computes, in all the ways in which it is looked at: at once."""
+    ways: dict[str, Callable[[], Any]] = {
+        "quiet": partial(on_a_terminal, "-q"),
+        "dumb": partial(on_a_terminal, TERM="dumb"),
+        **{f"terminal {variables}": partial(on_a_terminal, **variables) for variables in TERMINALS},
+        **{f"log {variables}": partial(in_a_log, **variables) for variables in LOGS},
+    }
+    with ThreadPoolExecutor(5) as pool:
+        yield {name: pool.submit(way) for name, way in ways.items()}
+
+
 def lines(seen: str) -> list[str]:
     """What stays on the screen: each line as it was drawn last."""
     plain = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line.rpartition("\x1b[2K")[2]) for line in seen.split("\r\n")]
     return [line.strip("\r") for line in plain if line.strip()]
 
 
-def test_bars_on_a_terminal() -> None:
-    seen = on_a_terminal()
+def test_bars_on_a_terminal(runs: dict[str, Future[Any]]) -> None:
+    seen = runs["terminal {}"].result()
     assert re.search(r"reading activations.*?\d+/40 prompts  0:00, 0:0\d left", seen), seen
     assert re.search(r"writing.*? MB of 800.0 MB", seen)
     assert "━" in seen and seen.count("\x1b[?25h") == 1, "the cursor comes back"
@@ -91,9 +122,9 @@ def test_bars_on_a_terminal() -> None:
     assert len(stays) == len(expected) and all(map(re.fullmatch, expected, stays)), stays
 
 
-@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"PYTHONIOENCODING": "cp1252"}, {"COLUMNS": "30"}])
-def test_other_terminals(variables: dict[str, str]) -> None:
-    seen = on_a_terminal(**variables)
+@pytest.mark.parametrize("variables", TERMINALS[1:])
+def test_other_terminals(variables: dict[str, str], runs: dict[str, Future[Any]]) -> None:
+    seen = runs[f"terminal {variables}"].result()
     assert "Traceback" not in seen and lines(seen)[-1] == "result"
     if "NO_COLOR" in variables:
         assert not re.search(r"\x1b\[[\d;]*3\dm", seen)
@@ -104,24 +135,18 @@ def test_other_terminals(variables: dict[str, str]) -> None:
 LOG = ["reading the config", "reading activations", "note: look here", "verifying", "the base", "the copy", "writing"]
 
 
-def test_a_terminal_that_cannot_be_drawn_on_is_a_log() -> None:
-    assert on_a_terminal(TERM="dumb").split("\r\n") == [*LOG, "result", ""]
+def test_a_terminal_that_cannot_be_drawn_on_is_a_log(runs: dict[str, Future[Any]]) -> None:
+    assert runs["dumb"].result().split("\r\n") == [*LOG, "result", ""]
 
 
-@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"TERM": "xterm"}])
-def test_a_log(variables: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
-    )
+@pytest.mark.parametrize("variables", LOGS)
+def test_a_log(variables: dict[str, str], runs: dict[str, Future[Any]]) -> None:
+    done = runs[f"log {variables}"].result()
     assert done.stderr.splitlines() == LOG and done.stdout == "result\n"
 
 
-def test_quiet_on_a_terminal() -> None:
-    assert on_a_terminal("-q") == "note: look here\r\nresult\r\n"
+def test_quiet_on_a_terminal(runs: dict[str, Future[Any]]) -> None:
+    assert runs["quiet"].result() == "note: look here\r\nresult\r\n"
 
 
 def test_a_stage_that_comes_again_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,7 @@ print(*variables, torch.get_num_threads(), done.stdout, processes.forks)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
@@ -74,7 +75,6 @@ print(*variables, torch.get_num_threads(), done.stdout, processes.forks)
         pytest.param(
             {"OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "true"},
             ("2", "true"),
-            marks=pytest.mark.slow,
             id="as the user wants it",
         ),
     ],

@@ -34,7 +34,13 @@ def base(hub: HubServer, tmp_path: Path) -> int:
 
 
 def call(hub: HubServer, home: Path, *arguments: object, **extra: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/bin:/bin", **hub.environment(str(home)), "HF_TOKEN": TOKEN, **extra}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+        **hub.environment(str(home)),
+        "HF_TOKEN": TOKEN,
+        **extra,
+    }
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

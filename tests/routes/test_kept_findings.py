@@ -20,7 +20,7 @@ from patcher.routes.planner import choose_route
 
 
 @pytest.fixture(autouse=True)
-def kept(proofs_are_made_anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def kept(proofs_are_made_once: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATCH_MODEL_CACHE", str(tmp_path / "cache"))
 
 

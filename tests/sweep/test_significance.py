@@ -31,7 +31,7 @@ def test_noise_is_rarely_called_an_effect(items: int) -> None:
     assert alone <= 20
 
 
-@pytest.mark.parametrize("items", [6, 24])
+@pytest.mark.parametrize("items", [6, pytest.param(24, marks=pytest.mark.slow)])
 def test_without_the_correction_noise_would_be(items: int) -> None:
     """The check is checked: each cell by itself, and then the best of them."""
     runs = 60
