@@ -123,7 +123,12 @@ def test_a_build_and_its_proof_of_both_from_the_hub(
     place, layer = trained
     hub.add_repo("me/base", files_of(place / "base"))
     recipe = write_recipe(tmp_path / "recipe.yaml", "me/base", layer, tmp_path / "out", adapter="me/adapter")  # type: ignore[arg-type]
-    environment = {"PATH": "/usr/bin:/bin", **hub.environment(str(tmp_path / "home")), "HF_TOKEN": TOKEN}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+        **hub.environment(str(tmp_path / "home")),
+        "HF_TOKEN": TOKEN,
+    }
 
     def call(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "patcher", *map(str, arguments)]

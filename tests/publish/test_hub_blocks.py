@@ -50,7 +50,13 @@ def local(hub: HubServer, tmp_path: Path) -> Path:
 
 def fetched(hub: HubServer, home: Path, *arguments: object, **extra: str) -> dict[str, Any]:
     hub.requests.clear()
-    environment = {"PATH": "/usr/bin:/bin", **hub.environment(str(home)), "HF_TOKEN": TOKEN, **extra}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+        **hub.environment(str(home)),
+        "HF_TOKEN": TOKEN,
+        **extra,
+    }
     command = [sys.executable, "-c", FETCH, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

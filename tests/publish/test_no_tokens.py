@@ -49,7 +49,13 @@ def session(session_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) ->
     recipe.write_text(f"{recipe.read_text()}\n# export HF_TOKEN={OTHER}\n")
 
     def run(token: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": "/usr/bin:/bin", **hub.environment(str(place / "home")), **places, **LOUD}
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+            **hub.environment(str(place / "home")),
+            **places,
+            **LOUD,
+        }
         command = [sys.executable, "-m", "patcher", *map(str, arguments)]
         variables = {**environment, "HF_TOKEN": token, "PYTHONPATH": str(Path(__file__).parents[2])}
         return subprocess.run(command, env=variables, capture_output=True, text=True, check=False, cwd=place)
