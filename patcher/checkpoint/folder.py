@@ -27,9 +27,11 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "*.tiktoken", "tekken.json", "emoji.json",
 )  # fmt: skip
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+"""What turns images, video and sound into a multimodal model's inputs."""
 TEMPLATE_FOLDERS = ("additional_chat_templates",)
 SIDE_FILES = (
-    GENERATION, *TOKENIZER_FILES, *TEMPLATE_FILES,
+    GENERATION, *TOKENIZER_FILES, *TEMPLATE_FILES, *PROCESSOR_FILES,
     "LICENSE*", "LICENCE*", "License*", "NOTICE*", "USE_POLICY*", "COPYING*",
 )  # fmt: skip
 SIDE_FOLDERS = TEMPLATE_FOLDERS

@@ -111,6 +111,32 @@ class Edit(Part):
     source: VectorSource | None = None
 
 
+class WithImages(Part):
+    """What was checked of a class that takes images, on a text, an image and a text.
+
+    Attributes:
+        checked: whether such a prompt was run.
+        by: what made the pixel values: the folder's own processor, its image processor, or random values.
+        why: what stood in the way of a better one, or of any.
+        positions: tokens of the prompt.
+    """
+
+    checked: bool = False
+    by: str | None = None
+    why: str | None = None
+    positions: Count | None = None
+    max_abs_logprob_diff: Number | None = None
+    steering_effect: Number | None = None
+    tolerance: Number | None = None
+
+
+class ByCausalLM(Part):
+    """What ``AutoModelForCausalLM`` does with a multimodal copy: loads the ``whole``, the ``text``, or ``refuses``."""
+
+    does: str = ""
+    architecture: str | None = None
+
+
 class Verification(Part):
     """How one stack compared with the hook reference."""
 
@@ -132,6 +158,8 @@ class Verification(Part):
     note: str | None = None
     remedy: str | None = None
     blocks: int | None = None
+    images: WithImages | None = None
+    causal_lm: ByCausalLM | None = None
 
 
 class RecipeRecord(Part):

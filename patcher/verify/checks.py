@@ -25,7 +25,12 @@ class Check:
 
 @dataclass
 class Comparison:
-    """All checks of one stack, and the numbers of the manifest; not-a-number where one was not measured."""
+    """All checks of one stack, and the numbers of the manifest; not-a-number where one was not measured.
+
+    Attributes:
+        images: see :class:`patcher.patched.schema.WithImages`; None for a class that takes no images.
+        causal_lm: see :class:`patcher.patched.schema.ByCausalLM`; None for a text model.
+    """
 
     checks: list[Check] = field(default_factory=list)
     max_abs_logprob_diff: float = float("nan")
@@ -34,12 +39,15 @@ class Comparison:
     vector_rel_error: float = float("nan")
     tolerance: float = float("nan")
     kl_share: float | None = None
+    images: dict[str, Any] | None = None
+    causal_lm: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The numbers and the checks of an entry of ``verification``; JSON has no infinity and no not-a-number."""
         found = vars(self) | {"checks": None}
-        if self.kl_share is None:
-            del found["kl_share"]
+        for name in ("kl_share", "images", "causal_lm"):
+            if found[name] is None:
+                del found[name]
         return {**finite_or_null(found), "checks": [check.as_json() for check in self.checks]}
 
     def entry(self, stack: str, version: str | None, status: str, reference: str | None, **more: Any) -> dict[str, Any]:

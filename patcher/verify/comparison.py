@@ -13,6 +13,7 @@ from patcher.patched.route import Fit
 from patcher.patched.stored import StoredLayer
 from patcher.routes.plan import RESIDUAL_LIMIT, STORED_LIMIT
 from patcher.verify.checks import Check, Comparison
+from patcher.verify.image_comparison import IMAGE, causal_checks, image_checks
 from patcher.verify.programs.stock_passes import OWN_DTYPE_PROBES, RESIDUAL_PROBES, UNSTEERED_PROBES
 
 HARD_LIMIT = 1e-3
@@ -121,7 +122,21 @@ def compare(
     add(_own_dtype(reference, candidate, count))
     if quantised is not None:
         add(_quantised(quantised, reference, candidate))
+    _with_images(result, reference, candidate, tolerance, count)
     return result
+
+
+def _with_images(result: Comparison, reference: Run, candidate: Run, tolerance: float, count: int) -> None:
+    """What holds of a class that takes images; nothing is added for another."""
+    limits = {"tolerance": tolerance, "hard_limit": HARD_LIMIT, "share": EFFECT_SHARE}
+    checks, result.images = image_checks(reference, candidate, largest=largest, **limits)
+    if result.images is not None and "tolerance" in result.images:
+        limit, places = result.images["tolerance"], (f"{IMAGE}left_padding", f"{IMAGE}greedy")
+        checks.append(_measured(f"{IMAGE}left padding", places[0], reference, candidate, limit))
+        checks.append(_greedy(reference, candidate, limit, f"{IMAGE}greedy decoding with a cache", places[1]))
+    result.checks += checks
+    checks, result.causal_lm = causal_checks(reference, candidate, count=count, limit=result.tolerance, largest=largest)
+    result.checks += checks
 
 
 def _kl_share(reference: Run, candidate: Run, count: int) -> float:
@@ -248,11 +263,16 @@ def _measured(name: str, key: str, reference: Run, candidate: Run, limit: float)
     return Check(name, difference <= limit, difference, limit)
 
 
-def _greedy(reference: Run, candidate: Run, limit: float) -> Check:
-    name, key = "greedy decoding with a cache", "greedy"
+def _greedy(
+    reference: Run,
+    candidate: Run,
+    limit: float,
+    name: str = "greedy decoding with a cache",
+    key: str = "greedy",
+) -> Check:
     if key not in reference.tensors or key not in candidate.tensors:
         return _measured(name, key, reference, candidate, limit)
-    expected, found = reference.facts["greedy"], candidate.facts["greedy"]
+    expected, found = reference.facts[key], candidate.facts[key]
     same = 0
     while same < min(len(expected), len(found)) and expected[same] == found[same]:
         same += 1

@@ -6,6 +6,7 @@ cache, and what is run louder because its effect was small.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from patcher.verify.programs.shared_weights import Change
     from patcher.verify.programs.side_by_side import SideBySide, Work, changed
     from patcher.verify.programs.stock_forward import Forward
+    from patcher.verify.programs.stock_image_runs import IMAGE
     from patcher.verify.programs.stock_model import own_dtype, set_factor
     from patcher.verify.programs.stock_roles import Candidate, Reference, Role
 else:
     import stock_passes as passes
     from disk_loading import values_left_on_disk
     from side_by_side import SideBySide, changed
+    from stock_image_runs import IMAGE
     from stock_model import own_dtype, set_factor
     from stock_roles import Candidate, Reference, Role
 
@@ -34,9 +37,11 @@ class Spread(Role):
 
     Attributes:
         own: the model in its own dtype, where it is run beside the one in fp32, of the same tensors.
+        without_hooks: name of the pass of the model as it is.
     """
 
     own: Any = None
+    without_hooks = ""
 
     def load(self) -> None:
         self.facts["reads"] = {}
@@ -46,6 +51,10 @@ class Spread(Role):
                 with self.skipping("own_dtype"):
                     self.own = own_dtype(self.job, None, self.facts)
         self.side = self.beside(self.model, self.own)
+        self.facts["skipped"][f"{IMAGE}greedy"] = "each token would read the model from the disk once more"
+        # What the towers make of the image is asked for by passes of both readings.
+        self.image_made = contextlib.ExitStack()
+        self.image_made.enter_context(self.image.once())
 
     def beside(self, *models: Any) -> SideBySide:
         memory = self.job["offload"]["bytes"] if self.job["offload"]["all"] else 0
@@ -75,7 +84,12 @@ class Spread(Role):
 
     def first_reading(self, ran: Sequence[passes.Pass]) -> list[Work]:
         own = [] if self.own is None else self.own_works()
-        return [*self.works(self.forward, ran), self.left_padding, self.greedy, self.long_prompt, *own]
+        image = functools.partial(self.image.first, self.without_hooks)
+        return [*self.works(self.forward, ran), self.left_padding, self.greedy, self.long_prompt, image, *own]
+
+    def image_works(self, ran: Sequence[passes.Pass]) -> list[Work]:
+        """What is run over the prompt with an image that the first reading found."""
+        return [*(functools.partial(self.image.run, one) for one in ran), self.image.left_padding]
 
     def own_works(self) -> list[Work]:
         self.of_own = self.over(self.own)
@@ -89,6 +103,8 @@ class Spread(Role):
 
     def own_dtype(self) -> None:
         """Where the loader writes what it converts, the model in fp32 goes before the other is loaded."""
+        self.image_made.close()
+        self.image.finish()
         self.finish_counting()
         self.model = self.side = self.forward = None  # type: ignore[assignment]
         if self.job["own_dtype"] and self.own is None and "own_dtype" not in self.facts["skipped"]:
@@ -103,6 +119,8 @@ class Spread(Role):
 
 class SpreadReference(Spread, Reference):
     """The base; see :class:`stock_roles.Reference`."""
+
+    without_hooks = "base"
 
     def measure(self) -> None:
         self.start = None
@@ -120,7 +138,8 @@ class SpreadReference(Spread, Reference):
             return 0.0 if len(self.tried) == 1 else float("inf")
 
         passes.choose_factor(self.effect("hook"), self.share(), note)
-        return [work for factor in self.tried for work in self.amplified(factor)]
+        image = self.image_works(passes.reference_image_passes(self.layers, self.forward.block_count, 1.0))
+        return [*image, *(work for factor in self.tried for work in self.amplified(factor))]
 
     def amplified(self, factor: float) -> list[Work]:
         ran = passes.amplified_reference(self.layers, self.lengths, factor)
@@ -152,10 +171,12 @@ class SpreadReference(Spread, Reference):
 class SpreadCandidate(Spread, Candidate):
     """The finished folder; see :class:`stock_roles.Candidate`."""
 
+    without_hooks = "candidate"
+
     def measure(self) -> None:
         amplify = self.facts["amplify"] = float(self.job["amplify"])
         ran = passes.candidate_passes(self.layers, self.lengths, amplify)
-        self.read(self.side, lambda: self.first_reading(ran))
+        self.read(self.side, lambda: self.first_reading(ran), lambda: self.image_works([]))
 
     def run_one(self, forward: Forward, one: passes.Pass) -> None:
         if one.factor == 1.0:
@@ -185,4 +206,6 @@ def run(jobs: Sequence[dict[str, Any]]) -> None:
         role.load()
         role.measure()
         role.own_dtype()
+        if isinstance(role, Candidate):
+            role.causal_lm()
         role.write()

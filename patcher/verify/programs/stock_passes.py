@@ -110,6 +110,17 @@ def whole_candidate(lengths: Sequence[int]) -> Pass:
     return Pass("candidate_whole", (shortest(lengths),), whole=True)
 
 
+def reference_image_passes(layers: Mapping[str, int], blocks: int, factor: float) -> list[Pass]:
+    """Of the base over one prompt with an image, beside the pass without hooks."""
+    found = [Pass("hook", (0,), all_hooks(layers)), Pass("hook_again", (0,), other_hooks(layers, blocks))]
+    return found if factor == 1.0 else [*found, Pass("hook_amplified", (0,), all_hooks(layers, factor))]
+
+
+def candidate_image_passes(factor: float) -> list[Pass]:
+    """Of the copy over the same prompt, beside the pass of the copy as it is."""
+    return [] if factor == 1.0 else [Pass("candidate_amplified", (0,), factor=factor)]
+
+
 def own_dtype_pass(hooks: tuple[Hook, ...], lengths: Sequence[int]) -> Pass:
     """The steered model in the dtype in which it is stored."""
     return Pass("own_dtype", tuple(range(len(lengths)))[:OWN_DTYPE_PROBES], hooks, whole=True)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 if TYPE_CHECKING:
     from patcher.verify.programs import stock_passes as passes
     from patcher.verify.programs.stock_forward import Forward, Start
+    from patcher.verify.programs.stock_image_runs import ImageRun, causal_class
     from patcher.verify.programs.stock_model import (
         blocks_in,
         differing_before,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 else:
     import stock_passes as passes
     from stock_forward import Forward, Start
+    from stock_image_runs import ImageRun, causal_class
     from stock_model import blocks_in, differing_before, foreign_hooks, held_times, load, own_dtype
 
 WHOLE = 4
@@ -61,6 +63,8 @@ class Role:
         self.facts["ids"] = self.ids
         self.lengths = [len(ids) for ids in self.ids]
         self.forward = self.over(self.model)
+        self.config = self.model.config
+        self.image = ImageRun(self)
 
     def over(self, model: Any) -> Forward:
         return Forward(model, blocks_in(model, self.job["blocks"]), self.ids, self.vectors, device=self.job["device"])
@@ -109,12 +113,14 @@ class Role:
             logits = self.forward.forward(self.hooks, batch, last, attention_mask=mask.to(self.job["device"])).logits
             self.tensors["left_padding"] = torch.log_softmax(logits.float(), dim=-1).cpu().contiguous()
 
-    def greedy(self) -> None:
-        ids = torch.tensor([self.ids[0]], device=self.job["device"])
-        with self.forward.hooked(self.hooks), self.skipping("greedy"), torch.no_grad():
+    def greedy(self, prompt: Sequence[int] = (), name: str = "greedy", **keywords: Any) -> None:
+        """Decode with a cache behind the first probe, or behind another prompt."""
+        ids = torch.tensor([list(prompt) or self.ids[0]], device=self.job["device"])
+        with self.forward.hooked(self.hooks), self.skipping(name), torch.no_grad():
             result = self.model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
+                **keywords,
                 max_new_tokens=self.job["greedy_tokens"],
                 do_sample=False,
                 num_beams=1,
@@ -124,9 +130,9 @@ class Role:
                 output_logits=True,
                 return_dict_in_generate=True,
             )
-            self.facts["greedy"] = result.sequences[0, ids.shape[1] :].tolist()
+            self.facts[name] = result.sequences[0, ids.shape[1] :].tolist()
             logits = torch.stack([step[0].float() for step in result.logits])
-            self.tensors["greedy"] = torch.log_softmax(logits, dim=-1).cpu().contiguous()
+            self.tensors[name] = torch.log_softmax(logits, dim=-1).cpu().contiguous()
 
     def long_prompt(self) -> None:
         length = self.job["long_tokens"]
@@ -137,6 +143,21 @@ class Role:
         with self.skipping("long_prompt"):
             logits = self.forward.forward(self.hooks, ids, list(range(length - 8, length))).logits[0]
             self.tensors["long_prompt"] = torch.log_softmax(logits.float(), dim=-1).cpu().contiguous()
+
+    def with_image(self, first: str, *ran: passes.Pass) -> None:
+        """A prompt with an image: all positions of the given passes, left padding, decoding with a cache."""
+        with self.image.once():
+            self.image.first(first)
+            for one in ran:
+                with contextlib.nullcontext() if one.factor == 1.0 else self.times(one.factor):
+                    self.image.run(one)
+            self.image.left_padding()
+            self.image.greedy()
+        self.image.finish()
+
+    def times(self, factor: float) -> Any:
+        """While open, the folder's own tensors hold the vector so many times."""
+        raise NotImplementedError
 
     def own_dtype(self) -> None:
         """The same in the dtype in which the folder is stored; the model in fp32 is spent."""
@@ -206,6 +227,7 @@ class Reference(Role):
         self.left_padding()
         self.greedy()
         self.long_prompt()
+        self.with_image("base", *passes.reference_image_passes(self.layers, blocks, self.amplify))
 
     def from_start(self, one: passes.Pass) -> None:
         try:
@@ -284,6 +306,30 @@ class Candidate(Role):
         self.left_padding()
         self.greedy()
         self.long_prompt()
+        self.with_image("candidate", *passes.candidate_image_passes(float(self.job["amplify"])))
+
+    def causal_lm(self) -> None:
+        """What ``AutoModelForCausalLM`` makes of a multimodal folder; where that is the text part alone, its passes."""
+        if getattr(self.config, "text_config", None) is None or self.job["trust_remote_code"]:
+            return
+        does, said = causal_class(self.job["folder"], self.facts["class"])
+        self.facts["causal_lm"] = {"does": does, "said": said}
+        if does == "text" and self.job["offload"] is None:
+            from transformers import AutoModelForCausalLM
+
+            with self.skipping("causal_lm"):
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.job["folder"], local_files_only=True, dtype=torch.float32
+                )
+                forward = Forward(
+                    model.eval().to(self.job["device"]),
+                    blocks_in(model, ""),
+                    self.ids,
+                    self.vectors,
+                    device=self.job["device"],
+                )
+                forward.run(passes.Pass("causal_lm", tuple(range(len(self.ids)))))
+                self.tensors |= forward.tensors
 
     def run_all(self, start: Start | None) -> None:
         self.facts["amplify"] = float(self.job["amplify"])
@@ -311,6 +357,8 @@ def run(jobs: list[dict[str, Any]]) -> None:
     reference.measure()
     if len(roles) == 1:
         reference.own_dtype()
+        if isinstance(reference, Candidate):
+            reference.causal_lm()
         reference.write()
         return
     assert isinstance(reference, Reference)
@@ -323,4 +371,5 @@ def run(jobs: list[dict[str, Any]]) -> None:
     reference.write()
     candidate.measure()
     candidate.own_dtype()
+    candidate.causal_lm()
     candidate.write()

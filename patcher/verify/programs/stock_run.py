@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from typing import Any  # noqa: E402
 
-PARTS = ("stock_passes", "stock_forward", "stock_model", "stock_roles")
+PARTS = ("stock_passes", "stock_forward", "stock_model", "stock_images", "stock_image_runs", "stock_roles")
 """Each imports only earlier ones."""
 FROM_DISK = ("disk_loading", "shared_weights", "side_by_side", "spread_roles")
 """What runs a model larger than memory, after those."""
@@ -40,7 +40,8 @@ def part(name: str) -> Any:
 def wait() -> str:
     """Import what a job will need, and load the base that is named, until the path of the job comes."""
     told = globals()["told"]
-    *_, model, _roles = map(part, PARTS)
+    parts = dict(zip(PARTS, map(part, PARTS), strict=True))
+    model = parts["stock_model"]
     model.import_classes()
     while "job" not in (line := json.loads(told())):
         model.prepare(line["prepare"], load=line["load"])
