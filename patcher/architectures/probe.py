@@ -87,7 +87,8 @@ def probe_slot(tiny_config: Any, blocks: str, slot: str, layer: int, *, trust_re
             if abs(factor) < 1e-6:
                 return ProbeResult.refused("the slot does not reach the residual stream", factor, deviation)
             if deviation > TOLERANCE:
-                reason = f"a norm follows it: its effect depends on the token (off by {deviation:.0%} of the vector)"
+                follows = "a norm follows" if still.ndim == 3 else f"the gates of {still.shape[2]} streams follow"
+                reason = f"{follows} it: its effect depends on the token (off by {deviation:.0%} of the vector)"
                 return ProbeResult.refused(reason, factor, deviation)
             if (downstream := apart(logits, hooked)) > 1e-3:
                 reason = "later blocks see another change than the residual's"

@@ -1,4 +1,9 @@
-"""The residual stream at a block of a stock class: read, or changed, while a forward pass goes by."""
+"""The residual stream at a block of a stock class: read, or changed, while a forward pass goes by.
+
+A block may hand on several residual streams (hyper-connections), as [rows, tokens, streams, hidden] or side by side as
+[rows, tokens, streams * hidden]. A vector is then added to each of them, and their mean is what is read: it gains the
+vector where every stream does.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,42 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 Change = Callable[[torch.Tensor], torch.Tensor | None]
-"""Takes the residual stream, [rows, width, hidden]; what it returns goes on in its place, None leaves it as it is."""
+"""Takes the residual stream, [rows, width, hidden]; what it returns goes on in its place, None leaves it as it is.
+
+Several streams come as the block has them.
+"""
+
+
+def stream_width(model: nn.Module) -> int:
+    """The width of one residual stream of a causal LM."""
+    config: Any = model.config
+    return int(config.get_text_config().hidden_size)
+
+
+def streams_of(hidden: torch.Tensor, width: int) -> torch.Tensor:
+    """Several residual streams as [rows, tokens, streams, width]; one alone as it is, [rows, tokens, width]."""
+    several = hidden.ndim == 3 and hidden.shape[-1] > width and hidden.shape[-1] % width == 0
+    return hidden.reshape(*hidden.shape[:-1], -1, width) if several else hidden
+
+
+def mean_stream(hidden: torch.Tensor, width: int) -> torch.Tensor:
+    """What is read of a block's residual streams: their mean, [rows, tokens, width] in their dtype; of one, itself."""
+    streams = streams_of(hidden, width)
+    return streams if streams.ndim == 3 else streams.float().mean(dim=2).to(hidden.dtype)
+
+
+def gained(hidden: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """The residual streams, each of which gains ``vector``, in the dtype and on the device that they have.
+
+    Args:
+        hidden: as a block has them.
+        vector: [hidden], or [rows, 1 or tokens, hidden].
+    """
+    vector = vector.to(hidden.device, hidden.dtype)
+    streams = streams_of(hidden, vector.shape[-1])
+    if streams.ndim == 4 and vector.ndim == 3:
+        vector = vector.unsqueeze(2)
+    return (streams + vector).reshape(hidden.shape) if streams.ndim != hidden.ndim else hidden + vector
 
 
 def block_output(output: Any) -> torch.Tensor:

@@ -43,7 +43,7 @@ _AT_MOST = {
     **dict.fromkeys(_EXPERTS, 4), **dict.fromkeys(EXPERTS_PER_TOKEN, 2),
     "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "mamba_d_state": 8, "ssm_state_size": 8, "state_size": 8, "time_step_rank": 8,
-    "n_shared_experts": 1, "moe_num_shared_experts": 1, "index_topk": 16, "adapter_rank": 8,
+    "n_shared_experts": 1, "moe_num_shared_experts": 1, "index_topk": 4, "adapter_rank": 8,
     "n_group": 1, "topk_group": 1, "n_groups": 1, "mamba_n_groups": 1, "mamba_ngroups": 1,
     "chunk_size": 16, "mamba_chunk_size": 16, "linear_head_dim": 16, "linear_num_heads": 4,
     "vocab_size_per_layer_input": VOCABULARY, "unpadded_vocab_size": VOCABULARY,

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from patcher.architectures.model_class import causal_lm_from_config, on_meta, quiet_transformers
-from patcher.architectures.residual import residual_hook
+from patcher.architectures.residual import gained, residual_hook, stream_width, streams_of
 from patcher.architectures.towers import left_on_meta, towers_of
 from patcher.errors import InputError
 
@@ -130,6 +130,8 @@ def run_on(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream after ``block`` ([batch, position, hidden] fp32), and the logits.
 
+    Of several streams it is [batch, position, streams, hidden].
+
     Args:
         ids, mask: see :func:`logits_of`.
         add: what the residual stream gains there, [hidden] or of its own shape.
@@ -138,8 +140,8 @@ def run_on(
     seen: list[torch.Tensor] = []
 
     def changed(hidden: torch.Tensor) -> torch.Tensor:
-        hidden = hidden if add is None else hidden + add
-        seen.append(hidden.detach().clone().float())
+        hidden = hidden if add is None else gained(hidden, add)
+        seen.append(streams_of(hidden.detach().clone().float(), stream_width(model)))
         return hidden
 
     with residual_hook(block, changed, entering=entering):

@@ -14,7 +14,7 @@ from torch import nn
 from patcher.architectures.config_keys import stated
 from patcher.architectures.decoder import decoder_config
 from patcher.architectures.model_class import quiet_transformers
-from patcher.architectures.residual import Change, residual_hook
+from patcher.architectures.residual import Change, gained, mean_stream, residual_hook, stream_width
 from patcher.architectures.towers import towers_of
 from patcher.capture.products import fast_products
 
@@ -40,8 +40,20 @@ def read_blocks(
         blocks: path of its list of decoder blocks.
         layers: 0-based block indices; -1 is the residual stream that enters block 0.
         inputs: of the forward pass.
-        use: called with a layer and the residual stream after it, [rows, width, hidden], on its own device.
+        use: called with a layer and the residual stream after it, [rows, width, hidden], on its own device; of several
+            streams, with their mean.
     """
+    width = stream_width(model)
+    _pass_by(model, blocks, layers, inputs, lambda layer, hidden: use(layer, mean_stream(hidden, width)))
+
+
+def _pass_by(
+    model: nn.Module,
+    blocks: str,
+    layers: Collection[int],
+    inputs: Mapping[str, torch.Tensor],
+    use: Callable[[int, torch.Tensor], None],
+) -> None:
     last = max(layers)
 
     def read(layer: int, hidden: torch.Tensor) -> None:
@@ -57,9 +69,9 @@ def read_blocks(
 def run_blocks(
     model: nn.Module, blocks: str, layers: Collection[int], inputs: Mapping[str, torch.Tensor]
 ) -> dict[int, torch.Tensor]:
-    """What :func:`read_blocks` reads, all of it: layer -> [rows, width, hidden]."""
+    """What blocks hand on: layer -> [rows, width, hidden]; several streams as the class has them."""
     seen: dict[int, torch.Tensor] = {}
-    read_blocks(model, blocks, layers, inputs, seen.__setitem__)
+    _pass_by(model, blocks, layers, inputs, seen.__setitem__)
     return seen
 
 
@@ -85,15 +97,11 @@ def steering_hooks(
 ) -> contextlib.AbstractContextManager[None]:
     """While open, the residual stream after block ``layer`` gains ``vectors[layer]`` ([hidden]) at every position.
 
-    Layer -1 is the residual stream that enters block 0.
+    Of several streams each one gains it. Layer -1 is the residual stream that enters block 0.
     """
 
-    def added(vector: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + vector.to(hidden.device, hidden.dtype)
-
-    return _residual_hooks(
-        model, blocks, {layer: functools.partial(added, vector) for layer, vector in vectors.items()}
-    )
+    changes = {layer: functools.partial(gained, vector=vector) for layer, vector in vectors.items()}
+    return _residual_hooks(model, blocks, changes)
 
 
 @contextlib.contextmanager

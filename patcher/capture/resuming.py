@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from patcher.architectures.decoder import decoder_config
-from patcher.architectures.residual import block_input
+from patcher.architectures.residual import block_input, gained
 from patcher.capture.batches import make_batches, padded, plain_rows
 from patcher.capture.forward import replaced_forwards, row_vectors, run_blocks, steering_hooks
 from patcher.capture.layout import Layout, Text
@@ -138,7 +138,7 @@ class ResumingModel(LoadedModel):
         first, count = jobs[0], len(jobs)
         residual = self._residual(first.inputs, layer)
         steered = torch.cat(
-            [residual + job.vectors[layer].to(residual) if layer in job.vectors else residual for job in jobs]
+            [gained(residual, job.vectors[layer]) if layer in job.vectors else residual for job in jobs]
         )
         inputs = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in first.inputs.items()}
         height, columns, rows = len(residual), first.columns, first.rows
@@ -156,7 +156,7 @@ class ResumingModel(LoadedModel):
         return steering_hooks(self.model, self.blocks, added)
 
     def _residual(self, inputs: Mapping[str, torch.Tensor], layer: int) -> torch.Tensor:
-        """The unsteered residual stream after ``layer``, [rows, width, hidden], from the nearest one that is kept."""
+        """What ``layer`` hands on unsteered, [rows, width, hidden] of one stream, from the nearest that is kept."""
         key = _key(inputs)
         kept = self._kept.get(key)
         if kept is not None and kept.layer == layer:

@@ -74,7 +74,8 @@ def said_of_plan(plan: Plan) -> list[tuple[str, str]]:
         else route_in_words(after.route, after.cost, after.stacks, after.constant, exact=after.exact)
     )
     constant = [("constant", constant_in_words(plan.constant))] if plan.exact else []
-    return [*constant, ("next best", shown)]
+    streams = [("streams", f"{plan.streams} residual streams: the vector is read of their mean and added to each")]
+    return [*constant, *(streams if plan.streams > 1 else []), ("next best", shown)]
 
 
 def _counted(pairs: int, texts: Texts | None) -> str:

@@ -83,7 +83,8 @@ class NextRoute(Part):
 class RecordedRoute(Part):
     """How the edits are stored, see :class:`patcher.routes.plan.Plan`.
 
-    ``failed_before`` are the exact routes that were tried first, in this order; older manifests have none.
+    ``failed_before`` are the exact routes that were tried first, in this order; older manifests have none. ``streams``
+    is the number of residual streams, each of which gains the vector; where it is not recorded, there is one.
     """
 
     name: str = ""
@@ -103,6 +104,7 @@ class RecordedRoute(Part):
     copy_layers: dict[LayerKey, Layer] = {}
     inserted: dict[LayerKey, list[Layer]] = {}
     residual: str | None = None
+    streams: Annotated[int, Field(ge=1, lt=MOST_BLOCKS)] = 1
     warnings: list[str] = []
     advice: list[str] = []
     next_best: NextRoute | None = None

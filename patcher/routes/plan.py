@@ -146,6 +146,7 @@ class Plan:
         inserted: layer -> all blocks of the copy that are inserted after it.
         residual: how the copy's residual stream compares with the base's: ``same``, or ``centred`` (its mean over the
             hidden dimension is removed).
+        streams: how many residual streams the blocks hand on; each of them gains the vector.
         tokenizer_changes: keys of tokenizer_config.json that keep the ids as they are beside another model type.
         warnings: what users of the copy must know; for the card.
         advice: what whoever builds the copy could choose instead; not for the card.
@@ -170,6 +171,7 @@ class Plan:
     copy_layers: Mapping[int, int] = field(default_factory=dict)
     inserted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     residual: Literal["same", "centred"] = "same"
+    streams: int = 1
     tokenizer_changes: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
@@ -223,6 +225,8 @@ class Plan:
             "advice": list(self.advice),
             "next_best": None if self.next_best is None else self.next_best.as_json(),
         }
+        if self.streams > 1:
+            result["streams"] = self.streams
         if self.constant is not None:
             result["constant"] = self.constant.as_json()
         return {**result, "fit": dict(self.fit)} if self.fit is not None else result

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from patcher.architectures.residual import streams_of
 from patcher.patched.route import Fit
 from patcher.patched.stored import StoredLayer
 from patcher.routes.plan import RESIDUAL_LIMIT, STORED_LIMIT
@@ -238,6 +239,8 @@ def _residual_gain(
             after = candidate.tensors[f"residual/candidate{suffix}/layer.{layer}/{number}"]
             if before.shape != after.shape:
                 return Check("residual stream", False, note="another shape")
+            # Several streams, each of which gains the vector, may lie side by side.
+            before, after = (streams_of(states[None], len(vector))[0] for states in (before, after))
             if centred:
                 before = before - before.mean(dim=-1, keepdim=True)
             distance = (after - before - vector).double().norm(dim=-1)

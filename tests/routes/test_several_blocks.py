@@ -17,7 +17,7 @@ from patcher.patched.route import RecordedRoute
 from patcher.routes.carrier import search as choosing
 from patcher.routes.carrier.fills import Fill
 from patcher.routes.carrier.insertion import CannotInsert, as_stated, continued, insert_blocks, pattern_length
-from patcher.routes.carrier.probe import neutral_fills
+from patcher.routes.carrier.neutral import neutral_fills
 from patcher.routes.carrier.search import choose_insertion, length_of_pattern
 from patcher.routes.planner import choose_route
 

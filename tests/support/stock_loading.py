@@ -34,9 +34,10 @@ def hooked_against_folder(base: Path, folder: Path, blocks: str, ids: torch.Tens
         block = plain.get_submodule(f"{blocks}.{key.rpartition('.')[2]}")
 
         def add(_module, _inputs, output, vector=vector):
-            if isinstance(output, torch.Tensor):
-                return output + vector
-            return (output[0] + vector, *output[1:])
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            # Several residual streams may lie side by side.
+            hidden = hidden + vector.repeat(hidden.shape[-1] // len(vector))
+            return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
 
         block.register_forward_hook(add)
     hooked = log_probs(plain, ids)

@@ -159,7 +159,12 @@ def hooks(
     model: torch.nn.Module, blocks: str, vectors: Mapping[int, torch.Tensor]
 ) -> contextlib.AbstractContextManager[None]:
     """While open, the residual stream after each layer gains its vector; it shares no code with the package."""
-    return _changed(model, blocks, list(vectors), lambda layer, hidden: hidden + vectors[layer])
+    return _changed(model, blocks, list(vectors), lambda layer, hidden: hidden + tiled(vectors[layer], hidden))
+
+
+def tiled(vector: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """As often as several residual streams lie side by side in ``hidden``."""
+    return vector.repeat(hidden.shape[-1] // len(vector))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from torch import nn
 
 from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import quiet_transformers
+from patcher.architectures.residual import gained, mean_stream
 from patcher.capture.batches import Batch
 from patcher.capture.layout import Layout
 from patcher.capture.logits import LogitsJob
@@ -120,7 +121,7 @@ class StreamedModel:
 
         def after(index: int, layer: int, hidden: torch.Tensor) -> torch.Tensor:
             if layer in wanted:
-                collect(layer, index, hidden.detach())
+                collect(layer, index, mean_stream(hidden.detach(), self.hidden))
             return hidden
 
         inputs = [batch.inputs_in(self.dtype) for batch in batches]
@@ -144,7 +145,7 @@ class StreamedModel:
 
         def after(index: int, layer: int, hidden: torch.Tensor) -> torch.Tensor:
             vector = jobs[index].vectors.get(layer)
-            return hidden if vector is None else hidden + vector.to(hidden.device, hidden.dtype)
+            return hidden if vector is None else gained(hidden, vector)
 
         inputs, last = [job.inputs for job in jobs], len(self._shell) - 1
         with self._computing() as store:

@@ -9,7 +9,7 @@ import torch
 
 from patcher.routes.carrier.fills import Fill
 from patcher.routes.carrier.trial import SCALES, InsertionTrial
-from patcher.routes.constant import Loss, moments_of
+from patcher.routes.constant import Loss
 
 _SMALL = (0.003, 0.02)
 _SEEN = 1e-6
@@ -26,7 +26,7 @@ def loss_of(trial: InsertionTrial, fills: Mapping[str, Fill], vector: torch.Tens
         return Loss()
     found = []
     for power, centred in itertools.product((1, 2), (False, True)):
-        squares = [Loss(centred=centred).mean_squares(moments_of(trial.noise(scale))) for scale in _SMALL]
+        squares = [Loss(centred=centred).mean_squares(trial.moments(scale)) for scale in _SMALL]
         estimates = [m * share ** (1.0 / power) for m, share in zip(squares, lost, strict=True)]
         # The scale nearer to real streams, where fp32 still shows it.
         epsilon = float(estimates[1 if float(lost[1].median()) > 1e-4 else 0].median())

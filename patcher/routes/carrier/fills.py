@@ -27,9 +27,14 @@ class Fill:
             (a part that is ``up`` has +e_i twice); ``column``: the first column alone; ``flat``: the output
             projection of a constant that is the same in every coordinate; ``carrier``: what holds the vector;
             ``pinned``: a constant for the first ``holders`` experts, which are then selected; ``opposed``: rows of a
-            router, +u for the first ``shares`` experts and -u for as many after them.
+            router, +u for the first ``shares`` experts and -u for as many after them; ``unmixed``: zeros, and at the
+            end a matrix over ``streams`` residual streams, +value on its diagonal and -value beside it, of which a
+            softmax is the identity; ``first stream``: a norm's weights over all streams, under which it silences all
+            but the first.
         value: of a constant, a column, what is pinned, the size of u, or what a flat projection returns; of pairs,
-            what the up rows are multiplied by (0: nothing).
+            what the up rows are multiplied by (0: nothing); of the first stream, the weight of a norm that does
+            nothing.
+        slope: of pairs, what the gate rows are multiplied by.
         parts: of pairs, what lies in the matrix: ``gate`` and ``up``.
         interleaved: the rows of the parts take turns.
         right: what an output projection reads.
@@ -39,10 +44,15 @@ class Fill:
         shares: among how many experts the coordinates are split; expert e has the share e modulo this.
         holders: how many experts, the first ones, hold anything; 0: all of them.
         after: of the coordinates, how many first ones are not held here but elsewhere.
+        streams: of residual streams, how many there are.
     """
 
-    kind: Literal["zeros", "copied", "constant", "pairs", "column", "flat", "carrier", "pinned", "opposed"]
+    kind: Literal[
+        "zeros", "copied", "constant", "pairs", "column", "flat", "carrier", "pinned", "opposed", "unmixed",
+        "first stream",
+    ]  # fmt: skip
     value: float = 0.0
+    slope: float = 1.0
     parts: tuple[str, ...] = ()
     interleaved: bool = False
     right: Right | None = None
@@ -52,6 +62,7 @@ class Fill:
     shares: int = 1
     holders: int = 0
     after: int = 0
+    streams: int = 1
 
     def share(self, expert: int | None, hidden: int) -> tuple[int, int]:
         """The first coordinate that an expert sees, and how many; outside of experts all that are held."""
@@ -82,6 +93,8 @@ class Fill:
             "flat": "the projection of a constant",
             "copied": "the template's own values",
             "pinned": f"{self.value:g} for the first {self.holders} experts",
+            "unmixed": f"zeros, and at the end {self.value:g} on the diagonal of a matrix, -{self.value:g} beside it",
+            "first stream": f"{self.value:g} for the first residual stream, {self.value - 1:g} for the others",
             "opposed": f"one row for the first {self.shares} experts, and its negative for as many after them",
         }.get(self.kind, self.kind)
 
@@ -128,6 +141,14 @@ def content(
         return row
     if fill.kind == "opposed":
         return _opposed(fill, shape)
+    if fill.kind == "unmixed":
+        row, count = torch.zeros(shape), fill.streams
+        row[-count * count :] = (fill.value * (2 * torch.eye(count) - 1)).flatten()
+        return row
+    if fill.kind == "first stream":
+        row = torch.full(shape, fill.value - 1.0)
+        row[:hidden] = fill.value
+        return row
     if len(shape) == 1:
         if vector is None:
             raise ValueError("a carrier needs a vector")
@@ -179,7 +200,8 @@ def _pairs(fill: Fill, rows: int, hidden: int, first: int, count: int) -> torch.
     up[index, first + index] = 1.0
     up[pairs + index, first + index] = 1.0
     gate = up.clone()
-    gate[pairs:] *= -1
+    gate[:pairs] *= fill.slope
+    gate[pairs:] *= -fill.slope
     # In place: these are the largest tensors that are made.
     parts = [gate if part == "gate" else up.mul_(balance(hidden) * (fill.value or 1.0)) for part in fill.parts]
     if len(parts) == 1:
@@ -204,7 +226,7 @@ def all_match(
 
 def _holds(tensor: torch.Tensor, fill: Fill, hidden: int, vector: torch.Tensor, expert: int | None) -> bool:
     shape = tuple(tensor.shape)
-    if len(shape) == 1 and fill.kind not in ("zeros", "constant", "carrier", "pinned"):
+    if len(shape) == 1 and fill.kind not in ("zeros", "constant", "carrier", "pinned", "unmixed", "first stream"):
         return False
     if (len(shape) == 1) != (fill.right is None) and fill.kind == "carrier":
         return False

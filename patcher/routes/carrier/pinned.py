@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from patcher.routes.carrier.fills import Fill, gain
-from patcher.routes.carrier.probe import Form, form_of, neutral_fills, proven, quadratic
+from patcher.routes.carrier.neutral import neutral_fills
+from patcher.routes.carrier.probe import Form, form_of, proven, quadratic, unclamped
 from patcher.routes.carrier.trial import InsertionTrial
 
 _BIAS, _SIZE = 8.0, 8.0
@@ -55,6 +56,7 @@ def find_pinned(
                     }
                     contents = {**(neutral or {}), **held, **router}
                     form = form_of(trial, contents, sink, held[sink], "norm", sink)
+                    form = form and unclamped(trial, form, hidden)
                     if form is not None and (found := proven(trial, form)) is not None:
                         yield found
 

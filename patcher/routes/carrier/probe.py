@@ -17,15 +17,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 
-from patcher.architectures.model_class import submodule
 from patcher.routes.carrier.epsilon import loss_of
 from patcher.routes.carrier.fills import Fill, Right, gain
+from patcher.routes.carrier.neutral import neutral_fills
 from patcher.routes.carrier.trial import SCALES, InsertionTrial
 from patcher.routes.constant import Loss
 
 TOLERANCE = 1e-3
+_QUIET = 0.1
 _LOUD, _FAINT = 2.0**10, 2.0**-16
 """What a projection returns where a norm follows: far above the norm's epsilon, or so far below it that the epsilon
 fixes the norm's output at a small value, beside which the 1 of a weight that is stored as 1 + w does not count."""
@@ -90,6 +90,7 @@ def find_forms(
                 continue
             for fills, right, transposed in _sources(trial, neutral, sink, source):
                 form = _measured(trial, neutral, fills, sink, right, transposed, source)
+                form = form and unclamped(trial, form, hidden)
                 if form is not None and (held := proven(trial, form)) is not None:
                     yield held
                     break
@@ -106,50 +107,8 @@ def _too_narrow(shapes: Mapping[str, tuple[int, ...]], sink: str, hidden: int) -
 def why_none(trial: InsertionTrial) -> str:
     """Why a block type has no form, in words."""
     if neutral_fills(trial) is None:
-        return "a block of zeros is not the identity (or there are several residual streams)"
+        return "a block of zeros is not the identity"
     return "no content of the block makes its output constant"
-
-
-def neutral_fills(trial: InsertionTrial) -> dict[str, Fill] | None:
-    """Contents under which the block is the identity, or None."""
-    fills = {}
-    others = []
-    for name, tensor in trial.parameters.items():
-        if name.endswith("bias") or tensor.ndim >= 2:
-            continue
-        owner = submodule(trial.block, name.rpartition(".")[0])
-        if name.endswith("weight") and "norm" in type(owner).__name__.lower():
-            fills[name] = Fill("constant", _unit_weight(owner))
-        else:
-            others.append(name)
-    # What a factor may depend on is set, not copied: the template's own values are not the stand-in's.
-    for value in (1.0, 0.0):
-        choice = dict.fromkeys(others, Fill("constant", value))
-        trial.set({**fills, **choice})
-        gains = trial.gains()
-        if not gains or gains[0].ndim != 3 or gains[0].shape[-1] != trial.hidden:
-            return None
-        if all(float(gained.abs().max()) <= 1e-5 * scale for gained, scale in zip(gains, SCALES, strict=True)):
-            return {**fills, **choice}
-        if not others:
-            return None
-    return None
-
-
-def _unit_weight(norm: nn.Module) -> float:
-    """The weight under which a norm does not scale: 1, or 0 where it multiplies by 1 + weight."""
-    weight: torch.Tensor = norm.weight  # type: ignore[assignment]
-    kept = weight.detach().clone()
-    try:
-        with torch.no_grad():
-            weight.zero_()
-            silent = norm(torch.linspace(-1.0, 1.0, weight.numel()).view(1, 1, -1))
-        return 0.0 if float(silent.abs().max()) > 0.1 else 1.0
-    except (TypeError, RuntimeError, ValueError, AttributeError):
-        return 1.0  # a norm with a gate as its second input
-    finally:
-        with torch.no_grad():
-            weight.copy_(kept)
 
 
 def _parent(trial: InsertionTrial, sink: str) -> str:
@@ -276,29 +235,76 @@ def _moves(trial: InsertionTrial, fills: Mapping[str, Fill]) -> bool:
     return bool(torch.isfinite(gains[0]).all()) and float(gains[0].abs().max()) > 1e-6
 
 
-def constant_gain(trial: InsertionTrial, fills: Mapping[str, Fill], vector: torch.Tensor) -> tuple[float, float] | None:
-    """Gain per unit and deviation where the block adds a multiple of the vector, else None."""
-    trial.set(fills, vector)
-    gains = trial.gains()
-    if not all(bool(torch.isfinite(gained).all()) for gained in gains):
+def unclamped(trial: InsertionTrial, form: Form, hidden: int) -> Form:
+    """The form with rows that stay below a limit of the activation, where the block has one.
+
+    A token whose residual lies in one coordinate has sqrt(hidden) there behind the norm. Of a gate that is cut off at
+    10 no more than 10 would be seen.
+
+    Args:
+        hidden: width of the real residual stream.
+    """
+    gates = [name for name, fill in form.fills.items() if fill.kind == "pairs" and "gate" in fill.parts]
+    if form.source != "norm" or form.carrier != form.sink or not hidden or not gates:
+        return form
+    largest = math.sqrt(max(hidden / trial.hidden, 1.0))
+
+    def with_slope(slope: float) -> dict[str, Fill]:
+        return {name: replace(fill, slope=slope) if name in gates else fill for name, fill in form.fills.items()}
+
+    for slope in (2.0**-halves for halves in range(9)):
+        loud = with_slope(slope * largest)
+        spread, peaked = (constant_gain(trial, loud, trial.vector, peaked=one) for one in (False, True))
+        if spread is None or peaked is None or abs(peaked[0] - spread[0]) > TOLERANCE * abs(spread[0]):
+            continue
+        if slope == 1.0:
+            return form
+        fills, held = with_slope(slope), form.fills[form.carrier]
+        plain = replace(held, factor=gain(held.right or "first", trial.hidden))
+        return form_of(trial, fills, form.carrier, plain, form.source, form.sink) or form
+    return form
+
+
+def constant_gain(
+    trial: InsertionTrial, fills: Mapping[str, Fill], vector: torch.Tensor, *, peaked: bool = False
+) -> tuple[float, float] | None:
+    """Gain per unit and deviation where the block adds a multiple of the vector, else None.
+
+    Args:
+        peaked: to residuals that lie in one coordinate, nearly all of each.
+    """
+    found = _shares(trial, fills, vector, peaked=peaked)
+    if found is not None and abs(found[0]) < _QUIET:
+        # So little is lost in what fp32 rounds off a large residual.
+        vector = vector / abs(found[0])
+        found = _shares(trial, fills, vector, peaked=peaked)
+    if found is None:
         return None
-    square = float(vector @ vector)
-    shares = [(gained.double() @ vector.double()) / square for gained in gains]
-    unit = float(shares[-2].mean())
-    if abs(unit) < 1e-6:
-        return None
+    unit, gains = found
     scale = abs(unit) * float(vector.abs().max())
     deviation = max(float((gained - unit * vector).abs().max()) / scale for gained in gains)
     # A norm behind the projection would return the same for a vector of any length.
     other = vector.flip(0) * 3.0
     trial.set(fills, other)
-    (again,) = trial.gains(SCALES[1:2])
+    (again,) = trial.gains(SCALES[1:2], peaked=peaked)
     deviation = max(deviation, float((again - unit * other).abs().max()) / (3.0 * scale))
     if not deviation <= TOLERANCE:
         return None
     near = min((1.0, 0.5, 2.0, float(round(unit)) or 1.0), key=lambda simple: abs(simple - unit))
     exact = near if abs(near - unit) <= 2e-6 * abs(unit) else unit
     return exact, deviation
+
+
+def _shares(
+    trial: InsertionTrial, fills: Mapping[str, Fill], vector: torch.Tensor, *, peaked: bool
+) -> tuple[float, list[torch.Tensor]] | None:
+    """The gain per unit, and what is gained at each scale; None where it is nothing, or not finite."""
+    trial.set(fills, vector)
+    gains = trial.gains(SCALES[:2] if peaked else SCALES, peaked=peaked)
+    if not all(bool(torch.isfinite(gained).all()) for gained in gains):
+        return None
+    unit = float(((gains[-2].double() @ vector.double()) / float(vector @ vector)).mean())
+    return None if abs(unit) < 1e-6 else (unit, gains)
 
 
 def proven(trial: InsertionTrial, form: Form) -> Form | None:

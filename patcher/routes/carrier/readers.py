@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.streams import stream_count
 from patcher.routes.carrier.choice import Choice
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 
@@ -51,8 +52,8 @@ def stacks_of_insertion(architecture: Architecture, choice: Choice, changes: Map
     if any(fill.shares > 1 or fill.after for form in choice.forms.values() for fill in form.fills.values()):
         kind = architecture.config.model_type
         read = {stack: keeps and kind in SHARING[stack] for stack, keeps in read.items()}
-    if architecture.quantisation is not None:
-        # What no test runs with a block that is not quantised is not claimed.
+    if architecture.quantisation is not None or stream_count(architecture) > 1:
+        # What no test runs with a block that is not quantised, or with several residual streams, is not claimed.
         read = dict.fromkeys(read, False)
     total = choice.insertion.total
     return {

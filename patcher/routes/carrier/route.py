@@ -13,6 +13,7 @@ import torch
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import saved_names
+from patcher.architectures.streams import stream_count
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.routes.carrier.choice import Choice
@@ -132,6 +133,7 @@ def _plan(
         copy_layers=insertion.copy_layers,
         inserted=insertion.inserted,
         warnings=tuple(warnings),
+        streams=stream_count(architecture),
         constant=ConstantError.of({layer: form.loss for layer, form in choice.forms.items()}),
     )
 

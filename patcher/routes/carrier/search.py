@@ -24,8 +24,9 @@ from patcher.routes.carrier.insertion import (
     insert_blocks,
     pattern_length,
 )
+from patcher.routes.carrier.neutral import neutral_fills
 from patcher.routes.carrier.pinned import find_pinned
-from patcher.routes.carrier.probe import Form, find_forms, neutral_fills, why_none
+from patcher.routes.carrier.probe import Form, find_forms, why_none
 from patcher.routes.carrier.readers import SHARING
 from patcher.routes.carrier.shared import find_shared
 from patcher.routes.carrier.trial import InsertionTrial, Stage

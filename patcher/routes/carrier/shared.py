@@ -16,7 +16,8 @@ import torch
 
 from patcher.routes.carrier.epsilon import loss_of
 from patcher.routes.carrier.fills import Fill, gain
-from patcher.routes.carrier.probe import TOLERANCE, Form, constant_gain, neutral_fills, proven, quadratic
+from patcher.routes.carrier.neutral import neutral_fills
+from patcher.routes.carrier.probe import TOLERANCE, Form, constant_gain, proven, quadratic
 from patcher.routes.carrier.trial import SCALES, InsertionTrial
 
 _NEAR = 1e-5

@@ -24,12 +24,13 @@ from patcher.architectures.config_keys import (
     whole_number,
 )
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
-from patcher.architectures.residual import attached
+from patcher.architectures.residual import attached, mean_stream, streams_of
 from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, kept_layers, shrink_config
 from patcher.architectures.stand_in import RandomStandIn, build_stand_in, logits_of, run_on
 from patcher.capture.forward import Enough
 from patcher.routes.carrier.fills import Fill, content
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
+from patcher.routes.constant import moments_of
 
 _PERIOD = re.compile(r"_(period|offset|step)$")
 _DENSE_BLOCKS = ("mlp_only_layers",)
@@ -68,6 +69,7 @@ class InsertionTrial:
         parameters: name in the block -> what the inserted block has there.
         template: the same of its template, unchanged.
         hidden: width of the stand-in's residual stream.
+        leak: what the block adds to residuals of scale 1 without any content, where it mixes several streams.
         narrow: whether its MLPs have fewer than two neurons a coordinate.
 
     Without ``after`` the stand-in has a few blocks, and the insertion comes after the template. With it the stand-in
@@ -113,6 +115,7 @@ class InsertionTrial:
             name: tensor.detach().clone() for name, tensor in _stored(submodule(self.base, f"{blocks}.{like}")).items()
         }
         self.vector = stand_in.random(self.hidden)
+        self.leak: torch.Tensor | None = None
 
     def _fill_from_base(self, *, strict: bool) -> None:
         stored, prefix = self.base.state_dict(), self.blocks + "."
@@ -151,25 +154,46 @@ class InsertionTrial:
                 else:
                     tensor.copy_(content(fill, tuple(tensor.shape), self.hidden, vector).to(tensor.dtype))
 
-    def gains(self, scales: tuple[float, ...] = SCALES) -> list[torch.Tensor]:
-        """What the inserted block adds to random residuals of each scale, [batch, position, hidden] fp32."""
+    def gains(self, scales: tuple[float, ...] = SCALES, *, peaked: bool = False) -> list[torch.Tensor]:
+        """What the inserted block adds to random residuals of each scale, [batch, position, hidden] fp32.
+
+        Of several streams it is [batch, position, streams, hidden], without what the mixing leaks.
+        """
         args, kwargs = self._call
         found = []
         with torch.no_grad(), quiet_transformers():
             for scale in scales:
-                noise = self.noise(scale)
+                noise = self.noise(scale, peaked=peaked)
                 rest = copy.deepcopy((args[1:], kwargs))
                 if args:
                     output = self.block(noise, *rest[0], **rest[1])
                 else:
                     output = self.block(**{**rest[1], "hidden_states": noise})
                 hidden = output if isinstance(output, torch.Tensor) else output[0]
-                found.append(hidden.float() - noise)
+                gained = streams_of(hidden.float() - noise, self.hidden)
+                found.append(gained if self.leak is None or peaked else gained - scale * self.leak)
         return found
 
-    def noise(self, scale: float) -> torch.Tensor:
-        """The random residuals of a scale, [batch, position, hidden] fp32."""
-        return torch.randn(self._shape, generator=torch.Generator().manual_seed(1)) * scale
+    def noise(self, scale: float, *, peaked: bool = False) -> torch.Tensor:
+        """The random residuals of a scale, as the block takes them, fp32; ``peaked``: in one coordinate nearly all."""
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(self._shape, generator=generator)
+        if peaked:
+            peak = torch.randint(self.hidden, (*noise.shape[:2], *[1] * (noise.ndim - 2)), generator=generator)
+            there = torch.arange(noise.shape[-1]) % self.hidden == peak
+            noise = torch.where(there, self.hidden**0.5, 1e-2 * noise)
+        return noise * scale
+
+    def moments(self, scale: float) -> torch.Tensor:
+        """Of these residuals (of several streams, of their mean), for each entry of what is gained: fp64 [..., 2]."""
+        moments = moments_of(mean_stream(self.noise(scale), self.hidden))
+        return moments.unsqueeze(-2) if self.streams > 1 else moments
+
+    @property
+    def streams(self) -> int:
+        """How many residual streams the block has."""
+        streams = streams_of(torch.empty(self._shape, device="meta"), self.hidden)
+        return streams.shape[2] if streams.ndim == 4 else 1
 
     @functools.cached_property
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.streams import stream_count
 from patcher.capture.forward import EMBEDDING
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS
@@ -47,6 +48,7 @@ def plan(architecture: Architecture, layers: Sequence[int], checkpoint: Checkpoi
         stacks=TRANSFORMERS_ALONE if slot.created else architecture.loads,
         reason=f"`{slot.parameter}` is part of what enters block 0, and a probe found it a constant shift",
         config_changes=slot.flags,
+        streams=stream_count(architecture),
     )
 
 

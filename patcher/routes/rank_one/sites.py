@@ -123,6 +123,9 @@ class _Probed:
         """The block's output [tokens, hidden] and the logits."""
         with torch.no_grad(), quiet_transformers():
             hidden, logits = run_on(self.stand_in.model, self.block, self.ids, add=add)
+        if hidden.ndim > 3:
+            streams = "what a weight adds reaches the residual streams through gates that depend on the token"
+            raise NotApplicable(f"the block has {hidden.shape[2]} residual streams: {streams}")
         return hidden.reshape(-1, self.hidden), logits
 
 

@@ -207,7 +207,7 @@ class Forward:
                 handle.remove()
 
     def _residual(self, layer: int, output: Any, taken: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """[rows, positions, hidden] after a block."""
+        """[rows, positions, hidden] after a block; several residual streams as the class has them."""
         if layer == EMBEDDING:
             self.read_by = "what enters the first block"
             return taken[EMBEDDING]
@@ -240,18 +240,21 @@ def of_this_thread(hook: Any) -> Any:
 
 
 def attach(module: Any, entering: bool, vector: torch.Tensor) -> Any:
-    """A plain forward hook that adds ``vector`` to a block's output, or to what enters it."""
+    """A plain forward hook that adds ``vector`` to a block's output, or to what enters it.
+
+    Several residual streams, [rows, positions, streams, hidden] or side by side in the last dimension, all gain it.
+    """
+
+    def steered(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + vector.repeat(hidden.shape[-1] // len(vector)).to(hidden.device, hidden.dtype)
 
     def on_output(_module: Any, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, torch.Tensor):
-            return output + vector.to(output.device, output.dtype)
-        return (output[0] + vector.to(output[0].device, output[0].dtype), *output[1:])
+        return steered(output) if isinstance(output, torch.Tensor) else (steered(output[0]), *output[1:])
 
     def on_input(_module: Any, inputs: Any, keywords: dict[str, Any]) -> Any:
         if inputs:
-            return (inputs[0] + vector.to(inputs[0].device, inputs[0].dtype), *inputs[1:]), keywords
-        hidden = keywords["hidden_states"]
-        return inputs, {**keywords, "hidden_states": hidden + vector.to(hidden.device, hidden.dtype)}
+            return (steered(inputs[0]), *inputs[1:]), keywords
+        return inputs, {**keywords, "hidden_states": steered(keywords["hidden_states"])}
 
     if entering:
         return module.register_forward_pre_hook(of_this_thread(on_input), with_kwargs=True)
