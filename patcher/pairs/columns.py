@@ -45,6 +45,7 @@ _PROMPTS = (
     "anchor",
 )
 _SYSTEMS = ("system", "system_prompt")
+_IMAGES = ("image", "images")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Form:
         preference: whether it is preference data, in which a row may hold no contrast.
         judge: for preference data that holds two responses and a judgement: its column, and what it says of a value:
             whether the response in ``positive`` is the better one; None for neither.
+        image: the column of the images, which a row may lack, or None.
     """
 
     format: Format
@@ -65,6 +67,7 @@ class Form:
     optional: frozenset[str] = frozenset(("prompt", "system"))
     preference: bool = False
     judge: tuple[str, Callable[[Any], bool | None]] | None = None
+    image: str | None = None
 
 
 def _by_sign(value: Any) -> bool | None:
@@ -131,9 +134,32 @@ def choose_form(table: Table, asked: AskedFormat, columns: Columns | None, where
     Raises:
         InputError: its columns are unknown, or there is more than one way.
     """
-    names = names_in(table)
+    images = _images_in(table)
     if columns is not None:
+        if columns.image is None and images is not None:
+            line = f"`columns: {{..., image: {images}}}`"
+            table.notes.append(f"the column `{images}` is not used; as the images it would be named by {line}")
         return _asked_for(table, asked, columns, where)
+    form = _form_by_names(table, asked, where, source)
+    if images is None:
+        return form
+    table.notes.append(f"`{images}` holds the images of the pairs")
+    return replace(form, image=images)
+
+
+def _images_in(table: Table) -> str | None:
+    """The column that holds images, by its name."""
+    if table.lists is not None:
+        names = names_in(table)
+    else:
+        # The first row may lack one.
+        names = [str(name) for row in table.rows for name, value in row.values.items() if value is not None]
+    names = list(dict.fromkeys(names))
+    return next((name for known in _IMAGES for name in names if _folded(name) == known), None)
+
+
+def _form_by_names(table: Table, asked: AskedFormat, where: str, source: str) -> Form:
+    names = names_in(table)
     ab, pairs = (all(name in names for name in sides.values()) for sides in (AB, PAIRS))
     if asked == "ab" or (asked == "auto" and ab and not pairs):
         return Form("ab", AB, frozenset())
@@ -167,7 +193,7 @@ def rows_of(table: Table, form: Form, source: str) -> list[Record]:
     """
     if table.lists is None:
         return table.rows
-    names = [name for name in form.columns.values() if name in table.lists]
+    names = [name for name in (*form.columns.values(), form.image) if name is not None and name in table.lists]
     lengths = {name: len(table.lists[name]) for name in names}
     if len(set(lengths.values())) > 1:
         raise InputError(
@@ -199,6 +225,7 @@ def _asked_for(table: Table, asked: AskedFormat, columns: Columns, where: str) -
             raise InputError(f"there is no column `{column}`", where=where, found=names, remedy="name one of these")
     preference = {named["positive"], named["negative"]} == {"chosen", "rejected"}
     # A member of an answer, as the refusal of a list of answers advises, is still the answer to a question.
+    image = named.pop("image", None)
     of_ab = {key: column.removesuffix(".0") for key, column in named.items()} == AB
     table.notes += [
         f"`{judgement}` says which of `{first}` and `{second}` is better, and is not looked at, since `columns` names "
@@ -206,7 +233,8 @@ def _asked_for(table: Table, asked: AskedFormat, columns: Columns, where: str) -
         for first, second, judgement, _better in _JUDGED
         if {named["positive"], named["negative"]} == {first, second} and judgement in names_in(table)
     ]
-    return Form("ab" if asked == "ab" or (asked == "auto" and of_ab) else "pairs", named, frozenset(), preference)
+    format: Format = "ab" if asked == "ab" or (asked == "auto" and of_ab) else "pairs"
+    return Form(format, named, frozenset(), preference, image=image)
 
 
 def _has(row: Record, column: str) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from patcher.errors import InputError
+from patcher.pairs.image_prompts import ImagePrompts, SeenImage
+from patcher.pairs.images import PairImage
 from patcher.pairs.prompts import RenderedText
 from patcher.recipe.vector import VectorSpec
 
@@ -23,13 +25,16 @@ class EncodedText:
         ids: token ids, special tokens at the front included.
         front: how many of them are special tokens at the front.
         continuation_start: index of the first token that depends on the continuation.
-        spans: (start, end) characters of every token, empty ones for special tokens; None for slow tokenizers.
+        spans: (start, end) characters of every token, empty ones for special tokens and for those of an image; None
+            for slow tokenizers.
+        image: the image among them, or None.
     """
 
     ids: tuple[int, ...]
     front: int
     continuation_start: int
     spans: tuple[tuple[int, int], ...] | None
+    image: SeenImage | None = None
 
 
 class TextEncoder:
@@ -38,13 +43,17 @@ class TextEncoder:
     Args:
         tokenizer: of the model.
         spec: for ``add_bos``, and for the name in errors.
+        images: reads texts with images, where there are such.
 
     Raises:
         InputError: if a beginning-of-text token is demanded of a tokenizer that has none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: VectorSpec) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, spec: VectorSpec, images: ImagePrompts | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._images = images
         self._add_bos = spec.add_bos
         self._bos: int | None = tokenizer.bos_token_id
         if spec.add_bos is True and self._bos is None:
@@ -57,22 +66,22 @@ class TextEncoder:
         if spec.add_bos is True and self._bos is not None and self._bos not in front:
             front = (self._bos, *front)
         self._front: tuple[int, ...] = () if spec.add_bos is False else front
-        self._prefixes: dict[tuple[str, bool], tuple[int, ...]] = {}
+        self._prefixes: dict[tuple[str, bool, PairImage | None], tuple[int, ...]] = {}
 
     def encode(self, rendered: RenderedText) -> EncodedText:
         """Tokenize a rendered text."""
-        ids, spans = self._ids(rendered.text, rendered.templated)
+        ids, spans, image = self._ids(rendered.text, rendered.templated, rendered.image)
         front = self._front_length(ids, rendered.templated)
         if rendered.whole and (rendered.templated or rendered.start == 0):
-            return EncodedText(ids, front, front, spans)
-        prefix = self._prefix_ids(rendered.text[: rendered.start], rendered.templated)
+            return EncodedText(ids, front, front, spans, image)
+        prefix = self._prefix_ids(rendered.text[: rendered.start], rendered.templated, rendered.image)
         start = 0
         while start < min(len(ids), len(prefix)) and ids[start] == prefix[start]:
             start += 1
         if rendered.end > rendered.start:
             # Merging tokenizers may swallow the continuation; its text is then in the last token.
             start = min(start, len(ids) - 1)
-        return EncodedText(ids, front, start, spans)
+        return EncodedText(ids, front, start, spans, image)
 
     def token_holding(self, rendered: RenderedText, encoded: EncodedText, character: int) -> int | None:
         """Index of the token that ends the character at ``character`` of the text; None if none is found."""
@@ -106,25 +115,32 @@ class TextEncoder:
     def _plain_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _prefix_ids(self, text: str, templated: bool) -> tuple[int, ...]:
-        key = (text, templated)
+    def _prefix_ids(self, text: str, templated: bool, image: PairImage | None) -> tuple[int, ...]:
+        key = (text, templated, image)
         if key not in self._prefixes:
             self._prefixes.clear()  # both sides of a pair share their prompt; nothing older is asked for again
-            self._prefixes[key] = self._ids(text, templated)[0]
+            self._prefixes[key] = self._ids(text, templated, image)[0]
         return self._prefixes[key]
 
-    def _ids(self, text: str, templated: bool) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...] | None]:
+    def _ids(
+        self, text: str, templated: bool, image: PairImage | None
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...] | None, SeenImage | None]:
         fast = bool(getattr(self._tokenizer, "is_fast", False))
         options = {"return_offsets_mapping": True} if fast else {}
         encoding = self._tokenizer(text, add_special_tokens=False, verbose=False, **options)
         ids = list(encoding["input_ids"])
         spans = [(int(start), int(end)) for start, end in encoding["offset_mapping"]] if fast else None
+        seen: SeenImage | None = None
+        if image is not None:
+            assert self._images is not None
+            ids, spans, seen = self._images.expanded(text, image, ids, spans)
         dropped = self._leading_bos_to_drop(ids, templated)
         front = self._front_to_add(ids[dropped:], templated)
         ids = [*front, *ids[dropped:]]
         if spans is not None:
             spans = [(0, 0)] * len(front) + spans[dropped:]
-        return tuple(ids), None if spans is None else tuple(spans)
+        seen = None if seen is None else seen.moved(len(front) - dropped)
+        return tuple(ids), None if spans is None else tuple(spans), seen
 
     def _leading_bos_to_drop(self, ids: list[int], templated: bool) -> int:
         if self._bos is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from patcher.errors import InputError, Problem
-from patcher.pairs.columns import AB, PAIRS, AskedFormat, Form, choose_form, fits, rows_of
+from patcher.pairs.columns import AB, PAIRS, AskedFormat, Form, choose_form, fits, rows_of, value_at
 from patcher.pairs.hub_datasets import HUB_PREFIX
+from patcher.pairs.images import image_of
 from patcher.pairs.messages import as_prompt, check_turns
 from patcher.pairs.pair import ContrastPair, Prompt, Record, Table, Turn
 from patcher.pairs.preferences import REPEATED, pair_of, text_at, without_repeated_prompts
@@ -64,7 +66,7 @@ def load_pairs(
     """
     if isinstance(source, list):
         with ending_with(example_lines("")):
-            return _inline_pairs(source, format, where)
+            return _inline_pairs(source, base_folder, format, where)
 
     def read() -> tuple[list[ContrastPair], list[str]]:
         return _of_file(source, base_folder, format, columns, where)
@@ -82,11 +84,18 @@ def _of_file(
     with ending_with(example_lines(".jsonl" if hub else suffix_of(source), "ab" if format == "ab" else "pairs")):
         found = partial(fits, asked=format, columns=columns)
         table = read_rows(source, base_folder=base_folder, where=where, fits=found)
-        return _pairs_of_table(table, source, format, columns, where), table.notes
+        # Paths in a file are relative to it.
+        folder = None if hub else (base_folder / Path(source).expanduser()).parent
+        return _pairs_of_table(table, source, format, columns, where, folder), table.notes
 
 
 def _pairs_of_table(
-    table: Table, source: str, format: AskedFormat, columns: Columns | None, where: str
+    table: Table,
+    source: str,
+    format: AskedFormat,
+    columns: Columns | None,
+    where: str,
+    folder: Path | None = None,
 ) -> list[ContrastPair]:
     problems = Problems(table.problems)
     pairs: list[ContrastPair] = []
@@ -99,7 +108,7 @@ def _pairs_of_table(
         for row in rows:
             with problems.collected():
                 try:
-                    pairs.append(_pair_from_row(row, form, format, counted))
+                    pairs.append(_with_image(_pair_from_row(row, form, format, counted), row, form, folder))
                 except LeftOver as over:
                     left.append(over.problem)
         if form.preference and (rest := without_repeated_prompts(pairs)):
@@ -122,6 +131,9 @@ def _gaps(pairs: Sequence[ContrastPair], source: str) -> Iterator[str]:
     """What some pairs lack and others have, which may be meant, or be a hole in the data."""
     empty = sum(not (pair.positive.strip() and pair.negative.strip()) for pair in pairs)
     alone = sum(pair.prompt is None for pair in pairs)
+    seen = sum(pair.image is not None for pair in pairs)
+    if 0 < seen < len(pairs):
+        yield f"{len(pairs) - seen} of {len(pairs)} pairs of {source} have no image, and are read as text"
     if empty and len(pairs) > 1:
         yield f"{empty} of {len(pairs)} pairs of {source} have a side that is empty"
     twice = sum(
@@ -163,7 +175,17 @@ def _offered_letters(question: str, *, upper: bool) -> list[str]:
     return []
 
 
-def _inline_pairs(source: list[InlinePair], format: AskedFormat, where: str) -> list[ContrastPair]:
+def _with_image(pair: ContrastPair, row: Record, form: Form, folder: Path | None) -> ContrastPair:
+    if form.image is None:
+        return pair
+    try:
+        value = value_at(row.values, form.image)
+    except KeyError:
+        return pair
+    return replace(pair, image=image_of(value, folder, f"`{form.image}`", row.origin))
+
+
+def _inline_pairs(source: list[InlinePair], base_folder: Path, format: AskedFormat, where: str) -> list[ContrastPair]:
     problems = Problems()
     pairs: list[ContrastPair] = []
     for index, item in enumerate(source):
@@ -175,9 +197,10 @@ def _inline_pairs(source: list[InlinePair], format: AskedFormat, where: str) -> 
             if format == "ab":
                 if prompt is None:
                     raise RowProblem("with `format: ab` an inline pair needs a `prompt`: the question", origin)
-                pairs.append(_ab_pair(prompt, positive, negative, origin))
+                pair = _ab_pair(prompt, positive, negative, origin)
             else:
-                pairs.append(ContrastPair(prompt, positive, negative, origin))
+                pair = ContrastPair(prompt, positive, negative, origin)
+            pairs.append(replace(pair, image=image_of(item.image, base_folder, "`image`", origin)))
     problems.raise_if_any(f"{where} has pairs that cannot be used")
     if not pairs:
         raise InputError("there are no contrast pairs", where=where, remedy="give at least one")

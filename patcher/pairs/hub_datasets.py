@@ -62,7 +62,7 @@ def read_hub_dataset(source: str, where: str) -> Table:
         raise MissingExtraError("datasets", "datasets", "reading contrast pairs from the Hub") from None
     try:
         loaded = datasets.load_dataset(address.repo, name=address.config, data_files=address.file, split=address.split)
-        table = _only_split(loaded, source, where) if address.split is None else loaded
+        table = _not_decoded(_only_split(loaded, source, where) if address.split is None else loaded)
         rows = [Record(dict(values), f"{source}[{index}]") for index, values in enumerate(table)]
     except InputError:
         raise
@@ -85,6 +85,16 @@ def _only_split(loaded: Any, source: str, where: str) -> Iterable[Mapping[str, A
             remedy=f"name one: {source}@{splits[0]}" if splits else None,
         )
     table: Iterable[Mapping[str, Any]] = loaded[chosen]
+    return table
+
+
+def _not_decoded(table: Any) -> Any:
+    """With the bytes of its images in their place: most of them are not opened, or not yet."""
+    from datasets import Image
+
+    for name, feature in (getattr(table, "features", None) or {}).items():
+        if isinstance(feature, Image):
+            table = table.cast_column(name, Image(decode=False))
     return table
 
 

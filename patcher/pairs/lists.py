@@ -166,6 +166,9 @@ def _listed(item: Any, read: _Read | None, origin: str) -> ListedText:
     if not _is_row(item):
         return _whole(item, "this text", origin)
     assert read is not None
+    if item.get("image") not in (None, ""):
+        message = "this text has an image, and only pairs may have one"
+        raise RowProblem(message, origin, None, "give `pairs` in the place of the lists, or leave `image` out")
     text, prompt = _value(item, read.text, origin), None
     if read.prompt is not None:
         prompt = _value(item, read.prompt, origin)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from patcher.errors import Problem
+
+if TYPE_CHECKING:
+    from patcher.pairs.image_prompts import SeenImage
+    from patcher.pairs.images import PairImage
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class ContrastPair:
         choices: for ``ab`` every offered answer in order, spelled like the answers; else empty.
         format: ``ab`` where the sides are answers to a question with choices.
         written: where the model wrote the sides, its very ids: positive, negative.
+        image: what both sides are about, or None.
     """
 
     prompt: Prompt | None
@@ -75,6 +80,7 @@ class ContrastPair:
     choices: tuple[str, ...] = ()
     format: Literal["ab", "pairs"] = "pairs"
     written: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    image: PairImage | None = None
 
 
 @dataclass(frozen=True)
@@ -118,11 +124,13 @@ class TokenisedSide:
         read: absolute, non-negative indices into ``ids`` whose residuals are averaged.
         continuation_start: index of the first token of the answer or continuation; for a whole text the number
             of special tokens at the front (0, or 1 after BOS).
+        image: the image that stands among them, or None.
     """
 
     ids: tuple[int, ...]
     read: tuple[int, ...]
     continuation_start: int
+    image: SeenImage | None = None
 
 
 @dataclass(frozen=True)

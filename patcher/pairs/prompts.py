@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patcher.errors import InputError
 from patcher.pairs.headers import common_header
+from patcher.pairs.image_prompts import ImagePrompts
+from patcher.pairs.images import PairImage
 from patcher.pairs.pair import Prompt
 from patcher.pairs.problems import shown
 from patcher.pairs.template_marks import require_bare, special_tokens
-from patcher.pairs.templates import Message, Reading, TemplateFailed, apply_template, has_template, holds
+from patcher.pairs.templates import IMAGE, Message, Reading, TemplateFailed, apply_template, has_template, holds
 from patcher.recipe.vector import VectorSpec
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class RenderedText:
         templated: whether a chat template made it, and special tokens are therefore part of the text.
         whole: whether the pair had no prompt.
         asked: where in the text the last turn before the answer ends; through a template only.
+        image: the image whose mark stands in it, or None.
     """
 
     text: str
@@ -46,6 +49,7 @@ class RenderedText:
     templated: bool
     whole: bool
     asked: int = 0
+    image: PairImage | None = None
 
     @property
     def header(self) -> str:
@@ -84,8 +88,29 @@ def render(
     return render_sides(prompt, [continuation], tokenizer, spec)[0]
 
 
+def render_with_image(
+    prompt: Prompt | None, continuations: Sequence[str], image: PairImage, images: ImagePrompts, spec: VectorSpec
+) -> list[RenderedText]:
+    """As :func:`render_sides`, with the mark of an image in the text.
+
+    Through a chat template the image stands before the words of the user's first turn, as the template writes it; in
+    plain text the processor's own token for an image stands before the prompt.
+
+    Raises:
+        InputError: as :func:`render_sides`; or the model's processor cannot be used.
+    """
+    mark = "" if uses_chat_template(prompt, images.tokenizer, spec) else images.mark
+    rendered = render_sides(prompt, continuations, images.tokenizer, spec, image=mark)
+    return [replace(one, image=image) for one in rendered]
+
+
 def render_sides(
-    prompt: Prompt | None, continuations: Sequence[str], tokenizer: PreTrainedTokenizerBase, spec: VectorSpec
+    prompt: Prompt | None,
+    continuations: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: VectorSpec,
+    *,
+    image: str | None = None,
 ) -> list[RenderedText]:
     """Put system prompt, prompt and each of its continuations together; what stands before these is the same for all.
 
@@ -95,21 +120,24 @@ def render_sides(
     (:mod:`patcher.pairs.headers` says which text opens the turn). A whole text becomes the user's turn, and the
     generation prompt ends it.
 
+    Args:
+        image: what stands for an image in plain text, where there is one.
+
     Raises:
         InputError: if the template is missing though demanded, fails, does not take the system prompt or the
             conversation, stands in the prompt already, or has no place for one of the continuations.
     """
     if uses_chat_template(prompt, tokenizer, spec):
         if prompt is None:
-            return _whole_texts(continuations, tokenizer, spec)
+            return _whole_texts(continuations, tokenizer, spec, image is not None)
         answers = [continuation.strip() for continuation in continuations]
-        messages = _messages(prompt, spec)
+        messages = _messages(prompt, spec, image is not None)
         question = _applied(messages, tokenizer, spec)
         require_bare(messages, question, tokenizer, f"vector `{spec.name}`")
         header = common_header(messages, question, answers, tokenizer, Reading.of(spec), f"vector `{spec.name}`")
         asked = _asked(question, messages, tokenizer, spec)
         return [_under(header, answer, asked) for answer in answers]
-    return [_plain(prompt, continuation, tokenizer, spec) for continuation in continuations]
+    return [_plain(prompt, continuation, tokenizer, spec, image or "") for continuation in continuations]
 
 
 def render_question(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, spec: VectorSpec) -> RenderedText:
@@ -145,9 +173,9 @@ def _under(front: str, answer: str, asked: int) -> RenderedText:
 
 
 def _plain(
-    prompt: Prompt | None, continuation: str, tokenizer: PreTrainedTokenizerBase, spec: VectorSpec
+    prompt: Prompt | None, continuation: str, tokenizer: PreTrainedTokenizerBase, spec: VectorSpec, image: str = ""
 ) -> RenderedText:
-    front = f"{spec.system_prompt}\n\n" if spec.system_prompt else ""
+    front = (f"{spec.system_prompt}\n\n" if spec.system_prompt else "") + image
     if isinstance(prompt, tuple):
         raise InputError(
             "a conversation of several turns needs a chat template",
@@ -165,13 +193,15 @@ def _plain(
     return RenderedText(text, len(front), len(text), templated=False, whole=prompt is None)
 
 
-def _whole_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, spec: VectorSpec) -> list[RenderedText]:
+def _whole_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, spec: VectorSpec, image: bool
+) -> list[RenderedText]:
     where = f"vector `{spec.name}`"
     rendered: dict[str, RenderedText] = {}
     frames: set[tuple[str, str]] = set()
     for given in texts:
         content = given.strip()
-        messages = _messages(content, spec)
+        messages = _messages(content, spec, image)
         text = _applied(messages, tokenizer, spec)
         require_bare(messages, text, tokenizer, where)
         start = _asked(text, messages, tokenizer, spec) - len(content)
@@ -194,8 +224,8 @@ def _whole_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, spec:
     return [rendered[given] for given in texts]
 
 
-def _messages(prompt: Prompt, spec: VectorSpec) -> list[Message]:
-    """What is asked, after the system prompt.
+def _messages(prompt: Prompt, spec: VectorSpec, image: bool = False) -> list[Message]:
+    """What is asked, after the system prompt; an image stands at the front of the user's first turn.
 
     Raises:
         InputError: the turns of a conversation are not in the order that templates take.
@@ -205,6 +235,9 @@ def _messages(prompt: Prompt, spec: VectorSpec) -> list[Message]:
     else:
         messages = [{"role": turn.role, "content": turn.content} for turn in prompt]
         _require_order(messages, spec)
+    if image:
+        first = next(place for place, message in enumerate(messages) if message["role"] == "user")
+        messages[first] = {**messages[first], IMAGE: ""}
     return [{"role": "system", "content": spec.system_prompt}, *messages] if spec.system_prompt else messages
 
 

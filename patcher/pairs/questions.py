@@ -119,6 +119,9 @@ def _text(item: Any, origin: str) -> str:
             hint = "a question is a text, or an object that has one"
             remedy = f"did you mean this by `{near}`? Name it `{KEYS[0]}`" if near else hint
             raise RowProblem(f"the key `{KEYS[0]}` is missing", origin, keys_of(item), remedy)
+        if item.get("image") not in (None, ""):
+            message = "this question has an image, and only pairs may have one"
+            raise RowProblem(message, origin, None, "give `pairs`, or leave `image` out")
         item = item[key]
     if not isinstance(item, str):
         raise RowProblem("a question is a text", origin, f"{type(item).__name__}: {shown(item)}")

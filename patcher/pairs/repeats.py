@@ -105,6 +105,8 @@ def _keys(contents: Sequence[Content]) -> list[set[Key]]:
 def _content(pair: ContrastPair) -> Content:
     """The prompt and both sides, without what does not count."""
     prompt = _prompt_content(pair.prompt) if pair.prompt else ()
+    if pair.image is not None:
+        prompt = (("image", pair.image.digest), *prompt)
     return ("prompt", prompt), ("text", _normal(pair.positive)), ("text", _normal(pair.negative))
 
 

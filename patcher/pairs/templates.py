@@ -15,7 +15,8 @@ from patcher.errors.causes import cause_of
 from patcher.recipe.vector import VectorSpec
 
 Message = Mapping[str, str]
-"""`role` and `content`."""
+"""`role` and `content`; with the key :data:`IMAGE` an image stands before the content."""
+IMAGE = "image"
 
 _CLOCK = "strftime_now"
 _GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
@@ -74,8 +75,10 @@ def _applied(messages: Sequence[Message], tokenizer: Any, options: Mapping[str, 
     import jinja2
 
     chat: list[dict[str, Any]] = [dict(message) for message in messages]
-    for message in chat if parts else ():
-        message["content"] = [{"type": "text", "text": message["content"]}]
+    for message in chat:
+        image = [{"type": "image"}] if message.pop(IMAGE, None) is not None else []
+        if parts or image:
+            message["content"] = [*image, {"type": "text", "text": message["content"]}]
     try:
         text: str = tokenizer.apply_chat_template(chat, tokenize=False, **options)
     except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

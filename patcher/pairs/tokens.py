@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING
 
 from patcher.errors import InputError
 from patcher.pairs.encoding import EOS_NOTE, EncodedText, TextEncoder
+from patcher.pairs.image_prompts import ImagePrompts
+from patcher.pairs.images import PairImage
 from patcher.pairs.pair import ContrastPair, Prompt, TokenisedPair, TokenisedSide
 from patcher.pairs.problems import Problems, RowProblem, shown
-from patcher.pairs.prompts import RenderedText, no_template_note, render_question, render_sides
+from patcher.pairs.prompts import (
+    RenderedText,
+    no_template_note,
+    render_question,
+    render_sides,
+    render_with_image,
+)
 from patcher.pairs.template_marks import mark_notes, template_notes
 from patcher.recipe.vector import VectorSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+IN_FRONT_NOTE = "in plain text an image stands right before the prompt, as the token that the processor has for it"
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,10 @@ class EncodedSide:
 
 
 def tokenise_pairs(
-    pairs: Sequence[ContrastPair], tokenizer: PreTrainedTokenizerBase, spec: VectorSpec
+    pairs: Sequence[ContrastPair],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: VectorSpec,
+    images: ImagePrompts | None = None,
 ) -> tuple[list[TokenisedPair], list[str]]:
     """Render and tokenize both sides of every pair, and find the tokens to read.
 
@@ -46,6 +60,12 @@ def tokenise_pairs(
     positions count over the padded ids; ``auto`` does so for a single pair of whole plain texts, and wherever one
     side of such a pair is empty. Nothing is ever truncated.
 
+    The sides of a pair with an image share it. Its tokens stand among the ids, as the stock processor puts them there,
+    and positions count them.
+
+    Args:
+        images: reads pairs with images, where there are such.
+
     Returns:
         The pairs, in order, and notes for the user, each once.
 
@@ -53,14 +73,15 @@ def tokenise_pairs(
         InputError: with every row that cannot be used, up to ten; or if the recipe asks for what the tokenizer cannot
             do.
     """
-    encoder = TextEncoder(tokenizer, spec)
+    encoder = TextEncoder(tokenizer, spec, images)
     notes: list[str] = []
     problems = Problems()
     tokenised: list[TokenisedPair] = []
     header: str | None = None
     for pair in pairs:
         with error_in_row(pair.origin):
-            positive, negative = encoded_sides(pair.prompt, (pair.positive, pair.negative), tokenizer, spec, encoder)
+            sides = (pair.positive, pair.negative)
+            positive, negative = encoded_sides(pair.prompt, sides, tokenizer, spec, encoder, pair.image, images)
         notes += _notes(pair, positive.rendered, encoder, tokenizer, spec)
         if positive.rendered.templated and header is None:
             header = positive.rendered.header
@@ -137,10 +158,17 @@ def encoded_sides(
     tokenizer: PreTrainedTokenizerBase,
     spec: VectorSpec,
     encoder: TextEncoder,
+    image: PairImage | None = None,
+    images: ImagePrompts | None = None,
 ) -> list[EncodedSide]:
     """A prompt with each of its continuations, the same text before all of them; see ``render_sides``."""
     sides = []
-    for rendered in render_sides(prompt, continuations, tokenizer, spec):
+    if image is None:
+        texts = render_sides(prompt, continuations, tokenizer, spec)
+    else:
+        assert images is not None
+        texts = render_with_image(prompt, continuations, image, images, spec)
+    for rendered in texts:
         encoded = encoder.encode(rendered)
         sides.append(EncodedSide(rendered, encoded, encoded.ids))
     return sides
@@ -155,6 +183,8 @@ def _notes(
 ) -> Iterable[str]:
     if spec.chat_template == "auto" and pair.prompt is not None and not rendered.templated:
         yield no_template_note(tokenizer)
+    if rendered.image is not None and not rendered.templated:
+        yield IN_FRONT_NOTE
     if encoder.appends_tokens and not rendered.templated:
         yield EOS_NOTE
 
@@ -221,7 +251,10 @@ def _tokenised_pair(
         raise RowProblem(message, pair.origin, found, "remove the pair, or correct one of its sides")
     sides = [
         TokenisedSide(
-            side.ids, read_positions(side, f"{name} side", pair, encoder, spec), side.encoded.continuation_start
+            side.ids,
+            read_positions(side, f"{name} side", pair, encoder, spec),
+            side.encoded.continuation_start,
+            side.encoded.image,
         )
         for side, name in ((positive, "positive"), (negative, "negative"))
     ]

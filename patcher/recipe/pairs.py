@@ -27,6 +27,8 @@ class InlinePair(Strict):
     """The text that shows what the vector should add."""
     negative: str
     """Its contrast; may be empty."""
+    image: Annotated[str, Field(min_length=1)] | None = None
+    """An image that both sides are about, for a model that takes images: a path."""
 
 
 def _of_no_other_form(value: Any) -> Any:
@@ -63,6 +65,8 @@ class Columns(Strict):
     """What both sides continue; with `format: ab` the question."""
     system: Column | None = None
     """A system prompt that goes before the prompt."""
+    image: Column | None = None
+    """An image that both sides are about: a path relative to the data set's file, or the bytes of an image."""
 
     @property
     def named(self) -> dict[str, str]:

@@ -285,6 +285,7 @@ class VectorSpec(Strict):
             f"`align: {self.align}`": self.align == "spaces",
             "`position: answer`": self.position == "answer",
             "`columns: {system: ...}`": self.columns is not None and self.columns.system is not None,
+            "`columns: {image: ...}`": self.columns is not None and self.columns.image is not None,
         }
         for key in (key for key, is_wrong in wrong.items() if is_wrong):
             raise ValueError(f"{key} goes with `pairs`, not with `positives` and `negatives`")
