@@ -31,6 +31,35 @@ class Readable(Protocol):
     def read(self) -> Sequence[int]: ...
 
 
+class RowImage(Protocol):
+    """An image among the ids of a prompt."""
+
+    @property
+    def key(self) -> str:
+        """Tells what is seen from anything else that may be seen in the same ids."""
+        ...
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """Where its tokens stand: the first, and one past the last."""
+        ...
+
+    @property
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Of the inputs that stand for it beside the ids."""
+        ...
+
+    def inputs(self, ids: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What a forward pass of one row with these ids takes beside them."""
+        ...
+
+
+def image_in(prompt: Readable) -> RowImage | None:
+    """The image among the ids of a prompt, if there is one."""
+    found: RowImage | None = getattr(prompt, "image", None)
+    return found
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a prompt lies in a batch.
@@ -39,7 +68,8 @@ class Place:
         prompt: its index among the prompts.
         row: its row.
         columns: of the tokens that are read.
-        counted: of the tokens that count in the mean residual norm: all but the first, where attention sinks live.
+        counted: of the tokens that count in the mean residual norm: all but the first, where attention sinks live, and
+            those of an image.
     """
 
     prompt: int
@@ -56,10 +86,12 @@ class Batch:
         inputs: ``input_ids`` and ``position_ids`` [rows, width], int64; ``attention_mask`` [rows, width], int64, or
             [rows, 1, width, width] of booleans where rows hold trees. On the CPU.
         places: where its prompts lie.
+        images: that of each row, or none at all. Its inputs are made only when the batch is run.
     """
 
     inputs: Mapping[str, torch.Tensor]
     places: tuple[Place, ...]
+    images: tuple[RowImage, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,6 +101,8 @@ class Batch:
 
     def inputs_in(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The inputs for a model that computes in ``dtype``: a tree's mask becomes one that is added to the scores."""
+        if self.images:
+            return with_images(self.inputs["input_ids"], self.images, dtype)
         mask = self.inputs["attention_mask"]
         if mask.dtype != torch.bool:
             return dict(self.inputs)
@@ -83,7 +117,50 @@ class Batch:
 
     def _rows(self, start: int, end: int) -> Batch:
         places = tuple(replace(place, row=place.row - start) for place in self.places if start <= place.row < end)
-        return Batch({name: value[start:end] for name, value in self.inputs.items()}, places)
+        inputs = {name: value[start:end] for name, value in self.inputs.items()}
+        return Batch(inputs, places, self.images[start:end])
+
+
+def with_images(ids: torch.Tensor, images: Sequence[RowImage], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The inputs of rows that each hold an image, as a stock processor gives those of several: one after the other.
+
+    Args:
+        ids: [rows, width], int64; nothing is filled up. Positions are left to the class, which may count an image's
+            tokens in a way of its own.
+        images: of equal shapes.
+        dtype: of what is not whole numbers.
+    """
+    parts = [image.inputs(row.tolist()) for row, image in zip(ids, images, strict=True)]
+    beside = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    beside = {name: value.to(dtype) if value.is_floating_point() else value for name, value in beside.items()}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **beside}
+
+
+def image_batches(
+    prompts: Sequence[Readable], numbers: Sequence[int], *, token_budget: int, most_rows: int | None = None
+) -> Iterator[Batch]:
+    """Batches of prompts with images: rows of one width, with images of equal shapes, as many as the budget allows.
+
+    Args:
+        numbers: which of the prompts; each has an image.
+        token_budget, most_rows: see :func:`make_batches`.
+    """
+    alike: dict[tuple[int, tuple[tuple[str, tuple[int, ...]], ...]], list[int]] = {}
+    for number in numbers:
+        image = image_in(prompts[number])
+        assert image is not None
+        alike.setdefault((len(prompts[number].ids), image.shapes), []).append(number)
+    for (width, _shapes), members in alike.items():
+        for start, end in _runs([width] * len(members), token_budget, most_rows):
+            rows, places, images = members[start:end], [], []
+            for row, number in enumerate(rows):
+                image = image_in(prompts[number])
+                assert image is not None
+                images.append(image)
+                counted = tuple(at for at in range(1, width) if not image.columns[0] <= at < image.columns[1])
+                places.append(Place(number, row, tuple(prompts[number].read), counted or tuple(range(width))))
+            ids = torch.tensor([list(prompts[number].ids) for number in rows])
+            yield Batch({"input_ids": ids}, tuple(places), tuple(images))
 
 
 @dataclass

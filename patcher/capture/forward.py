@@ -18,6 +18,8 @@ from patcher.architectures.residual import Change, gained, mean_stream, residual
 from patcher.architectures.towers import towers_of
 from patcher.capture.products import fast_products
 
+OF_TEXT = ("input_ids", "attention_mask", "position_ids")
+"""The inputs of a pass over text; what else there is stands for an image."""
 EMBEDDING = -1
 """The layer index of the residual stream that enters block 0."""
 
@@ -76,9 +78,17 @@ def run_blocks(
 
 
 def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], *, logits_to_keep: int | torch.Tensor = 1) -> Any:
-    """One stock forward pass without gradients or cache; positions are passed where the class takes them."""
+    """One stock forward pass without gradients or cache; positions are passed where the class takes them.
+
+    What stands for an image is passed in any case where the class takes further keywords, as stock software does.
+    """
     accepted, device = inspect.signature(model.forward).parameters, input_device(model)
-    chosen: dict[str, Any] = {name: value.to(device) for name, value in inputs.items() if name in accepted}
+    further = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    chosen: dict[str, Any] = {
+        name: value.to(device)
+        for name, value in inputs.items()
+        if name in accepted or (further and name not in OF_TEXT)
+    }
     if "logits_to_keep" in accepted:
         chosen["logits_to_keep"] = logits_to_keep
     with torch.no_grad(), quiet_transformers(), fast_products(model):

@@ -10,6 +10,7 @@ from patcher.capture.batches import (
     Batch,
     PromptRow,
     Readable,
+    RowImage,
     common_prefix,
     make_batches,
     plain_rows,
@@ -29,10 +30,12 @@ class Text:
     Attributes:
         ids: its tokens.
         read: the places after which the next-token distribution is wanted.
+        image: the image that stands among them, or None.
     """
 
     ids: Sequence[int]
     read: Sequence[int]
+    image: RowImage | None = None
 
 
 @dataclass

@@ -109,6 +109,7 @@ def open_base(
     scratch: Path,
     batch_size: int | None = None,
     note: Callable[[str], None] | None = None,
+    towers: bool = False,
 ) -> Iterator[OpenedBase]:
     """Open the base; after it, its memory is free again.
 
@@ -122,6 +123,7 @@ def open_base(
         scratch: a folder on a disk with room, for what does not fit in memory.
         batch_size: most rows in a batch, or None.
         note: told what a user may want to know.
+        towers: load what images go through as well; such a model is not streamed.
 
     Raises:
         InputError: the model or its tokenizer cannot be loaded, or (code ``stream``) not be streamed exactly.
@@ -151,6 +153,7 @@ def open_base(
         device="auto" if mode == "spread" else device,
         offload=scratch if mode == "spread" else None,
         trust_remote_code=trusted,
+        towers=towers,
     )
     if mode == "memory":
         # Where weights come and go, what is kept of them would fill the memory that they lack.

@@ -13,7 +13,7 @@ from torch import nn
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.config_keys import stated
 from patcher.architectures.decoder import decoder_config
-from patcher.capture.batches import Readable
+from patcher.capture.batches import Readable, image_in
 from patcher.capture.cache.store import Remembering
 from patcher.capture.forward import position_limit
 from patcher.capture.meter import Meter
@@ -92,14 +92,15 @@ class ResidualReader:
 
     def _capture(self, requests: Sequence[Request], progress: Progress) -> list[Mapping[int, Residuals]]:
         """What requests ask for, read in one pass: each as it would be alone, and those of the same prompts once."""
-        groups: dict[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], Sequence[Readable]] = {}
-        keys = [tuple((tuple(prompt.ids), tuple(prompt.read)) for prompt in prompts) for prompts, _layers in requests]
+        groups: dict[tuple[tuple[Any, ...], ...], Sequence[Readable]] = {}
+        keys = [tuple(map(_key, prompts)) for prompts, _layers in requests]
         for key, (prompts, _layers) in zip(keys, requests, strict=True):
             groups.setdefault(key, prompts)
         sizes = [len(prompts) for prompts in groups.values()]
         layers = sorted({layer for _prompts, wanted in requests for layer in wanted})
         # A few prompts are read sooner than the proof takes that they may be read together.
-        together = exactness(self.architecture, max(layers)) if max(sizes) > 1 else None
+        texts = max(sum(image_in(prompt) is None for prompt in prompts) for prompts in groups.values())
+        together = exactness(self.architecture, max(layers)) if texts > 1 else None
         found = capture_residuals(
             self.runner,
             [prompt for prompts in groups.values() for prompt in prompts],
@@ -117,6 +118,11 @@ class ResidualReader:
             {layer: found[layer].part(starts[key], starts[key] + len(prompts)) for layer in wanted}
             for key, (prompts, wanted) in zip(keys, requests, strict=True)
         ]
+
+
+def _key(prompt: Readable) -> tuple[Any, ...]:
+    image = image_in(prompt)
+    return tuple(prompt.ids), tuple(prompt.read), image and image.key
 
 
 def reader_in_memory(

@@ -18,6 +18,8 @@ from patcher.capture.batches import (
     Place,
     PromptRow,
     Readable,
+    image_batches,
+    image_in,
     make_batches,
     plain_rows,
     shared_rows,
@@ -83,7 +85,15 @@ class Collector:
 
     def __call__(self, layer: int, number: int, hidden: torch.Tensor) -> None:
         """Take what is read from the residual stream [rows, width, hidden] of a batch."""
-        places, device = self.batches[number].places, hidden.device
+        batch, device = self.batches[number], hidden.device
+        places = batch.places
+        if batch.images and tuple(hidden.shape[:2]) != batch.shape:
+            raise InputError(
+                "the model does not give the tokens of an image the places that its processor gives them",
+                where=f"layer {layer}",
+                found=f"{tuple(hidden.shape[:2])} places of {batch.shape}",
+                remedy="leave the images out of the pairs",
+            )
         prompts = [place.prompt for place in places]
         # Apple's GPUs have no fp64.
         exact = torch.float32 if device.type == "mps" else torch.float64
@@ -213,7 +223,8 @@ def capture_residuals(
 ) -> Mapping[int, Residuals]:
     """Read the residual stream after each block of ``layers``, in one pass over the prompts.
 
-    Nothing after the last of the layers is computed. Tokens that prompts begin with alike are computed once, where
+    Nothing after the last of the layers is computed. A prompt with an image is run alone, or with others of its shape.
+    Of the other prompts, tokens that prompts begin with alike are computed once, where
     ``exactness`` says that this is exact for the architecture. One prompt is then also run alone; if the two disagree,
     all are run again without sharing. Batches hold rows of like length.
 
@@ -250,6 +261,7 @@ def capture_residuals(
     longest_row = min(limit for limit in limits if limit is not None)
     *starts, _end = itertools.accumulate(groups or [len(prompts)], initial=0)
     parts = [range(start, start + size) for start, size in zip(starts, groups or [len(prompts)], strict=True)]
+    texts = [[number for number in part if image_in(prompts[number]) is None] for part in parts]
     together = exactness is None or exactness.padding
     everyone, controls = list(prompts), dict[int, tuple[int, int]]()
 
@@ -257,8 +269,8 @@ def capture_residuals(
         most_rows = batch_size if together else 1
         return list(make_batches(rows, everyone, token_budget=token_budget, most_rows=most_rows, padding=padding))
 
-    def plain(part: range) -> list[Batch]:
-        return batches_of([_moved(row, part.start) for row in plain_rows(prompts[part.start : part.stop])])
+    def plain(part: Sequence[int]) -> list[Batch]:
+        return batches_of([_moved(row, part) for row in plain_rows([prompts[number] for number in part])])
 
     def run(batches: Sequence[Batch]) -> Collector:
         collector = Collector(batches, len(everyone), runner.hidden, layers)
@@ -272,18 +284,20 @@ def capture_residuals(
         return collector
 
     batches: list[Batch] = []
-    for number, part in enumerate(parts):
+    for number, (whole, part) in enumerate(zip(parts, texts, strict=True)):
+        seen = [prompt for prompt in whole if image_in(prompts[prompt]) is not None]
+        batches += image_batches(prompts, seen, token_budget=token_budget, most_rows=batch_size)
         shared = None
-        if exactness is not None:
-            shared = _shared(prompts[part.start : part.stop], exactness, longest_row, token_budget, say)
+        if exactness is not None and part:
+            shared = _shared([prompts[prompt] for prompt in part], exactness, longest_row, token_budget, say)
         if shared is None:
             batches += plain(part)
             continue
-        rows = [_moved(row, part.start) for row in shared]
+        rows = [_moved(row, part) for row in shared]
         # The same prompt alone.
         controls[number] = (displaced_prompt(rows), len(everyone))
         everyone.append(prompts[controls[number][0]])
-        alone = _moved(plain_rows(everyone[-1:])[0], len(everyone) - 1)
+        alone = _moved(plain_rows(everyone[-1:])[0], [len(everyone) - 1])
         batches += [*batches_of(rows), *batches_of([alone])]
     collector = run(batches)
     again: list[Batch] = []
@@ -291,15 +305,15 @@ def capture_residuals(
         error = max(relative_error(collector.rows[layer][control], collector.rows[layer][alone_at]) for layer in layers)
         if not error <= CONTROL_TOLERANCE.get(runner.dtype, CONTROL_TOLERANCE_HALF):
             say(f"shared prefixes are not exact on these weights (off by {error:.1e}): every prompt is computed whole")
-            again += plain(parts[number])
+            again += plain(texts[number])
     if again:
         collector.take(run(again))
     return {layer: collector.residuals(layer, len(prompts)) for layer in layers}
 
 
-def _moved(row: PromptRow, by: int) -> PromptRow:
-    """The row, of prompts that are numbered from ``by`` on."""
-    return PromptRow(row.ids, row.depths, {prompt + by: path for prompt, path in row.paths.items()})
+def _moved(row: PromptRow, numbers: Sequence[int]) -> PromptRow:
+    """The row, of prompts that have these numbers."""
+    return PromptRow(row.ids, row.depths, {numbers[prompt]: path for prompt, path in row.paths.items()})
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ from torch import nn
 from patcher.architectures.decoder import decoder_config
 from patcher.architectures.residual import block_input, gained
 from patcher.capture.batches import make_batches, padded, plain_rows
-from patcher.capture.forward import replaced_forwards, row_vectors, run_blocks, steering_hooks
+from patcher.capture.forward import OF_TEXT, replaced_forwards, row_vectors, run_blocks, steering_hooks
 from patcher.capture.layout import Layout, Text
 from patcher.capture.logits import LoadedModel, LogitsJob, job_logits
 from patcher.capture.meter import Meter
@@ -75,6 +75,7 @@ class ResumingModel(LoadedModel):
         self.whole: set[int] = set()
         """Layers at which a pass cannot be resumed."""
         self._proven: set[int] = set()
+        self._proven_with_images: set[int] = set()
         self._packing_proven = False
         self._kept: dict[str, _Kept] = {}
         self._tuples: dict[int, int | None] = {}
@@ -206,15 +207,19 @@ class ResumingModel(LoadedModel):
         return replaced_forwards(replaced, map(gives, range(layer + 1)))
 
     def _resumable(self, job: LogitsJob, layer: int) -> bool:
-        if layer in self._proven:
+        seen = any(name not in OF_TEXT for name in job.inputs)
+        proven = self._proven_with_images if seen else self._proven
+        if layer in proven:
             return True
-        one = _short(job)
+        # An image cannot be cut off; the other pass, of another prompt, is one of the proof over text.
+        one = LogitsJob(job.inputs, job.vectors, job.columns) if seen else _short(job)
         whole = self.whole_pass(one)
         try:
             self._residual(one.inputs, layer)
             # What a class may keep of its last pass must not be of this very prompt when it is resumed.
-            other = {**one.inputs, "input_ids": one.inputs["input_ids"].roll(1, dims=1)}
-            self.whole_pass(LogitsJob(other, {}, one.columns))
+            if not seen:
+                other = {**one.inputs, "input_ids": one.inputs["input_ids"].roll(1, dims=1)}
+                self.whole_pass(LogitsJob(other, {}, one.columns))
             # Stacked with itself, as the vectors will be.
             resumed = self._stacked([one, one], layer)[1]
         except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
@@ -227,7 +232,7 @@ class ResumingModel(LoadedModel):
         if layer in self.whole or not _same(resumed, whole):
             self._give_up(layer, "a block hands on more than the residual stream")
             return False
-        self._proven.add(layer)
+        proven.add(layer)
         return True
 
     def _give_up(self, layer: int, why: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from patcher.capture import products
-from patcher.capture.batches import Readable
+from patcher.capture.batches import Readable, image_in
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.source import Source
 from patcher.disk.json_files import read_json_object
@@ -34,7 +34,8 @@ CAPTURE_VERSION = 1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PACKAGES = (
     "torch", "transformers", "accelerate", "safetensors", "numpy", "peft", "optimum", "gptqmodel",
-    "compressed-tensors", "bitsandbytes", "kernels", "flash-attn", "triton", "causal-conv1d", "mamba-ssm",
+    "compressed-tensors", "bitsandbytes", "kernels", "flash-attn", "triton", "causal-conv1d", "mamba-ssm", "pillow",
+    "torchvision",
 )  # fmt: skip
 _TICK_NS = 50_000_000
 _COARSE_TICK_NS = 2_000_000_000
@@ -93,12 +94,17 @@ def capture_key(
         "device": device,
         "attention": attention,
         "blocks": blocks,
-        "prompts": [[list(map(int, prompt.ids)), list(map(int, prompt.read))] for prompt in prompts],
+        "prompts": [_prompt(prompt) for prompt in prompts],
         "layers": wanted,
         "settings": dict(settings),
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return CaptureKey(hashlib.sha256(text.encode("ascii")).hexdigest(), wanted, len(prompts))
+
+
+def _prompt(prompt: Readable) -> list[Any]:
+    image = image_in(prompt)
+    return [list(map(int, prompt.ids)), list(map(int, prompt.read)), *([image.key] if image else [])]
 
 
 def model_identity(
