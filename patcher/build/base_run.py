@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from patcher.capture.processes.messages import Processes
 
 Result = TypeVar("Result")
+IMAGES = "reading pairs with images"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class BaseRun:
             size=self.base.parameter_count * dtype.itemsize,
             device=device,
             quantised=quantisation_of(self.base.checkpoint.config) is not None,
-            whole="`method: persona`" if self.planned.asks else whole,
+            whole="`method: persona`" if self.planned.asks else IMAGES if self.planned.with_images else whole,
         )
         try:
             return self._run_in(mode, work)
@@ -212,6 +213,7 @@ class BaseRun:
             scratch=scratch,
             batch_size=self.job.recipe.capture.rows,
             note=self.job.note,
+            towers=self.planned.with_images and mode != "stream",
         )
 
     @cached_property
@@ -302,7 +304,7 @@ def vectors_before_download(job: Job, planned: BuildPlan) -> list[SteeringVector
     Raises:
         InputError, OutsideError: see :func:`patcher.build.local.build`.
     """
-    if planned.asks or ROUTES[planned.plan.route].fit is not None:
+    if planned.asks or planned.with_images or ROUTES[planned.plan.route].fit is not None:
         return []  # refused when the mode is chosen, with the reason
     source, last = planned.source, planned.last_read
     names, text = block_names(planned.architecture), f"downloading {source.name} up to block {last}"

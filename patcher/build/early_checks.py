@@ -5,6 +5,7 @@ The plan looks at everything again, and at more. What is read here is not read a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from patcher.architectures.config_keys import BLOCK_COUNTS, whole_number
@@ -21,7 +22,10 @@ from patcher.errors.misspelt import closest
 from patcher.evaluate.texts import read_passages
 from patcher.pairs.formats import load_pairs
 from patcher.pairs.hub_datasets import HUB_PREFIX
+from patcher.pairs.image_prompts import no_images, states_images
+from patcher.pairs.images import require_pillow
 from patcher.pairs.lists import load_list
+from patcher.pairs.pair import ContrastPair
 from patcher.pairs.questions import load_questions
 from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
@@ -49,8 +53,9 @@ def check_early(loaded: LoadedRecipe, output: Path | None, *, force: bool = Fals
     """
     recipe = loaded.recipe
     found = locate_model(recipe.model, recipe_folder=loaded.folder)
-    blocks = None
+    blocks, base = None, None
     if isinstance(found, Path):
+        base = found
         if output is not None:
             check_output(output, force=force, inputs=(found.resolve(),))
         blocks = _check_base(found)
@@ -63,8 +68,8 @@ def check_early(loaded: LoadedRecipe, output: Path | None, *, force: bool = Fals
         if blocks is not None:
             for layer in resolve_layers(spec, blocks, where):
                 resolve_read_layer(spec, layer, blocks, where)
-        _check_data(loaded, spec, where)
-    _check_evaluation(loaded)
+        _check_images(_check_data(loaded, spec, where), base)
+    _check_images(_check_evaluation(loaded), base)
 
 
 def _check_base(folder: Path) -> int | None:
@@ -100,8 +105,19 @@ def _check_adapter(loaded: LoadedRecipe, adapter: str) -> None:
         assert find_adapter(adapter, loaded.folder).tensors is not None
 
 
-def _check_data(loaded: LoadedRecipe, spec: VectorSpec, where: str) -> None:
-    """The rows of its files; data sets of the Hub are read later."""
+def _check_images(pairs: Sequence[ContrastPair], base: Path | None) -> None:
+    """Whether the base takes images at all, and whether they can be opened."""
+    if not any(pair.image is not None for pair in pairs):
+        return
+    if base is not None:
+        place = base / "config.json"
+        if not states_images(config := read_json_object(place)):
+            raise no_images(str(place), f"`{config.get('model_type')}`, and no key about images")
+    require_pillow()
+
+
+def _check_data(loaded: LoadedRecipe, spec: VectorSpec, where: str) -> Sequence[ContrastPair]:
+    """The rows of its files, of which contrast pairs are returned; data sets of the Hub are read later."""
     if spec.method == "file":
         check_beginning(loaded.file(str(spec.file)))
     elif spec.of_lists:
@@ -113,19 +129,21 @@ def _check_data(loaded: LoadedRecipe, spec: VectorSpec, where: str) -> None:
             load_questions(spec.questions or [], base_folder=loaded.folder, where=f"{where}.questions")
     elif not _on_the_hub(spec.pairs):
         place = f"{where}.pairs"
-        load_pairs(spec.pairs, base_folder=loaded.folder, format=spec.format, columns=spec.columns, where=place)
+        return load_pairs(spec.pairs, base_folder=loaded.folder, format=spec.format, columns=spec.columns, where=place)
+    return ()
 
 
-def _check_evaluation(loaded: LoadedRecipe) -> None:
-    spec = loaded.recipe.evaluate
+def _check_evaluation(loaded: LoadedRecipe) -> Sequence[ContrastPair]:
+    spec, pairs = loaded.recipe.evaluate, list[ContrastPair]()
     if not spec.enabled:
-        return
+        return pairs
     if spec.pairs is not None and not _on_the_hub(spec.pairs):
         place = "evaluate.pairs"
-        load_pairs(spec.pairs, base_folder=loaded.folder, format=spec.format, columns=spec.columns, where=place)
+        pairs = load_pairs(spec.pairs, base_folder=loaded.folder, format=spec.format, columns=spec.columns, where=place)
     for name, file in (("on_topic", spec.on_topic), ("off_topic", spec.off_topic), ("neutral", spec.neutral)):
         if file is not None:
             read_passages(loaded.file(file), f"evaluate.{name}")
+    return pairs
 
 
 def _on_the_hub(source: object) -> bool:

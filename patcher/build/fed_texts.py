@@ -75,7 +75,7 @@ def _evaluated(loaded: LoadedRecipe, prepared: Sequence[PreparedVector], tokeniz
         under = [entry.spec, *_prompted(entry.spec, spec.system_prompt)]
         for pair in own or (*entry.held_out, *entry.used):
             for rendered in under:
-                options = build_question(pair, tokenizer, rendered).options
+                options = build_question(pair, tokenizer, rendered, entry.images).options
                 yield from ((pair.origin, option.ids) for option in options)
     first = prepared[0].spec
     for system_prompt in dict.fromkeys([first.system_prompt, spec.system_prompt]):

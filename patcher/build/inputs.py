@@ -21,13 +21,14 @@ _PACKAGES = ("torch", "transformers", "tokenizers")
 
 
 def input_records(prepared: Sequence[PreparedVector]) -> list[dict[str, Any]]:
-    """Of each vector the SHA-256 of its file, of its pairs as texts, and of the tokens that were read."""
+    """Of each vector the SHA-256 of its file, of its pairs as texts and as tokens, and of its images."""
     return [
         {
             "vector": entry.spec.name,
             "file": None if entry.file is None else _content(entry.file.path),
             "pairs": _hash(_texts(entry)),
             "tokens": _hash([[side.ids, side.read] for side in _sides(entry)]),
+            **({} if not entry.image_count else {"images": _hash(_images(entry))}),
         }
         for entry in prepared
     ]
@@ -41,6 +42,11 @@ def _texts(entry: PreparedVector) -> list[Any]:
     # With `refit` the final vector is made of the held-out pairs as well.
     pairs = (*entry.used, *entry.held_out) if entry.rest else entry.used
     return [[_plain(pair.prompt), pair.positive, pair.negative] for pair in pairs]
+
+
+def _images(entry: PreparedVector) -> list[str | None]:
+    pairs = (*entry.used, *entry.held_out) if entry.rest else entry.used
+    return [None if pair.image is None else pair.image.digest for pair in pairs]
 
 
 def _sides(entry: PreparedVector) -> list[TokenisedSide]:
@@ -84,6 +90,8 @@ def reasons(before: Patch, after: Patch) -> Iterator[str]:
             said = f"its {_what(after, place)} are not those that it was made of"
             if after.resolved["vectors"][place].get("method") == "persona":
                 said = "the model wrote other responses"
+        elif then.images != now.images:
+            said = "its images are not those that it was made of"
         elif then.tokens != now.tokens:
             said = (
                 f"the same {_what(after, place)} became other tokens: the tokenizer, its chat template or its library "

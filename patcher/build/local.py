@@ -189,9 +189,10 @@ class _Copying:
 
 
 def _require_alone(job: Job, planned: BuildPlan) -> None:
-    if job.processes is not None and planned.asks:
+    if job.processes is not None and (planned.asks or planned.with_images):
+        what = "`method: persona` lets the whole model write" if planned.asks else "pairs with images are read"
         raise InputError(
-            "`method: persona` lets the whole model write, in one process",
+            f"{what}, in one process",
             where=f"{job.processes.world.size} processes",
             remedy="start it without torchrun: device: auto spreads the model over all devices",
             code="parallel",

@@ -141,7 +141,9 @@ def _made_of(vector: SteeringVector, entry: PreparedVector | None) -> dict[str, 
         return {}
     made_of, of = entry.pair_count, entry.pair_count + entry.held_out_count
     cosine = vector.cosine_with_measured
-    unit = {} if entry.lists is None else {"unit": "texts"}
+    unit: dict[str, Any] = {} if entry.lists is None else {"unit": "texts"}
+    if entry.image_count:
+        unit["images"] = entry.image_count
     if cosine is None:
         return {"made_of": {"count": made_of, "of": of, **unit}}
     return {"made_of": {"count": of, "of": of, "measured": made_of, "cosine": cosine, **unit}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,8 @@ from patcher.checkpoint.prepare import find_model
 from patcher.checkpoint.source import Source, fetch
 from patcher.checkpoint.staging import check_output
 from patcher.disk.json_files import read_json_object
-from patcher.evaluate.inputs import check_evaluation_inputs
+from patcher.evaluate.inputs import check_evaluation_inputs, own_pairs
+from patcher.pairs.image_prompts import ImagePrompts
 from patcher.recipe.file import LoadedRecipe
 from patcher.recipe.schema import Recipe
 from patcher.routes.plan import Plan
@@ -48,6 +49,7 @@ class BuildPlan:
         tokenizer: what prompts are read with, or None.
         adapter: what is merged into the base first, or None.
         reading: how the base's tensors are read.
+        with_images: whether any pair has an image.
     """
 
     source: Source
@@ -60,6 +62,7 @@ class BuildPlan:
     about_tokenizer: tuple[str, ...] = field(default=(), kw_only=True)
     tokenizer: Any = field(default=None, kw_only=True)
     adapter: AdapterFolder | None = field(default=None, kw_only=True)
+    with_images: bool = field(default=False, kw_only=True)
 
     @property
     def asks(self) -> bool:
@@ -96,6 +99,7 @@ class BuildPlan:
                     "pairs": entry.pair_count,
                     "held_out": entry.held_out_count,
                     "refit": entry.spec.refit,
+                    **({} if not entry.image_count else {"images": entry.image_count}),
                     **({} if entry.lists is None else {"lists": entry.lists.counts()}),
                 }
                 for entry in self.prepared
@@ -130,7 +134,8 @@ def plan_build(job: Job, *, writes: bool = True) -> BuildPlan:
     checkpoint = CheckpointFolder(source.folder) if known else None
     plan = next_to(recipe, architecture, layers, checkpoint, route_for(recipe, architecture, layers, checkpoint))
     model = steered_model(architecture, source)
-    prepared = prepare_vectors(loaded, tokenizer, architecture.block_count, model)
+    images = ImagePrompts(source.folder, tokenizer, architecture, trust_remote_code=recipe.trust_remote_code)
+    prepared = prepare_vectors(loaded, tokenizer, architecture.block_count, model, images)
     about = check_fed_texts(loaded, prepared, tokenizer, architecture, fits=ROUTES[plan.route].fit is not None)
     notes = [
         *base.reading.notes,
@@ -155,7 +160,14 @@ def plan_build(job: Job, *, writes: bool = True) -> BuildPlan:
         about_tokenizer=tuple(about),
         tokenizer=tokenizer,
         adapter=adapter,
+        with_images=_with_images(loaded, prepared),
     )
+
+
+def _with_images(loaded: LoadedRecipe, prepared: Sequence[PreparedVector]) -> bool:
+    own = own_pairs(loaded) if loaded.recipe.evaluate.enabled else []
+    pairs = [*own, *(pair for entry in prepared for pair in (*entry.used, *entry.held_out))]
+    return any(pair.image is not None for pair in pairs)
 
 
 def with_weights(job: Job, planned: BuildPlan) -> BuildPlan:

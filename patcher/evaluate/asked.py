@@ -106,7 +106,7 @@ def asked_of(
     every = sample_pairs(pairs, spec.limit, seed)
     effect: Effect
     if every:
-        questions = {id(pair): build_question(pair, opened.tokenizer, entry.spec) for pair in every}
+        questions = {id(pair): build_question(pair, opened.tokenizer, entry.spec, entry.images) for pair in every}
 
         def of_pairs(count: int) -> Effect:
             return PairsEffect([questions[id(pair)] for pair in sample_pairs(every, count, seed)], rows)
@@ -117,7 +117,8 @@ def asked_of(
         one.notes = [] if held_out else [IN_SAMPLE]
         if spec.system_prompt is not None:
             chosen = sample_pairs(every, effect.count, seed)
-            one.prompted = questions_with_prompt(chosen, opened.tokenizer, entry.spec, spec.system_prompt)
+            prompted = chosen, opened.tokenizer, entry.spec, spec.system_prompt
+            one.prompted = questions_with_prompt(*prompted, entry.images)
         return one, notes
     if entry.lists is None:
         return None, [f"vector `{entry.spec.name}` comes from a file: give `evaluate.pairs` to measure its effect"]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from patcher.capture.batches import RowImage
 from patcher.capture.layout import Text
 from patcher.capture.logits import LogitsSource
 from patcher.evaluate.scoring import (
     Rows,
     Vectors,
     ending,
-    mean_log_probs,
+    mean_log_probs_of,
     run_texts,
     scored_from,
     token_log_probs,
@@ -25,10 +26,11 @@ LOG_ODDS = "log_odds_per_token"
 
 @dataclass(frozen=True)
 class Option:
-    """One continuation of a prompt: all its ids, and where the continuation begins."""
+    """One continuation of a prompt: all its ids, where the continuation begins, and the image among them, if any."""
 
     ids: tuple[int, ...]
     start: int
+    image: RowImage | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ def _asked(questions: Sequence[Question]) -> list[tuple[int, Text, tuple[int, ..
         shared = _shared_prefix(ids)
         nexts = tuple(option[shared] for option in ids if len(option) > shared)
         if shared and len(set(nexts)) == len(ids):
-            found.append((index, ending(ids[0][:shared]), nexts))
+            found.append((index, ending(ids[0][:shared], question.options[0].image), nexts))
         else:
-            found += [(index, scored_from(option.ids, option.start), ()) for option in question.options]
+            found += [(index, scored_from(option.ids, option.start, option.image), ()) for option in question.options]
     return found
 
 
@@ -87,7 +89,8 @@ def texts_of(questions: Sequence[Question]) -> list[Text]:
     """What is run for questions, whichever measure they allow."""
     if measure_of(questions)[0] == ANSWER_PROBABILITY:
         return [text for _owner, text, _nexts in _asked(questions)]
-    return [scored_from(option.ids, option.start) for question in questions for option in question.options[:2]]
+    options = [option for question in questions for option in question.options[:2]]
+    return [scored_from(option.ids, option.start, option.image) for option in options]
 
 
 def log_odds(
@@ -98,7 +101,8 @@ def log_odds(
     A side without tokens of its own (ActAdd's empty negative) counts as 0.
     """
     options = [option for question in questions for option in question.options[:2]]
-    means = mean_log_probs(source, [o.ids for o in options], [o.start for o in options], variants, batch_size)
+    texts = [scored_from(option.ids, option.start, option.image) for option in options]
+    means = mean_log_probs_of(source, texts, variants, batch_size)
     return means[:, 0::2] - means[:, 1::2]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from patcher.capture.batches import padded
+from patcher.capture.batches import RowImage, padded, with_images
 from patcher.capture.layout import PLAIN_TOKENS, Layout, Text
 from patcher.capture.logits import LogitsJob, LogitsSource
 
@@ -59,11 +59,19 @@ def run_texts(
 
 def tokens_run(source: LogitsSource, texts: Sequence[Text], batch_size: int) -> int:
     """How many tokens the batches of these texts hold, those that fill them up included."""
-    return sum(job.inputs["input_ids"].numel() for job, _places in _batches(source, texts, batch_size))
+    # To count them, no image has to be opened.
+    with_image = sum(len(text.ids) for text in texts if text.image is not None and len(text.read))
+    plain = [text for text in texts if text.image is None]
+    return with_image + sum(job.inputs["input_ids"].numel() for job, _places in _batches(source, plain, batch_size))
 
 
 def _batches(source: LogitsSource, texts: Sequence[Text], batch_size: int) -> Iterator[tuple[LogitsJob, list[_Place]]]:
-    read = [index for index, text in enumerate(texts) if len(text.read)]
+    for index, text in enumerate(texts):
+        if text.image is not None and len(text.read):
+            inputs = with_images(torch.tensor([list(text.ids)]), [text.image], source.dtype)
+            columns = torch.tensor(list(text.read))
+            yield LogitsJob(inputs, {}, columns), [(index, _in_row(0, torch.arange(len(columns))))]
+    read = [index for index, text in enumerate(texts) if len(text.read) and text.image is None]
     layout: Layout | None = getattr(source, "layout", None)
     if layout is None or not layout.packs:
         yield from _plain(texts, read, batch_size)
@@ -120,14 +128,14 @@ def _in_row(row: int, where: torch.Tensor) -> Callable[[torch.Tensor], torch.Ten
     return lambda logits: logits[row, where.to(logits.device)]
 
 
-def ending(ids: Sequence[int]) -> Text:
+def ending(ids: Sequence[int], image: RowImage | None = None) -> Text:
     """A text that is read after its last token."""
-    return Text(ids, (len(ids) - 1,) if ids else ())
+    return Text(ids, (len(ids) - 1,) if ids else (), image)
 
 
-def scored_from(ids: Sequence[int], start: int) -> Text:
+def scored_from(ids: Sequence[int], start: int, image: RowImage | None = None) -> Text:
     """A text whose tokens are scored from ``start`` on; its first token has nothing before it and never is."""
-    return Text(ids, range(max(1, start) - 1, len(ids) - 1))
+    return Text(ids, range(max(1, start) - 1, len(ids) - 1), image)
 
 
 def token_log_probs(logits: torch.Tensor, text: Text) -> torch.Tensor:
@@ -148,13 +156,20 @@ def mean_log_probs(
 
     The first token of a sequence has no context and is never scored; a sequence with nothing to score gives 0.
     """
-    result = torch.zeros(len(variants), len(sequences), dtype=torch.float64)
+    texts = [scored_from(ids, start) for ids, start in zip(sequences, starts, strict=True)]
+    return mean_log_probs_of(source, texts, variants, batch_size)
+
+
+def mean_log_probs_of(
+    source: LogitsSource, texts: Sequence[Text], variants: Sequence[Vectors], batch_size: int
+) -> torch.Tensor:
+    """The same of texts whose tokens are scored where they are read."""
+    result = torch.zeros(len(variants), len(texts), dtype=torch.float64)
 
     def use(variant: int, rows: Rows) -> None:
         for index, logits in rows:
             result[variant, index] = token_log_probs(logits, texts[index]).mean()
 
-    texts = [scored_from(ids, start) for ids, start in zip(sequences, starts, strict=True)]
     run_texts(source, texts, variants, batch_size, use)
     return result
 

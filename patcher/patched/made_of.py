@@ -14,7 +14,7 @@ class MadeOf(Part):
     """``count`` of the ``of`` pairs (or texts of two lists: ``unit``) that the recipe gives make the vector.
 
     With `refit` all do, and its effect is that of the vector that ``measured`` of them make: ``cosine`` says how alike
-    the two are.
+    the two are. ``images`` of those that the final vector is made of have an image.
     """
 
     count: Annotated[int, Field(ge=0)]
@@ -22,10 +22,13 @@ class MadeOf(Part):
     measured: Annotated[int, Field(ge=0)] | None = None
     cosine: Number | None = None
     unit: str = "pairs"
+    images: Annotated[int, Field(ge=0)] = 0
 
 
 def pairs_in_words(made_of: Iterable[tuple[str, MadeOf | None]], measured: Collection[str | None]) -> list[str]:
     """For each vector whose pairs were split: which part of them it is made of, and which part its effect is of.
+
+    And for each whose pairs have images, how many.
 
     Args:
         made_of: of each edit of a patch, with the name of its vector.
@@ -38,6 +41,9 @@ def pairs_in_words(made_of: Iterable[tuple[str, MadeOf | None]], measured: Colle
     said = []
     for name, parts in by_name.items():
         first, evaluated = parts[0], name in measured
+        if first.images:
+            some = "each of them is" if first.images == first.count else f"{first.images} of {first.count} are"
+            said.append(f"`{name}` is made of pairs with images: {some} about one, which both sides share")
         if first.measured is not None:
             cosines = sorted(part.cosine for part in parts if part.cosine is not None)
             span = " to ".join(dict.fromkeys(f"{cosine:.4f}" for cosine in cosines[:1] + cosines[-1:])) or "not known"

@@ -171,12 +171,13 @@ class RecipeRecord(Part):
 
 
 class RecordedInputs(Part):
-    """What one vector was made of, as SHA-256: its file, its pairs as texts, the tokens that were read."""
+    """What one vector was made of, as SHA-256: its file, its pairs as texts, the tokens that were read, its images."""
 
     vector: str
     file: str | None = None
     pairs: str | None = None
     tokens: str | None = None
+    images: str | None = None
 
 
 class Undo(Part):

@@ -94,7 +94,7 @@ def split(prepared: Sequence[PreparedVector], index: int, loaded: LoadedRecipe, 
             apart = recipe.evaluate.pairs is not None or entry.held_out
             choose, report = choose or make, report if apart else make
             notes.append(f"too few pairs to keep some back: {IN_SAMPLE}")
-        pairs, _said = tokenise_pairs(make, tokenizer, entry.spec)
+        pairs, _said = tokenise_pairs(make, tokenizer, entry.spec, entry.images)
         entry = replace(entry, pairs=tuple(pairs), used=tuple(make))
     shuffled = sample_pairs(choose, recipe.sweep.limit, recipe.seed)
     # Successive halving begins with the first few.
@@ -104,7 +104,11 @@ def split(prepared: Sequence[PreparedVector], index: int, loaded: LoadedRecipe, 
     reported = sample_pairs(report, recipe.evaluate.limit, recipe.seed)
     made = {id(pair) for pair in entry.used}
     rest = [pair for pair in prepared[index].used if id(pair) not in made]
-    whole = replace(parts[index], rest=tuple(tokenise_pairs(rest, tokenizer, entry.spec)[0])) if rest else None
+    whole = (
+        replace(parts[index], rest=tuple(tokenise_pairs(rest, tokenizer, entry.spec, entry.images)[0]))
+        if rest
+        else None
+    )
     told = tuple(dict.fromkeys(notes))
     return Parts(parts, tuple(shuffled), tuple(reported), told, whole=whole, kept_back=unseen_report)
 
@@ -208,7 +212,9 @@ def gather(
     elif evaluate.system_prompt is not None and parts.report_texts:
         notes.append("a system prompt is compared on pairs, and lists have none: it is left out")
     elif evaluate.system_prompt is not None:
-        prompting = PairsEffect(questions_with_prompt(parts.report, tokenizer, spec, evaluate.system_prompt), rows)
+        images = parts.prepared[index].images
+        asked = questions_with_prompt(parts.report, tokenizer, spec, evaluate.system_prompt, images)
+        prompting = PairsEffect(asked, rows)
     sign, neutral_text = math.copysign(1.0, spec.factor), NeutralText(of_cells, memory, POSITIONS)
     choosing = CellBench(opened.logits, choose, neutral_text, on_topic, off_topic, sign, added, rows)
     return Materials(
@@ -248,7 +254,8 @@ def _effects(
             remedy="give `evaluate.pairs`, or a text that the vector should make likelier as `evaluate.on_topic`",
         )
     asked = [
-        [build_question(pair, opened.tokenizer, entry.spec) for pair in pairs] for pairs in (parts.choose, parts.report)
+        [build_question(pair, opened.tokenizer, entry.spec, entry.images) for pair in pairs]
+        for pairs in (parts.choose, parts.report)
     ]
     return PairsEffect(asked[0], rows), PairsEffect(asked[1], rows), []
 

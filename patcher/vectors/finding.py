@@ -11,8 +11,10 @@ from torch import nn
 
 from patcher.capture.model import require_tokenizer
 from patcher.capture.reader import Request, ResidualReader
+from patcher.errors import InputError
 from patcher.pairs.formats import load_pairs
-from patcher.pairs.pair import TokenisedSide
+from patcher.pairs.image_prompts import ImagePrompts
+from patcher.pairs.pair import ContrastPair, TokenisedSide
 from patcher.pairs.sampling import letter_imbalance, sample_pairs, split_held_out, split_note
 from patcher.pairs.templates import settled
 from patcher.pairs.tokens import tokenise_pairs
@@ -32,12 +34,17 @@ from patcher.vectors.steering_vector import SteeringVector
 
 
 def prepare_vectors(
-    loaded: LoadedRecipe, tokenizer: Any, block_count: int, model: SteeredModel | None = None
+    loaded: LoadedRecipe,
+    tokenizer: Any,
+    block_count: int,
+    model: SteeredModel | None = None,
+    images: ImagePrompts | None = None,
 ) -> list[PreparedVector]:
     """Resolve layers, read pairs, split them and tokenise them, for every vector of the recipe; read vector files.
 
     Args:
         model: what the vectors are for; needed for those from files.
+        images: reads pairs with images.
 
     Raises:
         InputError: see :mod:`patcher.pairs`, :mod:`patcher.vectors.layers` and :mod:`patcher.vectors.files`.
@@ -48,8 +55,8 @@ def prepare_vectors(
     for index, spec in enumerate(loaded.recipe.vectors):
         where = loaded.place(f"vectors.{index}")
         spec = settled(spec, tokenizer, today, where)
-        prepared.append(_prepared(loaded, spec, where, tokenizer, block_count, model, fraction))
-    return prepared
+        prepared.append(_prepared(loaded, spec, where, tokenizer, block_count, model, fraction, images))
+    return [replace(entry, images=images) for entry in prepared]
 
 
 def _prepared(
@@ -60,6 +67,7 @@ def _prepared(
     block_count: int,
     model: SteeredModel | None,
     fraction: float,
+    images: ImagePrompts | None,
 ) -> PreparedVector:
     seed = loaded.recipe.seed
     entry = PreparedVector(spec, where, (), {}).at_layers(resolve_layers(spec, block_count, where), block_count)
@@ -90,18 +98,35 @@ def _prepared(
         where=f"{where}.pairs",
         notes=read,
     )
+    if images is None and any(pair.image is not None for pair in rows):
+        raise InputError(
+            "pairs with images are read by the whole model, which is not here",
+            where=f"{where}.pairs",
+            remedy="give `output` a folder (or --output), or leave the images out of the pairs",
+        )
     rows = sample_pairs(rows, spec.limit, seed)
     used, held_out = split_held_out(rows, fraction, seed)
     warnings = [letter_imbalance(used), split_note(rows, held_out, fraction), refit_note(spec, held_out)]
-    pairs, said = tokenise_pairs(used, tokenizer, spec)
+    pairs, said = tokenise_pairs(used, tokenizer, spec, images)
+    said += images_note(rows)
     return replace(
         entry,
         pairs=tuple(pairs),
         used=tuple(used),
         held_out=tuple(held_out),
-        rest=tuple(tokenise_pairs(held_out, tokenizer, spec)[0]) if spec.refit else (),
+        rest=tuple(tokenise_pairs(held_out, tokenizer, spec, images)[0]) if spec.refit else (),
         notes=tuple(f"vector `{spec.name}`: {note}" for note in [*read, *filter(None, warnings), *said]),
     )
+
+
+def images_note(pairs: Sequence[ContrastPair]) -> list[str]:
+    """How many of the pairs have images, for people; nothing where none has."""
+    count = sum(pair.image is not None for pair in pairs)
+    if not count:
+        return []
+    which = "each pair has an image" if count == len(pairs) else f"{count} of {len(pairs)} pairs have an image"
+    different = len({pair.image.digest for pair in pairs if pair.image is not None})
+    return [f"{which}, which both its sides share ({different} different images)"]
 
 
 def _of_file(entry: PreparedVector) -> PreparedVector:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from patcher.pairs.image_prompts import ImagePrompts
 from patcher.pairs.pair import ContrastPair, TokenisedPair, TokenisedSide
 from patcher.recipe.vector import VectorSpec
 from patcher.vectors.both_lists import NO_TEXTS, BothLists, sides_of, texts_as_pairs
@@ -33,6 +34,7 @@ class PreparedVector:
         notes: what the user should know.
         asked: of method ``persona``, the questions whose answers will be the pairs; None once they are there.
         records: of method ``persona``, every response, for the file beside the vector.
+        images: reads pairs with images for the model.
     """
 
     spec: VectorSpec
@@ -48,6 +50,7 @@ class PreparedVector:
     notes: tuple[str, ...] = ()
     asked: AskedQuestions | None = None
     records: tuple[dict[str, Any], ...] = ()
+    images: ImagePrompts | None = None
 
     def at_layers(self, layers: Sequence[int], block_count: int) -> PreparedVector:
         """The same at other layers, each read where the recipe's ``read_layer`` says, else there."""
@@ -88,6 +91,11 @@ class PreparedVector:
         if self.lists is not None:
             return len(self.lists.used)
         return len(self.pairs) + (len(self.asked.used) * self.spec.generate.samples if self.asked else 0)
+
+    @property
+    def image_count(self) -> int:
+        """How many of the pairs that the vector is made of have an image; with `refit`, of all."""
+        return sum(pair.image is not None for pair in (*self.used, *(self.held_out if self.rest else ())))
 
     @property
     def held_out_count(self) -> int:
