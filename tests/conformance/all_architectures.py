@@ -313,9 +313,12 @@ def main() -> int:
         options.results.parent.mkdir(exist_ok=True)
         options.results.write_text(as_json(records, kept), encoding="utf-8")
     from architectures_page import render
+    from readme_models import README, with_section
 
     results = json.loads(options.results.read_text(encoding="utf-8"))
     options.page.write_text(render(results), encoding="utf-8")
+    if options.page == PAGE:
+        README.write_text(with_section(README.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

@@ -1,8 +1,8 @@
 """The families of models that people use: a tiny base of each, its copies, and every stack's own run of them.
 
 ``python tests/conformance/families.py`` runs all of them in transformers, vLLM and llama.cpp, and writes
-docs/families.json and docs/architectures.md. What the same version of a stack ran of the same files is not run again
-(``--again`` does). ``--only qwen3 "Gemma 2"`` prints some of them and writes nothing.
+docs/families.json, docs/architectures.md and the table of the README. What the same version of a stack ran of the same
+files is not run again (``--again`` does). ``--only qwen3 "Gemma 2"`` prints some of them and writes nothing.
 """
 
 from __future__ import annotations
@@ -110,9 +110,11 @@ def main() -> int:
         ordered = [found[family.key] for family in families() if family.key in found]
         options.results.write_text(as_json(ordered), encoding="utf-8")
     from architectures_page import render
+    from readme_models import README, with_section
 
     text = (ROOT / "docs" / "architectures.json").read_text(encoding="utf-8")
     PAGE.write_text(render(json.loads(text)), encoding="utf-8")
+    README.write_text(with_section(README.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 
