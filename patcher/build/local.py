@@ -176,6 +176,7 @@ class _Copying:
                 prepared=found.prepared,
                 responses=[record for entry in found.prepared for record in entry.records],
                 failed=failed,
+                loader=planned.architecture.auto_class,
             )
             # The process that was started early ends with its first job.
             warm = None if failed else self.warm

@@ -17,6 +17,7 @@ from patcher.checkpoint.writer import Written
 from patcher.disk.json_files import finite_or_null
 from patcher.errors.hub import without_tokens
 from patcher.patched.failed_route import FailedRoute
+from patcher.patched.route import CAUSAL_LM
 from patcher.patched.schema import FORMAT, Manifest, Patch
 from patcher.patched.stored import read_stored
 from patcher.recipe.file import LoadedRecipe
@@ -49,6 +50,7 @@ class Copied:
         responses: of `method: persona`, every response, which is kept beside the vectors.
         failed: the exact routes that were tried before this one.
         remote: of a copy that is made on the Hub, see :class:`patcher.patched.schema.Remote`.
+        loader: the stock loader of the base, and of the copy.
     """
 
     stage: Path
@@ -68,6 +70,7 @@ class Copied:
     responses: Sequence[Mapping[str, Any]] = ()
     failed: Sequence[FailedRoute] = ()
     remote: Mapping[str, Any] | None = None
+    loader: str = CAUSAL_LM
 
 
 def build_manifest(copied: Copied, loaded: LoadedRecipe) -> Manifest:
@@ -157,6 +160,8 @@ def _route(copied: Copied) -> dict[str, Any]:
         tensor["original"] = ORIGINAL_PREFIX + name if name in copied.written.originals else None
     if copied.failed:
         route["failed_before"] = [failed.as_json() for failed in copied.failed]
+    if copied.loader != CAUSAL_LM:
+        route["loader"] = copied.loader
     changed = before if plan.config is not None else plan.config_changes
     route["config_before"] = {key: before.get(key) for key in changed}
     route["oldest"] = oldest_versions(plan.architecture, plan.stacks, own_bias=plan.is_own_bias)

@@ -136,6 +136,7 @@ def _proven_copy(
             prepared=found.prepared,
             failed=failed,
             remote=_remote_record(base, needed),
+            loader=found.architecture.auto_class,
         )
         manifest, texts = finish(job, copied, lambda manifest: _checked(job, found, copied, base, manifest))
     return _Proven(copied, base, needed, manifest, written.bytes_written + carried + texts)

@@ -16,6 +16,7 @@ from patcher.architectures.model_class import CAUSAL_LM, auto_class_of, on_meta,
 from patcher.architectures.quantised import quantisation_of
 from patcher.architectures.towers import can_stay_on_meta, left_on_meta, towers_of
 from patcher.capture.memory import FOR_WEIGHTS, available_memory
+from patcher.checkpoint.folder import PROCESSOR_FILES
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError, no_memory
 from patcher.errors.causes import cause_of
@@ -134,7 +135,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The folder's tokenizer, or None where it has none.
+    """The folder's tokenizer, or None where it has none; without a chat template, it has that of the processor.
 
     Raises:
         InputError: it is there and cannot be loaded.
@@ -145,7 +146,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         return None
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except ImportError as error:
         message = "the tokenizer needs a package that is not installed"
         pieces = re.search("sentencepiece|protobuf", str(error), re.IGNORECASE)
@@ -158,6 +161,23 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         if "sentencepiece" in str(error) and importlib.util.find_spec("sentencepiece") is None:
             remedy = _SENTENCEPIECE
         raise _unloadable("the tokenizer cannot be loaded", folder, error, remedy) from None
+    return _with_template(tokenizer, folder)
+
+
+def _with_template(tokenizer: Any, folder: Path) -> Any:
+    """With the chat template of the processor beside it, where it has none; ``template_file`` then says which."""
+    if getattr(tokenizer, "chat_template", None) or not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return tokenizer
+    for name in ("chat_template.json", PROCESSOR_FILES[0]):
+        held = read_json_object(folder / name).get("chat_template") if (folder / name).is_file() else None
+        if isinstance(held, list):
+            held = {entry.get("name"): entry.get("template") for entry in held if isinstance(entry, dict)}
+        if isinstance(held, dict):
+            held = held.get("default")
+        if isinstance(held, str) and held:
+            tokenizer.chat_template, tokenizer.template_file = held, name
+            break
+    return tokenizer
 
 
 def require_tokenizer(tokenizer: Any, needed_for: str, where: str, otherwise: str = "") -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patcher.card.markdown import card_template, paragraphs
-from patcher.card.written import base_class, cited, is_broadcast, other_tensors, said_of_templates
+from patcher.card.written import base_class, cited, is_broadcast, loading_lines, other_tensors, said_of_templates
 from patcher.errors import InputError
 from patcher.patched.evaluation import Evaluation
 from patcher.patched.schema import Patch
@@ -38,11 +38,13 @@ def render_card(
     patch = publishable(manifest)
     inherited = _front_matter(base_card or "")
     push = patch.resolved.get("push")
+    repository = str((push.get("repo") if isinstance(push, Mapping) else None) or "OWNER/THIS-REPOSITORY")
     body = card_template().render(
         {name: getattr(patch, name) for name in Patch.model_fields},
         evaluation=patch.evaluation or Evaluation(),
         remote_code=patch.remote_code,
-        repository=(push.get("repo") if isinstance(push, Mapping) else None) or "OWNER/THIS-REPOSITORY",
+        repository=repository,
+        loading=loading_lines(patch, repository) if patch.route.wraps else [],
         base_class=base_class(patch.route),
         others=other_tensors(patch.route),
         broadcast=is_broadcast(patch),
@@ -66,7 +68,7 @@ def _metadata(patch: Patch, inherited: Mapping[str, Any], license_files: Sequenc
     data = ModelCardData(
         base_model=model,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if patch.route.wraps else "text-generation",
         tags=tags,
         language=_strings(inherited.get("language")),
         license=_strings(inherited.get("license")),  # type: ignore[arg-type]  # a list is allowed by the Hub

@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from patcher.card.markdown import code
+from patcher.checkpoint.folder import PROCESSOR_FILES
 from patcher.patched.route import RecordedRoute
 from patcher.patched.schema import Patch
 
@@ -67,6 +69,25 @@ def _inserted_prefixes(route: RecordedRoute) -> tuple[str, ...]:
         if middle:
             found |= {f"{front}.{block}." for block in route.new_blocks}
     return tuple(found)
+
+
+def loading_lines(patch: Patch, place: str) -> list[str]:
+    """Python that loads the whole copy.
+
+    Args:
+        place: a folder, or a repository's name.
+    """
+    loader, code = patch.route.loader, ", trust_remote_code=True" if patch.remote_code else ""
+    names = {Path(file.name).name for file in patch.base.files or []}
+    reader = "AutoProcessor" if names & {*PROCESSOR_FILES} else "AutoTokenizer"
+    lines = [
+        f"from transformers import {f'{loader}, {reader}' if patch.route.wraps else loader}",
+        f'model = {loader}.from_pretrained("{place}"{code})',
+    ]
+    if patch.route.wraps:
+        name = reader.removeprefix("Auto").lower()
+        lines.append(f'{name} = {reader}.from_pretrained("{place}"{code})')
+    return lines
 
 
 def base_class(route: RecordedRoute) -> str:

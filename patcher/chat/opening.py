@@ -25,7 +25,7 @@ from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.prepare import PreparedBase, prepared_base, read_config, temporary_base
 from patcher.errors import InputError
 from patcher.evaluate.scoring import Vectors
-from patcher.pairs.templates import Reading, require_known
+from patcher.pairs.templates import Reading, has_template, require_known, source_notes
 from patcher.patched.base import recorded_adapter, recorded_base, require_recorded
 from patcher.patched.reading import read_manifest
 from patcher.patched.stored import read_stored
@@ -129,6 +129,7 @@ def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result]
         notes: tuple[str, ...] = ()
         if not route.exact and not options.baked:
             notes = (f"route {route.name} is fitted: the folder comes close to this hook; --baked shows the folder",)
+        notes += tuple(source_notes(base.tokenizer)) if has_template(base.tokenizer) else ()
         steering = Steering(
             vectors=vectors,
             coefficients={edit.name: edit.coefficient or 1.0 for edit in manifest.edits},

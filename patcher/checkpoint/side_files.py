@@ -18,7 +18,7 @@ from typing import Any
 
 from patcher.checkpoint.adapter_folder import WEIGHTS, AdapterFolder, Use
 from patcher.checkpoint.copying import place_file, sha256_of
-from patcher.checkpoint.folder import GENERATION, TEMPLATE_FILES, TEMPLATE_FOLDERS, TOKENIZER_FILES
+from patcher.checkpoint.folder import GENERATION, PROCESSOR_FILES, TEMPLATE_FILES, TEMPLATE_FOLDERS, TOKENIZER_FILES
 from patcher.disk.json_files import read_json_object
 from patcher.disk.links import require_inside
 
@@ -96,7 +96,10 @@ def tokenizer_folder(base: Path, adapter: AdapterFolder) -> Iterator[Path]:
     """A folder to load the tokenizer of the base with the adapter from, before there is a merged model."""
     with tempfile.TemporaryDirectory(prefix="patch-model-tokenizer-") as name:
         folder = Path(name)
-        for path in (base / "config.json", *base.glob("*.py")):
+        of_processor = [path for name in PROCESSOR_FILES if (path := base / name).is_file()]
+        for path in of_processor:
+            require_inside(path, base)
+        for path in (base / "config.json", *of_processor, *base.glob("*.py")):
             place_file(path, folder / path.name)
         place_side_files(base, adapter, folder)
         yield folder

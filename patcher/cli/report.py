@@ -11,6 +11,7 @@ from rich.table import Table
 
 from patcher.build.result import BuildResult
 from patcher.build.texts import NOT_DRAWN
+from patcher.card.written import loading_lines
 from patcher.cli.seconds import seconds_line
 from patcher.cli.tables import console_for, empty_table
 from patcher.evaluate.guard import beyond_guard
@@ -44,19 +45,19 @@ def print_build(result: BuildResult, *, to_stderr: bool, linked: bool = False) -
     console.print(f"[dim]{seconds}; peak memory {result.peak_rss_bytes / 2**20:.0f} MiB; "
                   f"{result.bytes_written / 2**20:.1f} MiB written[/]", soft_wrap=True)  # fmt: skip
     if result.output is not None:
-        _print_folder(result.output, console, pictures=result.patch.evaluation is not None)
+        _print_folder(result.output, result.patch, console)
     if result.push:
         how = f"method {result.push['method']}, {result.push['bytes_uploaded']:,} bytes uploaded"
         nowhere = "; no folder was written here" if result.output is None else ""
         console.print(f"published: [bold]{result.push['url']}[/] ({how}){nowhere}", soft_wrap=True)
 
 
-def _print_folder(folder: Path, console: Console, *, pictures: bool) -> None:
+def _print_folder(folder: Path, patch: Patch, console: Console) -> None:
     console.print(f"\nwritten: [bold]{folder}[/]", soft_wrap=True)
     console.print("load it:")
-    console.print("  from transformers import AutoModelForCausalLM", markup=False)
-    console.print(f'  model = AutoModelForCausalLM.from_pretrained("{folder}")', markup=False, soft_wrap=True)
-    if pictures and not can_draw():
+    for line in loading_lines(patch, str(folder)):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+    if patch.evaluation is not None and not can_draw():
         console.print(f"note: {NOT_DRAWN}", markup=False)
 
 

@@ -10,7 +10,7 @@ from patcher.errors import InputError
 from patcher.pairs.headers import ends_thoughts, thinks
 from patcher.pairs.pair import ContrastPair, Prompt
 from patcher.pairs.problems import shown
-from patcher.pairs.templates import Message, template_source, thinking_switches, writes_date
+from patcher.pairs.templates import Message, source_notes, template_source, thinking_switches, writes_date
 from patcher.recipe.vector import VectorSpec
 
 _TAG = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{3,20}\]")
@@ -76,6 +76,7 @@ def template_notes(pairs: Sequence[ContrastPair], tokenizer: Any, spec: VectorSp
     Args:
         ending: the end of what was rendered for a prompt, to where the answer begins.
     """
+    yield from source_notes(tokenizer)
     answers = [side for pair in pairs if pair.prompt is not None for side in (pair.positive, pair.negative) if side]
     switches, set_here = thinking_switches(tokenizer), spec.chat_template_kwargs or {}
     silent = [name for name in switches if name not in set_here]

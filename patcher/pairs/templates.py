@@ -22,8 +22,8 @@ _CLOCK = "strftime_now"
 _GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 _THINKING = re.compile("think|reason", re.IGNORECASE)
 _DIRECTIVES = ("%-d", "%-m", "%-H", "%-I", "%-j", *(f"%{letter}" for letter in "aAbBcdDeFfGgHIjmMpSTuUVwWxXyY"), "%%")
-_PARTS: dict[str, bool] = {}
-"""Template -> whether it takes parts."""
+_READ: dict[str, tuple[str, str]] = {}
+"""Template -> what it makes of a content that is a text, and of one that is a list of parts; empty: not the text."""
 _PROBE = "a few words"
 _TAKEN_OUT = re.compile(r"/(?:no_?think|think|system_override)\b")
 _DAYS = date(2001, 1, 2), date(2022, 11, 30)
@@ -91,16 +91,36 @@ def _takes_parts(tokenizer: Any) -> bool:
 
     A text is to such a template a list of characters, none of which is a part: it leaves the whole of it out.
     """
+    text, parts = _as_read(tokenizer)
+    return bool(parts) and not text
+
+
+def _as_read(tokenizer: Any) -> tuple[str, str]:
     source = template_source(tokenizer)
-    if source not in _PARTS:
+    if source not in _READ:
         found = []
         for parts in (False, True):
             try:
-                found.append(_PROBE in _applied([{"role": "user", "content": _PROBE}], tokenizer, {}, parts=parts))
+                text = _applied([{"role": "user", "content": _PROBE}], tokenizer, {}, parts=parts)
             except TemplateFailed:
-                found.append(False)
-        _PARTS[source] = found == [False, True]
-    return _PARTS[source]
+                text = ""
+            found.append(text if _PROBE in text else "")
+        _READ[source] = found[0], found[1]
+    return _READ[source]
+
+
+def source_notes(tokenizer: Any) -> list[str]:
+    """Whose the template is, where it is not the tokenizer's own; and what had to be guessed of it."""
+    name, notes = getattr(tokenizer, "template_file", None), []
+    if name:
+        notes.append(f"the tokenizer has no chat template: that of the processor is used ({name})")
+    text, parts = _as_read(tokenizer)
+    if text and parts not in ("", text) and not re.search("""['"]type['"]""", parts):
+        notes.append(
+            "the chat template writes a text otherwise than a list with this text in it (as prompts with images are "
+            "given); here it was given texts"
+        )
+    return notes
 
 
 def template_variables(tokenizer: Any) -> frozenset[str]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from patcher.patched.failed_route import FailedRoute
 from patcher.patched.part import Number, Part
 
+CAUSAL_LM = "AutoModelForCausalLM"
 MOST_BLOCKS = 1 << 20
 Layer = Annotated[int, Field(ge=-1, lt=MOST_BLOCKS)]
 LayerKey = Annotated[str, Field(pattern=r"^(-1|[0-9]{1,7})$")]
@@ -85,12 +86,14 @@ class RecordedRoute(Part):
 
     ``failed_before`` are the exact routes that were tried first, in this order; older manifests have none. ``streams``
     is the number of residual streams, each of which gains the vector; where it is not recorded, there is one.
+    ``loader`` is the stock loader of the whole copy; older manifests have none.
     """
 
     name: str = ""
     exact: bool = True
     cost: str | None = None
     architecture: str = ""
+    loader: Annotated[str, Field(pattern=r"^AutoModel[A-Za-z]{1,40}$")] = CAUSAL_LM
     blocks: str | None = None
     tensors: list[Tensor] = []
     zeros: Zeros | None = None
@@ -130,6 +133,11 @@ class RecordedRoute(Part):
         """All blocks of the copy that were inserted, ascending; those that only keep the others' types as well."""
         several = [block for blocks in self.inserted.values() for block in blocks]
         return sorted({*several, *self.inserted_blocks.values()})
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the copy is a multimodal model around a text decoder."""
+        return self.loader != CAUSAL_LM
 
     @property
     def has_new_config(self) -> bool:

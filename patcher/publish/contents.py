@@ -26,7 +26,8 @@ _TEXT = (".json", ".jsonl", ".jinja", ".md", ".txt", ".py")
 # What loaders look for by name. Left over from an earlier commit, any of it could take the place of a new file.
 _READ_BY_LOADERS = (
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "tf_model*", "flax_model*", "consolidated*"),
-    *("adapter_*", "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
+    *("adapter_*", "config.json", "generation_config.json", "processor_config.json"),
+    *("preprocessor_config.json", "video_preprocessor_config.json"),
     *("tokenizer*", "tekken.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
     *("spiece*", "chat_template*", "additional_chat_templates/*"),
     # No loader's, but responses that another vector was made of, or its pictures, would pass for this one's.
