@@ -31,6 +31,7 @@ from patcher.architectures.quantised import Quantisation, quantisation_of
 from patcher.architectures.registry import ModelTypeRow, rows
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import FAILURES
+from patcher.architectures.towers import towers_of
 from patcher.errors.causes import cause_of
 from patcher.stacks.names import TRANSFORMERS_ALONE
 
@@ -132,6 +133,17 @@ class Architecture:
             return {name: tuple(tensor.shape) for name, tensor in stored_buffers(self._meta).items()}
 
         return self.once(("buffers",), look, dict[str, tuple[int, ...]])
+
+    @functools.cached_property
+    def towers(self) -> tuple[str, ...]:
+        """Paths of what no text passes through, of a multimodal wrapper; see :mod:`patcher.architectures.towers`."""
+        return self.once(("towers",), lambda: towers_of(self._meta), tuple[str, ...]) if self.wraps else ()
+
+    @functools.cached_property
+    def unread(self) -> int:
+        """How many parameters are in the towers: none of them is loaded for texts."""
+        inside = tuple(f"{tower}." for tower in self.towers)
+        return sum(math.prod(shape) for name, shape in self.parameters.items() if inside and name.startswith(inside))
 
     @functools.cached_property
     def quantisation(self) -> Quantisation | None:

@@ -139,7 +139,7 @@ class BaseRun:
         asked = self.job.recipe.capture.mode
         mode = choose_mode(
             asked,
-            size=self.base.parameter_count * dtype.itemsize,
+            size=self.base.loaded_count(self.planned.architecture) * dtype.itemsize,
             device=device,
             quantised=quantisation_of(self.base.checkpoint.config) is not None,
             whole="`method: persona`" if self.planned.asks else IMAGES if self.planned.with_images else whole,
@@ -191,7 +191,8 @@ class BaseRun:
         """The device and the dtype of the capture."""
         recipe, base = self.job.recipe, self.base
         device = pick_device(recipe.device)
-        return device, pick_dtype(recipe.dtype, base.parameter_count, base.stored_dtype, device)
+        count = base.loaded_count(self.planned.architecture)
+        return device, pick_dtype(recipe.dtype, count, base.stored_dtype, device)
 
     @contextmanager
     def _opened(self, mode: Mode) -> Iterator[tuple[OpenedBase, ResidualReader]]:

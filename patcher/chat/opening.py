@@ -115,7 +115,7 @@ def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result]
         architecture = Architecture(read_config(reference, trust_remote_code=trusted), trust_remote_code=trusted)
         # Of the copy, because that is safetensors in any case; the base has the same tensors.
         like = PreparedBase(CheckpointFolder(folder), reference, merged)
-        base = _loaded(reference, like, options, scratch, architecture.blocks, say, "the base")
+        base = _loaded(reference, like, options, scratch, architecture, say, "the base", hooked=True)
         patched = fixed = None
         if options.baked:
             fixed = InputError(
@@ -124,7 +124,7 @@ def _with_folder(folder: Path, options: Options, use: Callable[[Opened], Result]
                 remedy="leave --baked out: a hook on the base then adds the vector, at any coefficient",
                 code="baked",
             )
-            patched = _loaded(folder, like, options, scratch, "", say, "the patched folder")
+            patched = _loaded(folder, like, options, scratch, architecture, say, "the patched folder", hooked=False)
         route = manifest.route
         notes: tuple[str, ...] = ()
         if not route.exact and not options.baked:
@@ -161,13 +161,22 @@ def _carried(vectors: Vectors, layer: int) -> Vectors:
 
 
 def _loaded(
-    folder: Path, like: PreparedBase, options: Options, scratch: Path, blocks: str, say: Say, what: str
+    folder: Path,
+    like: PreparedBase,
+    options: Options,
+    scratch: Path,
+    architecture: Architecture,
+    say: Say,
+    what: str,
+    *,
+    hooked: bool,
 ) -> Writer:
+    count = like.loaded_count(architecture)
     device = pick_device(options.device or "auto")
-    dtype = pick_dtype(options.dtype or "auto", like.parameter_count, like.stored_dtype, device)
+    dtype = pick_dtype(options.dtype or "auto", count, like.stored_dtype, device)
     mode = choose_mode(
         "auto",
-        size=like.parameter_count * dtype.itemsize,
+        size=count * dtype.itemsize,
         device=device,
         quantised=quantisation_of(like.checkpoint.config) is not None,
         whole="chat",
@@ -181,7 +190,7 @@ def _loaded(
         offload=scratch / what.replace(" ", "-") if mode == "spread" else None,
         trust_remote_code=options.trust_remote_code,
     )
-    return Writer(model, blocks, require_tokenizer(tokenizer, _CHAT, str(folder)))
+    return Writer(model, architecture.blocks if hooked else "", require_tokenizer(tokenizer, _CHAT, str(folder)))
 
 
 def _with_recipe(path: Path, options: Options, use: Callable[[Opened], Result], say: Say) -> Result:

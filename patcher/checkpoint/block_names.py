@@ -29,7 +29,8 @@ class BlockNames:
     Attributes:
         blocks: prefixes of the list of decoder blocks: as the class has it, without (or with) the prefix that
             checkpoints of the bare model leave out, and as it was spelled in earlier releases.
-        after: prefixes of the modules that run only after the last block: the final norm, the LM head.
+        after: prefixes of the modules that no text needs up to the last block: the final norm, the LM head; a
+            multimodal wrapper's towers.
         tied: groups of parameters that are one tensor, which a checkpoint may store under any of their names.
     """
 
@@ -78,7 +79,11 @@ def block_names(architecture: Architecture) -> BlockNames:
         tied.setdefault(owner, {owner}).add(alias)
     return BlockNames(
         blocks=tuple(dict.fromkeys(spell.block_prefixes())),
-        after=tuple(dict.fromkeys(spell.module_prefixes(_modules_after_blocks(architecture)))),
+        after=tuple(
+            dict.fromkeys(
+                [*spell.module_prefixes(_modules_after_blocks(architecture)), *spell.parts(architecture.towers)]
+            )
+        ),
         tied=tuple(frozenset(name for member in group for name in spell.of(member)) for group in tied.values()),
     )
 
@@ -111,6 +116,13 @@ class _Spelling:
             for name in self._parameters_in(module + "."):
                 leaf = name.removeprefix(module)
                 yield from (spelled.removesuffix(leaf) + "." for spelled in self.of(name) if spelled.endswith(leaf))
+
+    def parts(self, paths: Iterable[str]) -> Iterator[str]:
+        """Prefixes of whole parts of the model."""
+        for path in paths:
+            for name in self._parameters_in(f"{path}."):
+                leaf = name.removeprefix(path)
+                yield from (one.removesuffix(leaf) + "." for one in self.of(name) if one.endswith(leaf))
 
     def _parameters_in(self, prefix: str) -> list[str]:
         return [name for name in self.architecture.parameters if name.startswith(prefix)]

@@ -32,6 +32,7 @@ from patcher.errors.causes import cause_of
 from patcher.progress.stage import Say, silent
 
 if TYPE_CHECKING:
+    from patcher.architectures.analysis import Architecture
     from patcher.recipe.file import LoadedRecipe
 
 
@@ -54,6 +55,11 @@ class PreparedBase:
     @property
     def parameter_count(self) -> int:
         return sum(math.prod(info.shape) for info in self.checkpoint.tensors.values())
+
+    def loaded_count(self, architecture: Architecture) -> int:
+        """The parameters that are loaded for texts; of a quantised base, all that are stored."""
+        unread = architecture.unread if architecture.quantisation is None else 0
+        return max(0, self.parameter_count - unread)
 
     @property
     def stored_dtype(self) -> torch.dtype:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from patcher.architectures.analysis import Architecture
+from patcher.architectures.decoder import with_changes
 from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.steering_files import VECTORS
 from patcher.disk.json_files import read_json_object
@@ -136,5 +137,6 @@ def _base_config(copied: Mapping[str, Any], route: RecordedRoute) -> dict[str, A
     """The config.json that the route started from: the copy's, with what the route changed put back."""
     before = route.config_before
     if route.has_new_config:
-        return dict(before)  # the route wrote a whole config, so all of the base's was kept
-    return {key: value for key, value in {**copied, **before}.items() if key not in before or value is not None}
+        # The route wrote all of the decoder's config anew, so all of the base's was kept.
+        return with_changes(copied, {}, {key: value for key, value in before.items() if key != "quantization_config"})
+    return with_changes(copied, before)

@@ -72,9 +72,11 @@ def write(edits: Edits, target: Path) -> list[str]:
 
 def use(edits: Edits, output: Path) -> list[str]:
     """The lines that load it."""
+    loader = edits.architecture().auto_class
     return [
         "from peft import PeftModel",
-        f'base = AutoModelForCausalLM.from_pretrained("{edits.place}")',
+        f"from transformers import {loader}",
+        f'base = {loader}.from_pretrained("{edits.place}")',
         f'model = PeftModel.from_pretrained(base, "{output}")',
     ]
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from patcher.architectures.config_keys import stated_block_count
+from patcher.architectures.decoder import decoder_part
 from patcher.checkpoint.steering_files import VECTORS
 from patcher.disk.json_files import read_json_object
 from patcher.errors import InputError
@@ -132,7 +133,7 @@ def _check_blocks(folder: Path, route: RecordedRoute, blocks: int) -> None:
     """Refuse another model's GGUF file, as far as its depth tells."""
     if not (folder / "config.json").is_file():
         return
-    config = read_json_object(folder / "config.json")
+    config = decoder_part(read_json_object(folder / "config.json"))
     found = stated_block_count(config)
     if found is None:
         return

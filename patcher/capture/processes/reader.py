@@ -58,12 +58,13 @@ def sharded_reader(
     folder, parallel, world = base.reference_folder, recipe.capture.parallel, processes.world
     quantised = quantisation_of(read_json_object(folder / "config.json")) is not None
     reasons: list[str] = []
+    count = base.loaded_count(architecture)
     for mode in modes(parallel, quantised=quantised):
         kind = device_kind(recipe.device, mode)
         copies = world.local_size if mode == "replicate" else world.local_size / world.size
-        chosen = pick_dtype(recipe.dtype, int(base.parameter_count * copies), base.stored_dtype, kind)
+        chosen = pick_dtype(recipe.dtype, int(count * copies), base.stored_dtype, kind)
         if mode == "replicate" and parallel == "auto":
-            _require_room(world, kind, base.parameter_count * chosen.itemsize, reasons)
+            _require_room(world, kind, count * chosen.itemsize, reasons)
         sharding = Sharding(
             folder=str(folder.resolve()),
             hub=source.name if source.hub and source.folder == folder else None,
