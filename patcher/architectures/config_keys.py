@@ -25,7 +25,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 IDLE_EXPERTS = ("zero_expert_num",)
 """How many more there are to choose from that compute nothing."""
 
-EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
 """How many of them a token is sent to."""
 
 EXPERT_GROUPS = ("n_group", "topk_group")

@@ -46,7 +46,7 @@ _AT_MOST = {
     "n_shared_experts": 1, "moe_num_shared_experts": 1, "index_topk": 4, "adapter_rank": 8,
     "n_group": 1, "topk_group": 1, "n_groups": 1, "mamba_n_groups": 1, "mamba_ngroups": 1,
     "chunk_size": 16, "mamba_chunk_size": 16, "linear_head_dim": 16, "linear_num_heads": 4,
-    "vocab_size_per_layer_input": VOCABULARY, "unpadded_vocab_size": VOCABULARY,
+    "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16, "unpadded_vocab_size": VOCABULARY,
 }  # fmt: skip
 _LAYER_INDICES = ("attn_layer_indices", "hybrid_layer_ids", "mlp_only_layers", "moe_layers")
 _HEADS = 4
@@ -137,10 +137,9 @@ def kept_layers(config: Any, layer: int) -> list[int]:
     wanted = {0, layer, min(layer + 1, count - 1), count - 1}
     types = stated(config, "layer_types")
     if isinstance(types, list) and len(types) == count:
-        if stated(config, "num_kv_shared_layers", 0):
-            # The last blocks read the keys and values of the last block of their type before them.
-            own = types[: count - config.num_kv_shared_layers]
-            wanted |= {len(own) - 1 - own[::-1].index(kind) for kind in set(types) & set(own)}
+        # The last blocks read the keys and values of the last block of their type before them.
+        kinds = sharing_kinds(config)
+        wanted |= {count - 1 - kinds[::-1].index(kind) for kind in kinds} | {kinds.index(kind) for kind in kinds}
         # Zamba's hybrid blocks share one transformer; one that finds no other to share it with is refused.
         for index in [index for index, kind in enumerate(types) if kind == "hybrid"]:
             if len([kept for kept in wanted if types[kept] == "hybrid"]) < 2:
@@ -153,6 +152,14 @@ def kept_layers(config: Any, layer: int) -> list[int]:
             break
         wanted.add(index)
     return sorted(wanted)
+
+
+def sharing_kinds(config: Any) -> list[tuple[str, bool]]:
+    """For each block its type of attention, and whether it reads another's keys and values; empty if none does."""
+    types, shared = stated(config, "layer_types"), whole_number(config, "num_kv_shared_layers")
+    if not isinstance(types, list) or len(types) != block_count(config) or not shared:
+        return []
+    return [(kind, index >= len(types) - shared) for index, kind in enumerate(types)]
 
 
 def _shrink_layer_by_layer(config: Any, layer: int) -> tuple[Any, int]:

@@ -183,7 +183,7 @@ def why_not(plan: Plan, checkpoint: HubCheckpoint) -> str | None:
     """Why a plan cannot be carried out without most of the weight files; None if it can."""
     if not plan.exact:
         return "it is fitted on the whole model"
-    touched = _files(checkpoint, {*plan.renamed, *plan.dropped})
+    touched = _files(checkpoint, {*plan.renamed, *plan.dropped, *plan.grown})
     if beyond := touched - _changed(plan, checkpoint):
         return (
             f"it renames or replaces tensors in {len(beyond)} of {len(checkpoint.weight_files)} weight files, which "

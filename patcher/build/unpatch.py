@@ -17,6 +17,7 @@ from patcher.checkpoint.copying import place_file
 from patcher.checkpoint.folder import INDEX, CheckpointFolder
 from patcher.checkpoint.hashes import differing
 from patcher.checkpoint.safetensors_file import read_header
+from patcher.checkpoint.slices import SliceOrder
 from patcher.checkpoint.staging import check_output, scratch_folder, staged_folder
 from patcher.checkpoint.steering_files import CARD, ORIGINAL_PREFIX, VECTORS, numbered
 from patcher.checkpoint.undo import Originals, restore
@@ -118,6 +119,7 @@ def _undo(folder: Path, stage: Path, undone: Sequence[Patch], patches: int, outp
                 target,
                 undo=undo.as_json(),
                 renamed=patch.route.renamed,
+                grown={name: SliceOrder.from_json(order.as_json()) for name, order in patch.route.grown.items()},
                 originals=_originals(vectors),
                 link=link or not last,
             )

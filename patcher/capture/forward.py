@@ -77,10 +77,15 @@ def run_blocks(
     return seen
 
 
-def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], *, logits_to_keep: int | torch.Tensor = 1) -> Any:
+def forward(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], *, logits_to_keep: int | torch.Tensor | None = None
+) -> Any:
     """One stock forward pass without gradients or cache; positions are passed where the class takes them.
 
     What stands for an image is passed in any case where the class takes further keywords, as stock software does.
+
+    Args:
+        logits_to_keep: the last columns of which logits are computed (0: all), or their indices; by default the last.
     """
     accepted, device = inspect.signature(model.forward).parameters, input_device(model)
     further = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
@@ -90,7 +95,8 @@ def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor], *, logits_to_k
         if name in accepted or (further and name not in OF_TEXT)
     }
     if "logits_to_keep" in accepted:
-        chosen["logits_to_keep"] = logits_to_keep
+        # For a number Gemma 4's last blocks, which read others' keys and values, get only so many columns as well.
+        chosen["logits_to_keep"] = torch.tensor([-1]) if logits_to_keep is None else logits_to_keep
     with torch.no_grad(), quiet_transformers(), fast_products(model):
         return model(**chosen, use_cache=False)
 

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
+
 from patcher.checkpoint.copying import append_range, read_range
+from patcher.checkpoint.safetensors_file import tensor_bytes
 from patcher.errors import OutsideError
+
+_AT_ONCE = 1 << 23
+"""Bytes of slices that are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,62 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Slices:
+    """Groups of equal slices of a file in another order, with slices of zeros among them.
+
+    Attributes:
+        file: the file.
+        start: of the first group.
+        slice_bytes: of one slice.
+        stored: how many slices a group has in the file.
+        order: for each slice of a group in the output, its place in the group in the file; None for zeros.
+        groups: how many groups follow each other.
+    """
+
+    file: Path
+    start: int
+    slice_bytes: int
+    stored: int
+    order: tuple[int | None, ...]
+    groups: int
+
+    @property
+    def size(self) -> int:
+        return self.slice_bytes * len(self.order) * self.groups
+
+    def parts(self) -> Iterator[memoryview | bytes]:
+        group = self.slice_bytes * self.stored
+        at_once = _AT_ONCE // max(group, 1)
+        with self.file.open("rb") as reader:
+            if not at_once:
+                for number in range(self.groups):
+                    yield from self._one_by_one(reader, self.start + number * group)
+                return
+            reader.seek(self.start)
+            places, sources = zip(*((at, one) for at, one in enumerate(self.order) if one is not None), strict=True)
+            for first in range(0, self.groups, at_once):
+                count = min(at_once, self.groups - first)
+                stored = torch.frombuffer(self._read(reader, count * group), dtype=torch.uint8)
+                wanted = torch.zeros(count, len(self.order), self.slice_bytes, dtype=torch.uint8)
+                wanted[:, list(places)] = stored.view(count, self.stored, self.slice_bytes)[:, list(sources)]
+                yield tensor_bytes(wanted)
+
+    def _one_by_one(self, reader: BinaryIO, start: int) -> Iterator[bytes]:
+        """A group that is too large to be held whole."""
+        for one in self.order:
+            reader.seek(start + (one or 0) * self.slice_bytes)
+            for first in range(0, self.slice_bytes, _AT_ONCE):
+                size = min(_AT_ONCE, self.slice_bytes - first)
+                yield bytes(size) if one is None else bytes(self._read(reader, size))
+
+    def _read(self, reader: BinaryIO, size: int) -> bytearray:
+        raw = bytearray(reader.read(size))
+        if len(raw) < size:
+            raise _shorter(self.file)
+        return raw
+
+
+@dataclass(frozen=True)
 class Padding:
     """Bytes that nobody reads, between two tensors."""
 
@@ -95,7 +157,7 @@ class Padding:
         yield bytes(self.size)
 
 
-Piece = Range | Bytes | Made | Rows | Padding
+Piece = Range | Bytes | Made | Rows | Slices | Padding
 
 
 @dataclass(frozen=True)
@@ -130,7 +192,7 @@ def append_pieces(writer: BinaryIO, pieces: Iterable[Piece]) -> Appended:
                 reflinked += alike
             else:
                 writer.writelines(piece.parts())
-            if isinstance(piece, (Range, Rows)):
+            if isinstance(piece, (Range, Rows, Slices)):
                 copied += piece.size
             else:
                 new += piece.size

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from patcher.checkpoint.copying import PAGE
-from patcher.checkpoint.pieces import Appended, Bytes, Made, Range, append_pieces, joined
+from patcher.checkpoint.pieces import Appended, Bytes, Made, Range, Slices, append_pieces, joined
 from patcher.checkpoint.safetensors_file import DTYPES, METADATA, PREFIX, TensorInfo, tensor_bytes
 
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
@@ -50,7 +50,7 @@ class NewTensor:
     name: str
     dtype: str
     shape: Sequence[int]
-    content: Range | Made
+    content: Range | Slices | Made
 
     @classmethod
     def of(cls, info: TensorInfo, name: str) -> NewTensor:

@@ -29,6 +29,7 @@ from patcher.checkpoint.safetensors_file import (
     tensor_bytes,
 )
 from patcher.checkpoint.safetensors_writer import NewTensor, assemble, canonical_header, with_prefix
+from patcher.checkpoint.slices import SliceOrder
 from patcher.errors import InputError
 
 _ZEROS_UP_TO = 1 << 20
@@ -147,6 +148,7 @@ def restore(
     undo: Mapping[str, Any],
     renamed: Mapping[str, str],
     originals: Originals,
+    grown: Mapping[str, SliceOrder] | None = None,
     link: bool = False,
 ) -> int:
     """Write what ``copy`` was made of into the empty folder ``stage``: the inverse of ``write_copy``.
@@ -156,6 +158,7 @@ def restore(
         undo: the record that the writer made.
         renamed: tensor of the base -> of the copy.
         originals: where the values of overwritten tensors are kept.
+        grown: tensor of the base -> the order of the slices that it has in the copy.
         link: place weight files of which no byte changes as hard links.
 
     Returns:
@@ -166,6 +169,7 @@ def restore(
     """
     with _as_it_was_written(copy.path):
         back = {new: old for old, new in renamed.items()}
+        orders = {renamed.get(name, name): order.back for name, order in (grown or {}).items()}
         in_copy = {renamed.get(name, name) for name in undo["patched"]}
         written = 0
         for file in undo["files"]:
@@ -176,7 +180,12 @@ def restore(
             stored = {} if source is None else read_header(source)
             changed = sorted(in_copy & stored.keys())
             if file["rewritten"]:
-                kept = [NewTensor.of(info, back.get(info.name, info.name)) for info in in_file_order(stored.values())]
+                kept = [
+                    orders[info.name].on_disk(info, back.get(info.name, info.name))
+                    if info.name in orders
+                    else NewTensor.of(info, back.get(info.name, info.name))
+                    for info in in_file_order(stored.values())
+                ]
                 gone = [_made(entry, originals) for entry in undo["left_out"] if entry["file"] == file["base"]]
                 written += _reassemble(source, target, file, kept, gone)
             else:

@@ -29,6 +29,7 @@ from patcher.checkpoint.safetensors_file import (
     tensor_bytes,
 )
 from patcher.checkpoint.safetensors_writer import LazyTensor, NewTensor, assemble, split_into_shards, write_tensors
+from patcher.checkpoint.slices import SliceOrder
 from patcher.checkpoint.undo import undo_record
 from patcher.disk.json_files import read_json_object
 
@@ -69,6 +70,7 @@ def write_copy(
     config_changes: Mapping[str, Any],
     dropped: Collection[str] = (),
     renamed: Mapping[str, str] | None = None,
+    grown: Mapping[str, SliceOrder] | None = None,
     config: Mapping[str, Any] | None = None,
     tokenizer_changes: Mapping[str, Any] | None = None,
     remote_code: bool = False,
@@ -85,6 +87,7 @@ def write_copy(
         config_changes: keys of the decoder in config.json; None removes one.
         dropped: tensors of the base that the copy lacks; ``created`` may use their names again.
         renamed: tensors of the base under another name in the copy; their bytes are copied.
+        grown: tensors of the base that have more slices in the copy.
         config: all keys of the decoder in config.json, instead of the base's with changes.
         tokenizer_changes: keys of tokenizer_config.json.
         remote_code: take the checkpoint's own .py files along.
@@ -98,7 +101,7 @@ def write_copy(
         for name, tensor in replaced.items()
         if tensor.dtype == torch.float32 and base.tensors[name].dtype in ("F16", "BF16")
     }
-    layout = _Layout(base, widened.union(dropped), renamed or {})
+    layout = _Layout(base, widened.union(dropped), renamed or {}, grown or {})
     added = {**created, **{layout.new_name(name): replaced[name] for name in widened}}
     if twice := added.keys() & layout.kept.values():
         raise ValueError(f"created, but stored already: {sorted(twice)}")
@@ -113,7 +116,7 @@ def write_copy(
         elif layout.is_unchanged(source):
             log.placed(place_file(base.path / source, stage / target, link=link and source not in patched))
         else:
-            log.add("rewritten", *copy_tensors(base.path / source, stage / target, layout.kept))
+            log.add("rewritten", *copy_tensors(base.path / source, stage / target, layout.kept, layout.grown))
     originals = {}
     for name, tensor in replaced.items():
         info = base.tensors[name]
@@ -181,14 +184,22 @@ class _Log:
 class _Layout:
     """Which of the base's tensors travel, under which names, and which of its files are copied as they are."""
 
-    def __init__(self, base: CheckpointFolder, gone: Collection[str], renamed: Mapping[str, str]) -> None:
-        self.renamed = renamed
+    def __init__(
+        self,
+        base: CheckpointFolder,
+        gone: Collection[str],
+        renamed: Mapping[str, str],
+        grown: Mapping[str, SliceOrder],
+    ) -> None:
+        self.renamed, self.grown = renamed, grown
         self.gone = [name for name in base.tensors if name in gone]
         self.kept = {name: renamed.get(name, name) for name in base.tensors if name not in gone}
         """Name in the base -> in the copy."""
         if len(set(self.kept.values())) < len(self.kept):
             raise ValueError("two tensors of the base would have one name in the copy")
-        self._changed = {info.file.name for name, info in base.tensors.items() if self.kept.get(name) != name}
+        self._changed = {
+            info.file.name for name, info in base.tensors.items() if self.kept.get(name) != name or name in grown
+        }
         filled = {base.tensors[name].file.name for name in self.kept}
         self.files = [name for name in base.weight_files if name in filled or name not in self._changed]
 
@@ -199,8 +210,12 @@ class _Layout:
         return file not in self._changed
 
 
-def copy_tensors(source: Path, target: Path, names: Mapping[str, str]) -> tuple[int, int]:
+def copy_tensors(
+    source: Path, target: Path, names: Mapping[str, str], grown: Mapping[str, SliceOrder] | None = None
+) -> tuple[int, int]:
     """Copy those tensors of a safetensors file that ``names`` lists (old name -> new), byte for byte.
+
+    Those of ``grown`` are copied slice by slice.
 
     Two shards that hold one key are read differently by different loaders, so what is left out really goes.
 
@@ -208,7 +223,11 @@ def copy_tensors(source: Path, target: Path, names: Mapping[str, str]) -> tuple[
         The new file's size, and how many of its bytes were written (others are shared with ``source``).
     """
     kept = [info for info in in_file_order(read_header(source).values()) if info.name in names]
-    tensors = [NewTensor.of(info, names[info.name]) for info in kept]
+    order = grown or {}
+    tensors = [
+        order[info.name].on_disk(info, names[info.name]) if info.name in order else NewTensor.of(info, names[info.name])
+        for info in kept
+    ]
     done = assemble(target, metadata_of(raw_header(source)), tensors)
     return done.size, done.size - done.reflinked
 
@@ -253,9 +272,13 @@ def _index_metadata(
     old = base.index if base.layout == "sharded" else {}
     metadata = dict(old["metadata"]) if isinstance(old.get("metadata"), dict) else {}
     metadata["total_size"] = sum(base.tensors[name].size for name in layout.kept)
+    grown = [(base.tensors[name], order.shape(base.tensors[name].shape)) for name, order in layout.grown.items()]
+    more = {info.name: math.prod(shape) - math.prod(info.shape) for info, shape in grown}
+    metadata["total_size"] += sum(info.size // math.prod(info.shape) * more[info.name] for info, _ in grown)
     metadata["total_size"] += sum(tensor.nbytes for tensor in added.values())
     if isinstance(metadata.get("total_parameters"), int):
         metadata["total_parameters"] += sum(math.prod(tensor.shape) for tensor in added.values())
+        metadata["total_parameters"] += sum(more.values())
         metadata["total_parameters"] -= sum(math.prod(base.tensors[name].shape) for name in layout.gone)
     return metadata
 

@@ -92,6 +92,8 @@ def _in_short(plan: Plan, found: Inspection) -> str:
         parts.append(f"{more} more tensor{'s' * (more > 1)}")
     if plan.renamed:
         parts.append(f"renames {len(plan.renamed)}")
+    if plan.grown:
+        parts.append(f"widens {len(plan.grown)}")
     if plan.config is not None:
         parts.append("a new config.json")
     if plan.config_changes:

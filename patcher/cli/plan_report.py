@@ -99,6 +99,10 @@ def written_by(plan: Plan) -> list[str]:
     if plan.renamed:
         old, new = next(iter(plan.renamed.items()))
         lines.append(f"rename {len(plan.renamed)} tensors, such as {old} to {new}")
+    for name, order in plan.grown.items():
+        more = len(order.order) - order.stored
+        slices, blocks = ("a slice", "block") if more == 1 else (f"{more} slices", "blocks")
+        lines.append(f"widen {name} by {slices} of zeros for the inserted {blocks}")
     if plan.dropped:
         lines.append(f"leave out or replace {len(plan.dropped)} of the base's, such as {min(plan.dropped)}")
     if plan.config is not None:

@@ -40,6 +40,14 @@ class Zeros(Part):
     names: list[str] = []
 
 
+class Grown(Part):
+    """A tensor that has slices of more blocks in the copy, see :class:`patcher.checkpoint.slices.SliceOrder`."""
+
+    axis: Annotated[int, Field(ge=0, lt=8)]
+    stored: Annotated[int, Field(ge=1, lt=MOST_BLOCKS)]
+    order: list[Annotated[int, Field(ge=0, lt=MOST_BLOCKS)] | None]
+
+
 class Fit(Part):
     """Of a fitted route: what was measured on held-out calibration text, over all layers and for each."""
 
@@ -100,6 +108,7 @@ class RecordedRoute(Part):
     derived: dict[str, str] = {}
     dropped: list[str] = []
     renamed: dict[str, str] = {}
+    grown: dict[str, Grown] = {}
     config_changes: dict[str, Any] = {}
     tokenizer_changes: dict[str, Any] = {}
     stacks: dict[str, str] = {}

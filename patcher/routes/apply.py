@@ -54,6 +54,7 @@ def write_plan(
         config_changes=plan.config_changes,
         dropped=plan.dropped,
         renamed=plan.renamed,
+        grown=plan.grown,
         config=plan.config,
         tokenizer_changes=plan.tokenizer_changes,
         link=link,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from patcher.checkpoint.slices import SliceOrder
 from patcher.routes.constant import ConstantError as ConstantError
 
 Reader = Callable[[str], torch.Tensor]
@@ -141,6 +142,7 @@ class Plan:
         config_changes: config keys and their new values; None removes the key.
         dropped: names on disk that the copy lacks; the same name may be created anew.
         renamed: name on disk in the base -> in the copy; the bytes are copied.
+        grown: name on disk -> the order of the slices that this tensor of the base has in the copy.
         config: a whole new config.json, instead of changes.
         copy_layers: layer -> the block of the copy after which the residual stream holds the edit; by default the same.
         inserted: layer -> all blocks of the copy that are inserted after it.
@@ -167,6 +169,7 @@ class Plan:
     config_changes: Mapping[str, Any] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    grown: Mapping[str, SliceOrder] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     copy_layers: Mapping[int, int] = field(default_factory=dict)
     inserted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -227,6 +230,8 @@ class Plan:
         }
         if self.streams > 1:
             result["streams"] = self.streams
+        if self.grown:
+            result["grown"] = {name: order.as_json() for name, order in self.grown.items()}
         if self.constant is not None:
             result["constant"] = self.constant.as_json()
         return {**result, "fit": dict(self.fit)} if self.fit is not None else result

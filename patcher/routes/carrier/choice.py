@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from patcher.checkpoint.slices import SliceOrder
 from patcher.routes.carrier.insertion import Insertion
 from patcher.routes.carrier.probe import Form
 from patcher.routes.carrier.trial import InsertionTrial
@@ -41,6 +42,7 @@ class Choice:
         flags: config keys that the contents need.
         base: the base's class on meta.
         extended: the extended class on meta, with the flags.
+        grown: see :func:`patcher.routes.carrier.grown.grown_tensors`.
     """
 
     insertion: Insertion
@@ -49,3 +51,4 @@ class Choice:
     flags: Mapping[str, Any]
     base: nn.Module
     extended: nn.Module
+    grown: Mapping[str, SliceOrder]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from patcher.routes.carrier.insertion import QUANTISED, as_stated
 from patcher.routes.exclusions import module_of, modules_of, moved_config
 from patcher.routes.plan import NotApplicable, TensorWrite
 
+PER_BLOCK = "per_layer_config"
+"""Settings of single blocks, which is transformers' own way to write them."""
+
 
 def config_changes(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None) -> dict[str, Any]:
     """The changes in the spelling of this config.json; it must then say what was proven."""
@@ -29,17 +33,31 @@ def config_changes(architecture: Architecture, choice: Choice, checkpoint: Check
             if name in changes and other in stored:
                 changes[other] = changes[name]
     wanted = choice.insertion.config.to_dict()
+    if PER_BLOCK not in stored and PER_BLOCK in changes:
+        # The class makes it of the list of types, which other stacks read.
+        fewer = {name: value for name, value in changes.items() if name != PER_BLOCK}
+        changes = changes if _unlike(architecture, checkpoint, {**stored, **fewer}, wanted) else fewer
+    if (key := _unlike(architecture, checkpoint, {**stored, **changes}, wanted)) is not None:
+        raise NotApplicable(f"the config key `{key}` would be read otherwise, not as {wanted[key]!r}")
+    return changes
+
+
+def _unlike(
+    architecture: Architecture,
+    checkpoint: CheckpointFolder | None,
+    stated: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+) -> str | None:
+    """A key under which transformers reads something else in this config.json than what is wanted, or None."""
     try:
         with quiet_transformers():
-            read = _read(architecture, checkpoint, {**stored, **changes}).to_dict()
+            read = _read(architecture, checkpoint, copy.deepcopy(dict(stated))).to_dict()
     except Exception as error:
         # Classes check their configs in their own ways, with errors of any type.
         raise NotApplicable(f"transformers does not load the config with one more layer: {error}") from None
     skipped = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures", QUANTISED)
-    for name, value in wanted.items():
-        if name not in skipped and not name.startswith("_") and read.get(name) != value:
-            raise NotApplicable(f"the config key `{name}` would be read as {read.get(name)!r}, not as {value!r}")
-    return changes
+    names = (name for name in wanted if name not in skipped and not name.startswith("_"))
+    return next((name for name in names if read.get(name) != wanted[name]), None)
 
 
 def _read(architecture: Architecture, checkpoint: CheckpointFolder | None, stated: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ Such are a sliding window in every sixth block, keys and values that are shared,
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -14,9 +15,12 @@ from torch import nn
 from patcher.architectures.model_class import on_meta, submodule
 from patcher.architectures.towers import towers_of
 from patcher.errors import InputError
+from patcher.routes.carrier.grown import grown_axis
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, MovesOthers, sources_of
 
 _INDEX = re.compile(r"(^|_)(idx|index|layer_id|block_id|layer_number|layer_num|block_number)$")
+_READ_BY = {"store_full_length_kv": "is_kv_shared_layer"}
+"""Attribute of a block that keeps something for later ones -> that of a block that reads it."""
 _PARTS = 4
 """A block may have several parts with caches of their own, numbered through."""
 
@@ -49,9 +53,10 @@ def require_neutral(
             for layer, places in insertion.inserted.items()
             for template, place in zip(insertion.types[layer], places, strict=True)
         ]
-    fixed = _fixed(old)
+    fixed = _fixed(old) | _without_readers(old, new)
     for block, place, name in pairs:
-        difference = _difference(old[block], new[place], insertion, block, place, fixed=fixed)
+        harmless = fixed if name != "the inserted block" else fixed | _unlike_template(old[block], new[place])
+        difference = _difference(old[block], new[place], insertion, block, place, fixed=harmless)
         if difference is not None:
             raise MovesOthers(f"inserting a block changes {name}: {difference}")
     # A tower's blocks have indices of their own, and may be as many as the decoder's.
@@ -96,13 +101,50 @@ def _difference(
         if type(module) is not type(other):
             return f"{path or 'its class'} is a {type(other).__name__}"
         one, two = _facts(module), _facts(other)
+        sizes = _grown_sizes(one, two, insertion) if block is None else []
         for name in sorted(one.keys() | two.keys()):
             full = f"{path}.{name}".strip(".")
-            if name in one and name in two and full in fixed and one[name] == two[name]:
+            if name in one and name in two and full in fixed and (one[name] == two[name] or name in _READ_BY):
+                continue
+            if name in one and name in two and (one[name], two[name]) in sizes:
                 continue
             if name not in one or name not in two or not _same(name, one[name], two[name], insertion, block, place):
                 return full
     return None
+
+
+def _without_readers(*models: nn.ModuleList) -> frozenset[str]:
+    """Attributes that say what is kept for later blocks, in models without a block that reads it."""
+    found = set()
+    for kept, read in _READ_BY.items():
+        parts = [(path, module) for blocks in models for block in blocks for path, module in block.named_modules()]
+        if not any(vars(module).get(read) for _, module in parts):
+            found |= {f"{path}.{kept}".strip(".") for path, module in parts if kept in vars(module)}
+    return frozenset(found)
+
+
+def _unlike_template(template: nn.Module, inserted: nn.Module) -> frozenset[str]:
+    """Attributes by which the template keeps something for later blocks, and the inserted block does not."""
+    modules = dict(inserted.named_modules())
+    return frozenset(
+        f"{path}.{name}".strip(".")
+        for path, module in template.named_modules()
+        for name in _READ_BY
+        if path in modules and vars(module).get(name) is True and vars(modules[path]).get(name) is False
+    )
+
+
+def _grown_sizes(old: Mapping[str, Any], new: Mapping[str, Any], insertion: Insertion) -> list[tuple[Any, Any]]:
+    """Shapes, and sizes in them, that have grown by a part for each inserted block."""
+    found: list[tuple[Any, Any]] = []
+    for name, shape in old.items():
+        other = new.get(name)
+        if not isinstance(shape, tuple) or not isinstance(other, tuple) or shape[:1] == ("buffer",):
+            continue
+        axis = grown_axis(shape, other, insertion)
+        if axis is not None:
+            found += [(shape, other), (shape[axis], other[axis])]
+    return found
 
 
 def _fixed(blocks: nn.ModuleList) -> frozenset[str]:
@@ -122,7 +164,10 @@ def _same(name: str, old: Any, new: Any, insertion: Insertion, block: int | None
             total = insertion.total
             if "layer" not in name:
                 return old == new
-            return new == (insertion.moved(old) if 0 <= old < insertion.count else old - insertion.count + total)
+            if not 0 <= old < insertion.count:
+                return new == old - insertion.count + total
+            # Where a kind of block begins, what is inserted right before it may be the first of it.
+            return (insertion.moved(old - 1) + 1 if old else 0) <= new <= insertion.moved(old)
         if old >= block:
             # Its own index, counted from 0 or 1, or that of the first of several parts that have indices of their own.
             return any(

@@ -14,6 +14,7 @@ from typing import Any
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.streams import stream_count
 from patcher.routes.carrier.choice import Choice
+from patcher.routes.carrier.config import PER_BLOCK
 from patcher.stacks.names import LLAMA_CPP, TRANSFORMERS, VLLM
 
 SHARING: Mapping[str, tuple[str, ...]] = {
@@ -41,9 +42,8 @@ def stacks_of_insertion(architecture: Architecture, choice: Choice, changes: Map
     # llama.cpp knows dense blocks only at the start.
     unlike = choice.insertion.dense or not _reads_flags(architecture, choice, LLAMA_CPP)
     types = lists.get("mlp_layer_types", [])
-    # Settings of single blocks are transformers' own way to write them.
     # vLLM's Llama 4 takes the blocks of experts from their distance, not from the list.
-    own = types != sorted(types) or "per_layer_config" in changes or "moe_layers" in changes
+    own = types != sorted(types) or PER_BLOCK in changes or "moe_layers" in changes
     read = {
         LLAMA_CPP: not unlike and _keeps(architecture, LLAMA_CPP, number, unknown=number == 1 and not mixed),
         VLLM: _reads_flags(architecture, choice, VLLM)

@@ -6,6 +6,7 @@ The model type stays as it is, so whatever loads the architecture runs the copy,
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from patcher.routes.carrier.choice import Choice
 from patcher.routes.carrier.config import config_changes, moved_quantisation
 from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
 from patcher.routes.carrier.fills import content
+from patcher.routes.carrier.grown import grown_on_disk
 from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED, MovesOthers
 from patcher.routes.carrier.probe import Form
 from patcher.routes.carrier.readers import blocks_of_pattern, readers_of_pattern, stacks_of_insertion
@@ -130,6 +132,7 @@ def _plan(
         config_changes=changes,
         dropped=dropped,
         renamed=renamed,
+        grown=grown_on_disk(architecture, choice.grown, checkpoint),
         copy_layers=insertion.copy_layers,
         inserted=insertion.inserted,
         warnings=tuple(warnings),
@@ -165,7 +168,15 @@ def _require_understood(
     beside = names.blocks.get(template, {})
     _, own = saved_block(choice.base, architecture.blocks, template)
     known = wanted | own.keys()
-    unknown = [name for name in beside if name not in known and not name.endswith(_DERIVED)]
+    # Gemma 4's releases store keys and values of blocks that read another's.
+    ignored = [re.compile(each) for each in getattr(choice.base, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    unknown = [
+        name
+        for name in beside
+        if name not in known
+        and not name.endswith(_DERIVED)
+        and not any(each.search(f"{names.prefix}{template}.{name}") for each in ignored)
+    ]
     if unknown:
         raise NotApplicable(f"the checkpoint stores `{names.prefix}{template}.{unknown[0]}`, which the class does not")
     lacking = [name for name in wanted if name in own and name not in beside]

@@ -15,6 +15,7 @@ from patcher.architectures.model_class import on_meta, submodule, with_flags
 from patcher.errors import InputError
 from patcher.errors.causes import cause_of
 from patcher.routes.carrier.choice import Block, Choice
+from patcher.routes.carrier.grown import grown_tensors
 from patcher.routes.carrier.guard import block_kinds, require_neutral
 from patcher.routes.carrier.insertion import (
     CannotInsert,
@@ -26,7 +27,7 @@ from patcher.routes.carrier.insertion import (
 )
 from patcher.routes.carrier.neutral import neutral_fills
 from patcher.routes.carrier.pinned import find_pinned
-from patcher.routes.carrier.probe import Form, find_forms, why_none
+from patcher.routes.carrier.probe import TOLERANCE, Form, constant_gain, find_forms, why_none
 from patcher.routes.carrier.readers import SHARING
 from patcher.routes.carrier.shared import find_shared
 from patcher.routes.carrier.trial import InsertionTrial, Stage
@@ -143,7 +144,8 @@ class _Search:
                 form = row.form if number == row.carrier else row.idle[number]
                 key = (template, stage, self.lossless)
                 blocks[place] = Block(form, self._trial_of(template, stage, form), key, template)
-        return Choice(insertion, forms, blocks, dict(stage.flags), self.base, extended)
+        grown = grown_tensors(self.base, extended, insertion, self.architecture.blocks)
+        return Choice(insertion, forms, blocks, dict(stage.flags), self.base, extended, grown)
 
     def _inserted(
         self, types: Mapping[int, tuple[int, ...]], carriers: Mapping[int, int], stage: Stage
@@ -218,7 +220,7 @@ class _Search:
         lacking = _lacking(trial, block)
         if lacking:
             raise CannotInsert(f"its stand-in is built otherwise (`{lacking[0]}`)")
-        _require_same_factors(trial, block)
+        factors = _factors_of_size(trial, block)
         hidden = self.architecture.hidden
         if stage.split and stage.narrow:
             forms = find_shared(trial, shapes, hidden)
@@ -226,20 +228,27 @@ class _Search:
             forms = find_pinned(trial, shapes, hidden, stage.split)
         else:
             forms = find_forms(trial, shapes, hidden)
-        form = next(self._wanted(forms), None)
+        form = next(self._wanted(forms, trial, factors), None)
         if form is None:
-            raise CannotInsert(why_none(trial))
+            named = next(iter(factors), None)
+            raise CannotInsert(
+                why_none(trial) if named is None else f"`{'.'.join(named).strip('.')}` depends on the model's size"
+            )
         if _of_experts(trial, form) and form.carrier == form.sink and not stage.split:
             # What an expert weighs may depend on how many there are.
             trial = self._trial(template, stage, all_experts=True)
-            again = self._wanted(find_forms(trial, shapes, hidden))
+            again = self._wanted(find_forms(trial, shapes, hidden), trial, factors)
             form = next((found for found in again if found.sink == form.sink), None)
             if form is None:
                 raise CannotInsert("with all experts its output is no constant")
         return form
 
-    def _wanted(self, forms: Iterator[Form]) -> Iterator[Form]:
-        return (form for form in forms if not (self.lossless and form.loss.epsilon))
+    def _wanted(
+        self, forms: Iterator[Form], trial: InsertionTrial, factors: Mapping[tuple[str, str], float]
+    ) -> Iterator[Form]:
+        for form in forms:
+            if not (self.lossless and form.loss.epsilon) and _holds_under(trial, form, factors):
+                yield form
 
     def _idle(self, template: int, stage: Stage, block: nn.Module) -> Form:
         """The content under which a block of this type does nothing."""
@@ -327,13 +336,28 @@ def _of_experts(trial: InsertionTrial, form: Form) -> bool:
     return trial.parameters[form.sink].ndim == 3
 
 
-def _require_same_factors(trial: InsertionTrial, block: nn.Module) -> None:
-    """A factor that is computed from sizes was measured wrongly on a stand-in."""
-    small = dict(trial.block.named_modules())
+def _factors_of_size(trial: InsertionTrial, block: nn.Module) -> dict[tuple[str, str], float]:
+    """Module and attribute -> the real model's value, of factors that the class computes from the model's sizes."""
+    small, found = dict(trial.block.named_modules()), {}
     for path, module in block.named_modules():
         if any(word in path for word in _SIZE_DEPENDENT):
             continue
         for name, value in vars(module).items():
             number = isinstance(value, float) and math.isfinite(value) and not name.startswith("_")
             if number and vars(small[path]).get(name) != value:
-                raise CannotInsert(f"`{f'{path}.{name}'.strip('.')}` depends on the model's size")
+                found[path, name] = value
+    return found
+
+
+def _holds_under(trial: InsertionTrial, form: Form, factors: Mapping[tuple[str, str], float]) -> bool:
+    """Whether the block adds the vector under the real model's factors as well, so that none of them counts."""
+    small = dict(trial.block.named_modules())
+    before = {(path, name): vars(small[path]).get(name) for path, name in factors}
+    try:
+        for (path, name), value in factors.items():
+            setattr(small[path], name, value)
+        found = constant_gain(trial, form.fills, trial.vector) if factors else (1.0, 0.0)
+        return found is not None and abs(found[0] - 1.0) <= TOLERANCE
+    finally:
+        for (path, name), old in before.items():
+            setattr(small[path], name, old)

@@ -25,10 +25,11 @@ from patcher.architectures.config_keys import (
 )
 from patcher.architectures.model_class import quiet_transformers, submodule, with_flags
 from patcher.architectures.residual import attached, mean_stream, streams_of
-from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, kept_layers, shrink_config
+from patcher.architectures.shrink import HIDDEN, NARROW, WIDE, kept_layers, sharing_kinds, shrink_config
 from patcher.architectures.stand_in import RandomStandIn, build_stand_in, logits_of, run_on
 from patcher.capture.forward import Enough
 from patcher.routes.carrier.fills import Fill, content
+from patcher.routes.carrier.grown import grown_tensors
 from patcher.routes.carrier.insertion import CannotInsert, Insertion, insert_blocks, names_blocks
 from patcher.routes.constant import moments_of
 
@@ -97,6 +98,9 @@ class InsertionTrial:
             tiny, layer, like = as_deep(tiny, config, template), after, template
             if len(types) > 1:
                 _take_pattern(tiny, config)
+        elif _is_read_by_others(tiny, like):
+            # Behind it the inserted block would be read instead.
+            layer = like - 1
         self.blocks, self.layer, self.hidden, self.narrow = blocks, layer, HIDDEN, inner < 2 * HIDDEN
         self.insertion: Insertion = insert_blocks(
             tiny, [layer], {layer: types or like}, dense=stage.dense, carriers={layer: carrier}
@@ -119,6 +123,8 @@ class InsertionTrial:
 
     def _fill_from_base(self, *, strict: bool) -> None:
         stored, prefix = self.base.state_dict(), self.blocks + "."
+        for name, order in grown_tensors(self.base, self.model, self.insertion, self.blocks).items():
+            stored[name] = order.of(stored[name])
         filled = {self.insertion.moved_name(name, prefix): tensor for name, tensor in stored.items()}
         types, places = self.insertion.types[self.layer], self.insertion.inserted[self.layer]
         for like, place in zip(types, places, strict=True) if strict else ():
@@ -232,6 +238,12 @@ class InsertionTrial:
         return float((logits - hooked).abs().max()), float((hooked - plain).abs().max()), float(hooked.abs().max())
 
 
+def _is_read_by_others(config: Any, block: int) -> bool:
+    """Whether later blocks read the keys and values of this one, which is not the first."""
+    kinds = sharing_kinds(config)
+    return bool(kinds) and block > 0 and not kinds[block][1] and kinds[block] not in kinds[block + 1 :]
+
+
 def _shared_width(selected: int) -> int:
     """Of experts that share the coordinates: what is needed and some to spare; grouped products take multiples of 8."""
     return 8 * (2 * -(-HIDDEN // selected) // 8 + 1)
@@ -265,15 +277,19 @@ def stand_in_config(config: Any, layer: int, inner: int, *, all_experts: bool = 
 def as_deep(tiny: Any, config: Any, layer: int) -> Any:
     """A stand-in of as many blocks as the real model has; each block that was left out is one like that before it.
 
+    Where blocks read others' keys and values it is one of its own kind.
+
     Raises:
         CannotInsert: the config does not take so many.
     """
-    kept = kept_layers(config, layer)
-    gaps = [right - left - 1 for left, right in itertools.pairwise(kept)]
-    for place, gap in reversed(list(enumerate(gaps))):
-        for _ in range(gap):
-            tiny = insert_blocks(tiny, [place], {place: place}).config
-    return tiny
+    kept, kinds = kept_layers(config, layer), sharing_kinds(config)
+    of_kind = {kinds[block]: place for place, block in reversed(list(enumerate(kept)))} if kinds else {}
+    left_out = {
+        place: tuple(of_kind[kinds[block]] if kinds else place for block in range(left + 1, right))
+        for place, (left, right) in enumerate(itertools.pairwise(kept))
+        if right > left + 1
+    }
+    return insert_blocks(tiny, list(left_out), left_out).config if left_out else tiny
 
 
 def _take_pattern(tiny: Any, config: Any) -> None:
