@@ -139,7 +139,7 @@ class BaseRun:
         asked = self.job.recipe.capture.mode
         mode = choose_mode(
             asked,
-            size=self.base.loaded_count(self.planned.architecture) * dtype.itemsize,
+            size=self._loaded_count * dtype.itemsize,
             device=device,
             quantised=quantisation_of(self.base.checkpoint.config) is not None,
             whole="`method: persona`" if self.planned.asks else IMAGES if self.planned.with_images else whole,
@@ -191,8 +191,12 @@ class BaseRun:
         """The device and the dtype of the capture."""
         recipe, base = self.job.recipe, self.base
         device = pick_device(recipe.device)
-        count = base.loaded_count(self.planned.architecture)
-        return device, pick_dtype(recipe.dtype, count, base.stored_dtype, device)
+        return device, pick_dtype(recipe.dtype, self._loaded_count, base.stored_dtype, device)
+
+    @property
+    def _loaded_count(self) -> int:
+        images = self.planned.with_images
+        return self.base.parameter_count if images else self.base.loaded_count(self.planned.architecture)
 
     @contextmanager
     def _opened(self, mode: Mode) -> Iterator[tuple[OpenedBase, ResidualReader]]:

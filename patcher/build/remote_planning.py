@@ -14,7 +14,7 @@ from patcher.architectures.analysis import Architecture
 from patcher.build.fed_texts import check_fed_texts
 from patcher.build.job import Job
 from patcher.build.planning import BuildPlan, all_layers, route_for, steered_model
-from patcher.build.remote_refusals import LOCAL, check_base, check_recipe, require_plain_names
+from patcher.build.remote_refusals import LOCAL, check_base, check_recipe, refuse_images, require_plain_names
 from patcher.capture.model import load_tokenizer
 from patcher.checkpoint.block_names import BlockNames, block_names, tensors_for_blocks
 from patcher.checkpoint.completeness import require_complete
@@ -23,6 +23,7 @@ from patcher.checkpoint.prepare import read_config
 from patcher.checkpoint.source import fetch
 from patcher.disk.failures import disk_errors
 from patcher.errors import InputError
+from patcher.pairs.image_prompts import ImagePrompts
 from patcher.publish.hub import check_can_publish
 from patcher.recipe.schema import Recipe
 from patcher.routes.plan import Plan
@@ -104,7 +105,9 @@ def plan_remote_build(job: Job) -> RemoteBuildPlan:
     job.say("checking the contrast pairs")
     layers = all_layers(loaded, architecture.block_count)
     model = steered_model(architecture, source)
-    prepared = prepare_vectors(loaded, tokenizer, architecture.block_count, model)
+    images = ImagePrompts(source.folder, tokenizer, architecture)
+    prepared = prepare_vectors(loaded, tokenizer, architecture.block_count, model, images)
+    refuse_images(prepared)
     job.say("reading the headers of the weight files, and choosing the route")
     with disk_errors(place, "the headers of the weight files (a temporary folder, see TMPDIR)"):
         (place / "hollow").mkdir(parents=True)

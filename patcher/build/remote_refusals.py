@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from patcher.errors import InputError
 from patcher.recipe.file import LoadedRecipe
 from patcher.routes.planner import ROUTES
 from patcher.stacks.names import TRANSFORMERS
+from patcher.vectors.prepared import PreparedVector
 
 if TYPE_CHECKING:
     from patcher.capture.processes.messages import Processes
@@ -62,6 +64,17 @@ def check_recipe(loaded: LoadedRecipe, processes: Processes | None = None) -> tu
     if processes is not None:
         raise _refused("only one process takes part", f"{processes.world.size} processes", "start it without torchrun")
     return found
+
+
+def refuse_images(prepared: Sequence[PreparedVector]) -> None:
+    """Refuse pairs with images.
+
+    Raises:
+        InputError: a pair has one.
+    """
+    for entry in prepared:
+        if any(pair.image is not None for pair in (*entry.used, *entry.held_out)):
+            raise _refused("pairs with images are read by the whole model", entry.where)
 
 
 def check_base(source: Source, *, trust_remote_code: bool = False) -> None:

@@ -44,7 +44,7 @@ def render_card(
         evaluation=patch.evaluation or Evaluation(),
         remote_code=patch.remote_code,
         repository=repository,
-        loading=loading_lines(patch, repository) if patch.route.wraps else [],
+        loading=loading_lines(manifest, repository) if patch.route.wraps else [],
         base_class=base_class(patch.route),
         others=other_tensors(patch.route),
         broadcast=is_broadcast(patch),

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from patcher.card.markdown import code
@@ -75,10 +74,11 @@ def loading_lines(patch: Patch, place: str) -> list[str]:
     """Python that loads the whole copy.
 
     Args:
+        patch: with the list of the base's files, which is not published of a local base.
         place: a folder, or a repository's name.
     """
     loader, code = patch.route.loader, ", trust_remote_code=True" if patch.remote_code else ""
-    names = {Path(file.name).name for file in patch.base.files or []}
+    names = {file.name for file in patch.base.files or []}
     reader = "AutoProcessor" if names & {*PROCESSOR_FILES} else "AutoTokenizer"
     lines = [
         f"from transformers import {f'{loader}, {reader}' if patch.route.wraps else loader}",

@@ -30,7 +30,7 @@ class BlockNames:
         blocks: prefixes of the list of decoder blocks: as the class has it, without (or with) the prefix that
             checkpoints of the bare model leave out, and as it was spelled in earlier releases.
         after: prefixes of the modules that no text needs up to the last block: the final norm, the LM head; a
-            multimodal wrapper's towers.
+            multimodal wrapper's towers, and what stands between them and the text.
         tied: groups of parameters that are one tensor, which a checkpoint may store under any of their names.
     """
 
@@ -79,11 +79,7 @@ def block_names(architecture: Architecture) -> BlockNames:
         tied.setdefault(owner, {owner}).add(alias)
     return BlockNames(
         blocks=tuple(dict.fromkeys(spell.block_prefixes())),
-        after=tuple(
-            dict.fromkeys(
-                [*spell.module_prefixes(_modules_after_blocks(architecture)), *spell.parts(architecture.towers)]
-            )
-        ),
+        after=tuple(dict.fromkeys(spell.module_prefixes(_modules_after_blocks(architecture)))),
         tied=tuple(frozenset(name for member in group for name in spell.of(member)) for group in tied.values()),
     )
 
@@ -117,31 +113,27 @@ class _Spelling:
                 leaf = name.removeprefix(module)
                 yield from (spelled.removesuffix(leaf) + "." for spelled in self.of(name) if spelled.endswith(leaf))
 
-    def parts(self, paths: Iterable[str]) -> Iterator[str]:
-        """Prefixes of whole parts of the model."""
-        for path in paths:
-            for name in self._parameters_in(f"{path}."):
-                leaf = name.removeprefix(path)
-                yield from (one.removesuffix(leaf) + "." for one in self.of(name) if one.endswith(leaf))
-
     def _parameters_in(self, prefix: str) -> list[str]:
         return [name for name in self.architecture.parameters if name.startswith(prefix)]
 
 
 def _modules_after_blocks(architecture: Architecture) -> frozenset[str]:
-    """Paths of the modules with parameters that are run after the last block and never before its end.
+    """Paths of the modules with parameters that are run after the last block and never before its end; of a multimodal
+    wrapper those too that a text does not run at all.
 
     None where the stand-in cannot be run: then they are downloaded as well.
     """
     try:
         tiny, _ = shrink_config(architecture.config, 0)
         model = build_stand_in(tiny, trust_remote_code=architecture.trust_remote_code)
-        return _run_after(model, architecture.blocks, int(tiny.vocab_size))
+        after, unused = _run_after(model, architecture.blocks, int(tiny.vocab_size))
+        return after | unused if architecture.wraps else after
     except FAILURES:
         return frozenset()
 
 
-def _run_after(model: nn.Module, blocks: str, vocabulary: int) -> frozenset[str]:
+def _run_after(model: nn.Module, blocks: str, vocabulary: int) -> tuple[frozenset[str], frozenset[str]]:
+    """The modules that a text runs only after the last block, and those of which it runs nothing."""
     when: dict[bool, set[str]] = {True: set(), False: set()}
     passed = False
 
@@ -160,4 +152,12 @@ def _run_after(model: nn.Module, blocks: str, vocabulary: int) -> frozenset[str]
     ids = torch.arange(3, 3 + _TOKENS)[None] % vocabulary
     with torch.no_grad(), quiet_transformers():
         logits_of(model, ids)
-    return frozenset(when[True] - when[False])
+    ran = {*when[True], *when[False], f"{blocks}.0"}
+    idle = {path for path, _ in model.named_modules() if path and not _any_in(ran, path)}
+    # Whole parts: the stand-in has fewer blocks in them than the model.
+    parts = {path for path in idle if path.rpartition(".")[0] not in idle and not path.startswith(f"{blocks}.")}
+    return frozenset(when[True] - when[False]), frozenset(parts)
+
+
+def _any_in(paths: Collection[str], part: str) -> bool:
+    return any(f"{path}.".startswith(f"{part}.") for path in paths)

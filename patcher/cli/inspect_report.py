@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from patcher.architectures.analysis import Architecture
 from patcher.cli.plan_report import said_of_plan, written_by
 from patcher.cli.tables import HEADS, console_for, print_pairs, routes_table
 from patcher.errors import Problem
@@ -26,7 +27,7 @@ def print_inspection(found: Inspection) -> None:
     assert found.architecture is not None
     count = found.architecture.block_count
     console.print(
-        f"[bold]{found.architecture.class_name}[/] (model_type {found.architecture.model_type}): "
+        f"[bold]{found.architecture.class_name}[/] (model_type {_kind(found.architecture)}): "
         f"{count} block{'s' * (count > 1)}, hidden {found.architecture.hidden}; "
         f"steering {', '.join('the embedding' if layer < 0 else f'block {layer}' for layer in found.layers)}",
         soft_wrap=True,
@@ -46,6 +47,11 @@ def print_inspection(found: Inspection) -> None:
     if against:
         console.print("\n[bold]do not apply[/]")
         print_pairs(console, [(verdict.name, _why_not(verdict, found.layers)) for verdict in against])
+
+
+def _kind(architecture: Architecture) -> str:
+    inside = architecture.model_type
+    return f"{architecture.checkpoint_type}, its text decoder {inside}" if architecture.wraps else inside
 
 
 def _stacks(plan: Plan) -> dict[str, str]:

@@ -63,7 +63,8 @@ def patch(
         "prefer": "stacks",
         **options,
     }
-    plan = choose_route(Architecture(read_config(base)), sorted(vectors), checkpoint, **chosen)
+    architecture = Architecture(read_config(base))
+    plan = choose_route(architecture, sorted(vectors), checkpoint, **chosen)
     spec = {"name": name, "method": "file", "file": "v.safetensors", "layer": sorted(vectors)}
     recipe = Recipe.model_validate({"model": str(base), "vectors": [spec]})
     loaded, found = LoadedRecipe(recipe, TEXT, base.parent / "recipe.yaml"), steering_vectors(vectors, name)
@@ -72,7 +73,10 @@ def patch(
         written = write_plan(plan, found, checkpoint, stage, link=link)
         carry_history(base, stage, len(history))
         files = hashes.records()
-        copied = Copied(stage, source, checkpoint, plan, found, written, files, history, adapter=adapter)
+        copied = Copied(
+            stage, source, checkpoint, plan, found, written, files, history, adapter=adapter,
+            loader=architecture.auto_class,
+        )  # fmt: skip
         manifest = build_manifest(copied, loaded)
         assert all((edit.stored_rel_error or 0.0) < 0.02 for edit in manifest.edits)
         write_manifest(stage, manifest)
