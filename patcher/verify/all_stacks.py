@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from patcher.architectures.config_keys import stated_positions
+from patcher.architectures.decoder import decoder_part
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.disk.json_files import read_json_object
 from patcher.errors import OutsideError
@@ -95,7 +96,7 @@ def _in_stack(
     exact = patch.route.exact
     texts: list[str] = kept[0].facts.get("texts", [])
     ids, expected = _expected(kept, exact=exact, from_texts=bool(texts))
-    positions = stated_positions(read_json_object(base / "config.json"))
+    positions = stated_positions(decoder_part(read_json_object(base / "config.json")))
     top = min(MOST_TOKENS, expected.plain[0].shape[-1])
     jobs = [
         StackJob(label, str(place.resolve()), ids, ids[0], GREEDY_TOKENS, texts, top, positions)

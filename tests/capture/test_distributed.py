@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from support.building import job_of
 from support.tiny_models import default_checkpoint, tiny_checkpoint, write_recipe
+from support.tiny_wrappers import released_wrappers, wrapper_checkpoint
 from transformers import AutoModelForCausalLM
 
 from patcher.architectures.model_class import quiet_transformers
@@ -32,10 +33,13 @@ CASES: dict[str, dict[str, Any]] = {
     "mixtral fsdp": {"type": "mixtral", "mode": "fsdp"},
     "qwen2 tp": {"type": "qwen2", "mode": "tp"},
     "gpt2 replicate": {"type": "gpt2", "mode": "replicate"},
+    "a wrapper fsdp": {"type": "gemma3", "mode": "fsdp", "batch_size": 2},
+    "a wrapper replicate": {"type": "mistral3", "mode": "replicate"},
     "gpt2 tp": {"type": "gpt2", "mode": "tp"},
     "falcon_h1 fsdp": {"type": "falcon_h1", "mode": "fsdp"},
     "gpt2 with its own plan": {"type": "gpt2", "mode": "fsdp", "rule": False, "load": True},
 }
+WRAPPED = [case for case in CASES if "wrapper" in case]
 
 
 def launch(*arguments: object, count: int = 2, seconds: float = 300) -> subprocess.CompletedProcess[str]:
@@ -52,7 +56,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     """Every case, in one launch."""
     folder = tmp_path_factory.mktemp("together")
     for model_type in {case["type"] for case in CASES.values()}:
-        default_checkpoint(folder / model_type, model_type, tokenizer=False)
+        if model_type in released_wrappers():
+            wrapper_checkpoint(folder / model_type, model_type)
+        else:
+            default_checkpoint(folder / model_type, model_type, tokenizer=False)
     wanted = [{"folder": str(folder / case["type"]), **case} for case in CASES.values()]
     (folder / "cases.json").write_text(json.dumps(wanted), encoding="utf-8")
     done = launch(ROOT / "tests/support/together.py", folder / "cases.json", folder / "results.json")
@@ -61,7 +68,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return dict(zip(CASES, found, strict=True))
 
 
-@pytest.mark.parametrize("case", ["llama fsdp", "gpt2 fsdp", "mixtral fsdp", "gpt2 replicate"])
+@pytest.mark.parametrize("case", ["llama fsdp", "gpt2 fsdp", "mixtral fsdp", "gpt2 replicate", *WRAPPED])
 def test_different_batches_in_different_processes_are_read_as_in_one(measured: dict[str, Any], case: str) -> None:
     found = measured[case]
     assert max(found["errors"].values()) == 0 and found["norm"] == 0
@@ -78,6 +85,7 @@ def test_processes_that_compute_one_batch_together_agree_with_one(measured: dict
 
 def test_blocks_behind_the_last_one_are_not_kept(measured: dict[str, Any]) -> None:
     assert measured["llama fsdp"]["blocks"] == 3
+    assert all(measured[case]["blocks"] == 3 and not measured[case]["towers"] for case in WRAPPED)
 
 
 def test_a_class_without_a_plan_for_tensor_parallelism_is_refused(measured: dict[str, Any]) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from patcher.architectures.analysis import Architecture
 from patcher.architectures.model_class import quiet_transformers
@@ -74,7 +75,9 @@ def measure(case: dict[str, Any], processes: Processes) -> dict[str, Any]:
     ran: list[int] = []
     read = ResidualReader(runner, architecture, 1024, rows).read(requests, lambda done, _total: ran.append(done))
     with quiet_transformers():
-        whole = AutoModelForCausalLM.from_pretrained(case["folder"], dtype=torch.float32).eval()
+        whole = (
+            getattr(transformers, architecture.auto_class).from_pretrained(case["folder"], dtype=torch.float32).eval()
+        )
     alone = reader_in_memory(whole, architecture, batch_size=rows).read(requests)
     errors, norms = {}, []
     for wanted, found in zip(alone, read, strict=True):
@@ -86,6 +89,7 @@ def measure(case: dict[str, Any], processes: Processes) -> dict[str, Any]:
     result = {
         "errors": errors,
         "norm": max(norms),
+        "towers": sum(name.startswith(architecture.towers) for name, _ in runner.model.named_parameters()),
         "done": ran,
         "held": held(runner.model, sharding.blocks),
         "blocks": kept,

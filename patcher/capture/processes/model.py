@@ -4,7 +4,8 @@ How a forward pass ends after the last block that is read: the reader's hook rai
 of the outermost module's ``forward``. FSDP2 opens and closes its state in hooks around that ``forward``. An exception
 that went past them would leave the root open: its parameters would stay gathered, and the next pass would be taken for
 a part of this one. Blocks behind the last one that is read are replaced by empty ones before the weights are loaded, so
-nothing of them is read from the disk or kept. A class that looks into all of its blocks keeps them.
+nothing of them is read from the disk or kept. So are the towers of a multimodal model, through which no text passes. A
+class that looks into all of these parts keeps them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,7 @@ from torch import nn
 from patcher.architectures.decoder import checkpoint_config
 from patcher.architectures.model_class import on_meta, quiet_transformers
 from patcher.architectures.quantised import quantisation_of
+from patcher.architectures.towers import towers_of
 from patcher.capture.forward import Enough, run_blocks
 from patcher.capture.model import load_causal_lm
 from patcher.capture.processes.launch import World
@@ -158,8 +161,9 @@ def load_part(folder: Path, sharding: Sharding, world: World) -> nn.Module:
     try:
         # A new one each time: loading leaves marks in it.
         config = read_config(folder, trust_remote_code=sharding.trust_remote_code)
-        stock = type(on_meta(config, trust_remote_code=sharding.trust_remote_code))
-        part: Any = _part_class(stock, sharding.blocks, None if sharding.whole else sharding.last)
+        empty = on_meta(config, trust_remote_code=sharding.trust_remote_code)
+        last, towers = (None, ()) if sharding.whole else (sharding.last, towers_of(empty))
+        part: Any = _part_class(type(empty), sharding.blocks, last, towers)
         with quiet_transformers():
             model: nn.Module = part.from_pretrained(
                 folder,
@@ -184,14 +188,17 @@ def load_part(folder: Path, sharding: Sharding, world: World) -> nn.Module:
     return model
 
 
-def _part_class(stock: type, blocks: str, last: int | None) -> type:
-    """The stock class with empty blocks behind block ``last`` (None: with all), and an FSDP plan that knows them."""
+def _part_class(stock: type, blocks: str, last: int | None, towers: Sequence[str]) -> type:
+    """The stock class with empty blocks behind block ``last`` (None: with all) and empty towers, and an FSDP plan that
+    knows them."""
 
     def initialise(self: Any, *arguments: Any, **keywords: Any) -> None:
         stock.__init__(self, *arguments, **keywords)  # type: ignore[misc]
         modules = self.get_submodule(blocks)
         for index in range(len(modules) if last is None else max(last, 0) + 1, len(modules)):
             modules[index] = nn.Identity()
+        for tower in towers:
+            self.set_submodule(tower, nn.Identity())
 
     # Under its own name, which transformers looks things up by.
     own = {"__init__": initialise, "__module__": stock.__module__, "_fsdp_plan": _plan(stock, blocks)}

@@ -94,7 +94,9 @@ def make_stand_in(sharding: Sharding) -> StandIn | None:
     layers = {EMBEDDING, last if sharding.last >= 0 else EMBEDDING}
     with quiet_transformers(), tempfile.TemporaryDirectory(prefix="patch-model-") as name:
         wanted = run_blocks(model, sharding.blocks, layers, plain_inputs(ids))
-        model.save_pretrained(name)  # type: ignore[operator]
+        # A wrapper's towers have no weights.
+        held = {key: tensor for key, tensor in model.state_dict().items() if not tensor.is_meta}
+        model.save_pretrained(name, state_dict=held)  # type: ignore[operator]
         contents = {item.name: bytearray(item.read_bytes()) for item in Path(name).iterdir() if item.is_file()}
     files = {item: torch.frombuffer(content, dtype=torch.uint8) for item, content in contents.items() if content}
     return StandIn(files, ids, wanted)
