@@ -30,7 +30,7 @@ from patcher.architectures.probe import ProbeResult, flags_change_nothing, probe
 from patcher.architectures.quantised import Quantisation, quantisation_of
 from patcher.architectures.registry import ModelTypeRow, rows
 from patcher.architectures.shrink import shrink_config
-from patcher.architectures.stand_in import FAILURES
+from patcher.architectures.stand_in import FAILURES, why_it_does_not_run
 from patcher.architectures.towers import towers_of
 from patcher.errors.causes import cause_of
 from patcher.stacks.names import TRANSFORMERS_ALONE
@@ -151,6 +151,16 @@ class Architecture:
         found = stated(self.config, "quantization_config")
         to_dict = getattr(found, "to_dict", None)
         return quantisation_of({"quantization_config": to_dict() if to_dict else found})
+
+    @functools.cached_property
+    def does_not_run(self) -> str | None:
+        """What the installed class raises on a prompt of text, on a stand-in without any edit; None where it runs."""
+
+        def test() -> str | None:
+            tiny, _ = shrink_config(self.config, 0)
+            return why_it_does_not_run(tiny, trust_remote_code=self.trust_remote_code)
+
+        return self.once(("does not run",), test, str | None)
 
     @property
     def loaded_by(self) -> int:

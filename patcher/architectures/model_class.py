@@ -69,15 +69,16 @@ def auto_class_of(config: Any) -> str:
 
     whole = checkpoint_config(decoder_config(config))
     kind = str(getattr(whole, "model_type", ""))
-    if decoder_config(config) is config and wrapper_of(config) is None:
+    of_text = library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    # Chameleon and a few others keep all in one config, and have no class of text alone.
+    if of_text is not None and decoder_config(config) is config and wrapper_of(config) is None:
         return CAUSAL_LM
     named = next(iter(getattr(whole, "architectures", None) or ()), None)
-    of_text = library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     for auto, names in (
         ("AutoModelForImageTextToText", library.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
         ("AutoModelForMultimodalLM", getattr(library, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {})),
     ):
-        if kind in names and (named != of_text or of_text == names[kind]):
+        if kind in names and (of_text in (None, names[kind]) or named != of_text):
             return auto
     return CAUSAL_LM
 

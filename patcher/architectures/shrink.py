@@ -124,6 +124,9 @@ def shrink_config(config: Any, layer: int) -> tuple[Any, int]:
     each(("n_recurrent_layers",), lambda real: sum(0 <= i - config.n_input_layers < real for i in kept))
 
     _set(tiny, "vocab_size", VOCABULARY)
+    if isinstance(names := stated(config, "vocabulary_map"), dict):
+        # Chameleon and Emu3 look their image tokens up in it.
+        _set(tiny, "vocabulary_map", {name: min(token, VOCABULARY - 1) for name, token in names.items()})
     for name in _TOKEN_IDS:
         value = stated(config, name)
         if (isinstance(value, int) and value >= VOCABULARY) or isinstance(value, list):
@@ -211,7 +214,8 @@ def _shrink_latent_heads(tiny: Any, config: Any) -> None:
     real, small = config.qk_rope_head_dim, tiny.qk_rope_head_dim
     for name in ("head_dim", "qk_nope_head_dim"):
         if _states(config, name):
-            _set(tiny, name, small * getattr(config, name) // real)
+            width = getattr(config, name)
+            _set(tiny, name, small * width // real if real else min(16, width))
     if _states(config, "qk_head_dim") and _states(config, "qk_nope_head_dim"):
         _set(tiny, "qk_head_dim", tiny.qk_nope_head_dim + small)
 

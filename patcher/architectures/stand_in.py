@@ -14,6 +14,7 @@ from patcher.architectures.model_class import causal_lm_from_config, on_meta, qu
 from patcher.architectures.residual import gained, residual_hook, stream_width, streams_of
 from patcher.architectures.towers import left_on_meta, towers_of
 from patcher.errors import InputError
+from patcher.errors.causes import cause_of
 
 MAX_PARAMETERS = 200_000_000
 FAILURES = (
@@ -117,6 +118,20 @@ def logits_of(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor | None = N
     mask = torch.ones_like(ids) if mask is None else mask
     logits: torch.Tensor = call(input_ids=ids, attention_mask=mask, use_cache=False, **places).logits
     return logits.float()
+
+
+def why_it_does_not_run(tiny_config: Any, *, trust_remote_code: bool) -> str | None:
+    """What the stock class raises on a prompt of text, unchanged as it is; None where it runs, or is not built here."""
+    try:
+        stand_in = RandomStandIn.of(tiny_config, trust_remote_code=trust_remote_code)
+    except FAILURES:
+        return None
+    try:
+        logits_of(stand_in.model, stand_in.ids)
+    except FAILURES as error:
+        # A tower without weights is this package's doing, not the class's.
+        return None if "meta" in str(error) else f"{type(error).__name__}: {cause_of(error)}"
+    return None
 
 
 def run_on(

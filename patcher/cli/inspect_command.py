@@ -37,7 +37,7 @@ def inspect(
 
     MODEL is a checkpoint folder, a Hub id (only its config.json is downloaded) or an architecture by name, such as
     `qwen3` or `Qwen3ForCausalLM`, under its default config. No weights are read. --all
-    takes a minute or two, and a second once all was looked at.
+    takes several minutes, and a second once all was looked at.
 
     Exit status: 0 it was looked at, 2 something in the input is wrong, 3 the Hub or the disk failed.
     """

@@ -28,6 +28,8 @@ def no_route(
     """
     found = "; ".join(f"{name}: {why}" for name, why in tried.items())
     where = "layers " + ", ".join(map(str, layers))
+    if fitted is None and architecture.does_not_run is not None:
+        return _not_run(architecture, architecture.does_not_run)
     if fitted is not None:
         return InputError(
             f"{architecture.class_name} (model_type `{architecture.model_type}`) has no exact route for this edit, "
@@ -51,5 +53,25 @@ def no_route(
         where=where,
         found=found,
         remedy=remedy,
+        code="no_route",
+    )
+
+
+def _not_run(architecture: Architecture, raised: str) -> InputError:
+    """No route is sought in vain: the class fails by itself."""
+    import transformers
+
+    whole = f"stock {architecture.class_name} of transformers {transformers.__version__}"
+    if "pixel_values" in raised or ("image" in raised and "has no attribute" not in raised):
+        return InputError(
+            f"{whole} runs no prompt of text alone: it needs an image, and no route is proven with one alone",
+            found=raised,
+            remedy="choose a model that takes text: patch-model inspect --all",
+            code="no_route",
+        )
+    return InputError(
+        f"{whole} does not run, without any edit (tried on a small random model of this config)",
+        found=raised,
+        remedy="run the base itself; where it fails as well, another release of transformers may run it",
         code="no_route",
     )

@@ -146,7 +146,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no such folder": (["./nowhere"], "no such model folder"),
     "neither": (["a / b"], "an architecture such as qwen3"),
     "too long": (["x" * 5000], "not a usable path"),
-    "a wrapper": (["gemma3"], "gemma3_text"),
+    "a part of a wrapper": (["qwen3_vl_text"], "part of qwen3_vl"),
     "no causal LM": (["t5"], "not a text causal LM"),
     "no such layer": (["llama", "--layer", "32"], "use 0 to 31, or -1 for the embedding"),
     "no such route": (["llama", "--route", "magic"], "known routes"),
@@ -317,6 +317,12 @@ def test_a_type_that_no_row_is_about_is_analysed(run: Run) -> None:
     assert "sarvam_moe" in text_models() and "sarvam_moe" not in rows()
     found = json.loads(run("sarvam_moe", "--json")[1])
     assert found["architecture"] == "Glm4MoeForCausalLM" and found["chosen"] == "carrier"
+
+
+@pytest.mark.slow
+def test_the_name_of_a_multimodal_model(run: Run) -> None:
+    found = json.loads(run("llava", "--json")[1])
+    assert found["architecture"] == "LlavaForConditionalGeneration" and found["chosen"] == "flag"
 
 
 def test_the_part_of_a_wrapper_names_the_wrapper(run: Run) -> None:

@@ -1,7 +1,9 @@
-"""Every text causal LM of the installed transformers: built tiny, patched, loaded by the stock class, compared.
+"""Every text causal LM and every multimodal model of the installed transformers: built tiny, patched, loaded by the
+stock class, compared.
 
 ``python tests/conformance/all_architectures.py`` runs all of them and writes docs/architectures.json and
-docs/architectures.md; ``--only llama qwen3`` prints some of them and writes nothing, or with ``--merge`` these alone.
+docs/architectures.md; ``--only llama qwen3`` prints some of them and writes nothing, or with ``--merge`` these alone;
+``--new`` merges those that the table has not. A run that writes does so after each type, so that ``--resume`` goes on.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ if __name__ == "__main__":
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from wrapper_runs import WrapperRecord, check_wrapper, lost_wrapper
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "architectures.json"
 PAGE = ROOT / "docs" / "architectures.md"
@@ -37,6 +41,7 @@ EXACT_LIMIT = 2e-5
 """Largest difference of an exact route, in log-probabilities; a share of the effect where that is large."""
 EXACT_SHARE = 5e-5
 EXACT_NOISE = 5.0
+NOTHING: dict[str, Any] = {"versions": {}, "architectures": [], "wrappers": []}
 """Times what another rounding of the vector does."""
 
 
@@ -95,6 +100,20 @@ def model_types() -> list[str]:
     from support.default_configs import TEXT_TYPES
 
     return TEXT_TYPES
+
+
+def wrapper_types() -> list[str]:
+    """Every multimodal language model that the installed transformers has."""
+    from support.default_configs import WRAPPER_TYPES
+
+    return WRAPPER_TYPES
+
+
+def other_than_recorded(results: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The types that the installed transformers has and the recorded table has not, and the other way round."""
+    recorded = {each["model_type"] for each in [*results["architectures"], *results.get("wrappers", ())]}
+    installed = {*model_types(), *wrapper_types()}
+    return sorted(installed - recorded), sorted(recorded - installed)
 
 
 def check(model_type: str, *, kinds: bool = True) -> Record:
@@ -213,7 +232,7 @@ def _first_line(error: BaseException) -> str:
 
 def run_all(
     names: Iterable[str], *, kinds: bool = True, processes: int = 2, timeout: float = TIMEOUT
-) -> Iterator[Record]:
+) -> Iterator[Record | WrapperRecord]:
     """The records, as they come; one that crashes or hangs is recorded as failed, and the others go on."""
     # The server imports once; every type then gets a process that nothing else can disturb.
     context = multiprocessing.get_context("forkserver")
@@ -249,16 +268,18 @@ def _worker(name: str, kinds: bool, sender: Connection) -> None:
 
     torch.set_num_threads(1)
     try:
-        sender.send(check(name, kinds=kinds))
+        sender.send(check_wrapper(name, kinds=kinds) if name in wrapper_types() else check(name, kinds=kinds))
     finally:
         sender.close()
 
 
-def _lost(name: str, start: float, reason: str) -> Record:
+def _lost(name: str, start: float, reason: str) -> Record | WrapperRecord:
     from patcher.architectures.installed import text_models
 
-    run = Run(LAYER, "", "failed", reason)
-    return Record(name, text_models().get(name, ""), (run,), round(time.monotonic() - start, 1))
+    seconds = round(time.monotonic() - start, 1)
+    if name in wrapper_types():
+        return lost_wrapper(name, seconds, reason)
+    return Record(name, text_models().get(name, ""), (Run(LAYER, "", "failed", reason),), seconds)
 
 
 # Results
@@ -288,30 +309,41 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--render", action="store_true", help="only write the page again, from the results")
+    parser.add_argument("--new", action="store_true", help="the types that the table has not, merged into it")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     options = parser.parse_args()
+    before = json.loads(options.results.read_text(encoding="utf-8")) if options.results.is_file() else NOTHING
     if not options.render:
-        names = options.only or model_types()
-        records = []
+        added, gone = other_than_recorded(before)
+        release, recorded = versions()["transformers"], before["versions"].get("transformers")
+        print(
+            f"transformers {release} (the table is of {recorded}) adds {added or 'nothing'}, lacks {gone or 'nothing'}"
+        )
+        names = options.only or (added if options.new else [*model_types(), *wrapper_types()])
+        kept = [*before["architectures"], *before.get("wrappers", ())]
+        kept = [each for each in kept if each["model_type"] not in {*names, *gone}]
+        part = options.results.with_suffix(".part.jsonl")
+        writes = options.merge or not options.only
+        if writes and options.resume and part.is_file():
+            done = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
+            kept += done
+            names = [name for name in names if name not in {each["model_type"] for each in done}]
+        elif writes:
+            part.write_text("", encoding="utf-8")
+        records: list[dict[str, Any]] = []
         for record in run_all(
             names, kinds=not options.main_layer, processes=options.processes, timeout=options.timeout
         ):
-            records.append(record)
-            for run in (*record.runs, *([record.free] if record.free else ())):
-                measured = "" if run.difference is None else f" {run.difference:.1e} of {run.effect:.2g}"
-                print(
-                    f"[{len(records)}/{len(names)}] {record.model_type} {run.layer} {run.kind}: {run.status} "
-                    f"{run.route or ''}{measured} ({record.seconds} s) {run.reason}",
-                    flush=True,
-                )
-        if options.only and not options.merge:
+            records.append(asdict(record))
+            _tell(record, f"{len(records)}/{len(names)}")
+            if writes:
+                with part.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(records[-1]) + "\n")
+        if not writes:
             return 0
-        kept: list[dict[str, Any]] = []
-        if options.only:
-            before = json.loads(options.results.read_text(encoding="utf-8"))["architectures"]
-            kept = [each for each in before if each["model_type"] not in options.only]
-        records.sort(key=lambda record: record.model_type)
         options.results.parent.mkdir(exist_ok=True)
-        options.results.write_text(as_json(records, kept), encoding="utf-8")
+        options.results.write_text(as_json([*kept, *records]), encoding="utf-8")
+        part.unlink()
     from architectures_page import render
     from readme_models import README, with_section
 
@@ -322,16 +354,32 @@ def main() -> int:
     return 0
 
 
-def as_json(records: Iterable[Record], kept: Iterable[dict[str, Any]] = ()) -> str:
-    """One line a type, so that a change can be read.
+def _tell(record: Record | WrapperRecord, place: str) -> None:
+    more = [record.free] if isinstance(record, Record) and record.free else []
+    for run in (*record.runs, *more):
+        measured = "" if run.difference is None else f" {run.difference:.1e} of {run.effect:.2g}"
+        kind = (
+            run.kind
+            if isinstance(run, Run)
+            else " ".join(f"image {run.images[key]}" for key in ("status",) if run.images)
+        )
+        print(
+            f"[{place}] {record.model_type} {run.layer} {kind}: {run.status} {run.route or ''}{measured} "
+            f"({record.seconds} s) {run.reason}",
+            flush=True,
+        )
 
-    Args:
-        kept: records of an earlier run, as they were read.
-    """
-    every = sorted([*kept, *(asdict(record) for record in records)], key=lambda each: str(each["model_type"]))
-    lines = ",\n".join(f"    {json.dumps(each)}" for each in every)
+
+def as_json(records: Iterable[dict[str, Any]]) -> str:
+    """One line a type, so that a change can be read; text models apart from multimodal ones."""
+    every = sorted(records, key=lambda each: str(each["model_type"]))
+    parts = {
+        "architectures": [json.dumps(each) for each in every if "loader" not in each],
+        "wrappers": [json.dumps(each) for each in every if "loader" in each],
+    }
     head = json.dumps({"versions": versions(), "command": COMMAND}, indent=2)[:-2]
-    return f'{head},\n  "architectures": [\n{lines}\n  ]\n}}\n'
+    lists = [f'  "{name}": [\n    ' + ",\n    ".join(lines) + "\n  ]" for name, lines in parts.items()]
+    return ",\n".join([head, *lists]) + "\n}\n"
 
 
 if __name__ == "__main__":

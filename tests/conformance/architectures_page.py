@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from families_page import family_table
+from wrappers_page import wrappers_part
 
 FAMILIES = Path(__file__).parents[2] / "docs" / "families.json"
 STACKS = ("transformers", "vllm", "llama.cpp")
@@ -67,6 +68,7 @@ def render(results: dict[str, Any], families: dict[str, Any] | None = None) -> s
     parts = [TITLE, family_table(families), INTRODUCTION.format(**versions, command=results["command"])]
     parts += [_counts(records), _table(records), _free(records), _other_layers(records), _embedding(records)]
     parts += [_fits(records), _warnings(records), _reasons(records), _decoders(records)]
+    parts += [wrappers_part(results.get("wrappers", []))]
     return "\n".join(part for part in parts if part)
 
 

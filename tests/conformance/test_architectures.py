@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import all_architectures
 import pytest
 import transformers
-from all_architectures import COMMAND, PAGE, RESULTS, Record, check, model_types, run_all
+from all_architectures import COMMAND, PAGE, RESULTS, Record, check, model_types, other_than_recorded, run_all
 from architectures_page import listed_types, render
+from wrapper_runs import check_wrapper
 
 # Each for something that the others do not have.
 REPRESENTATIVE = {
@@ -82,6 +85,48 @@ def test_the_page_lists_every_type_of_the_registry() -> None:
     )
 
 
+def test_what_another_release_adds_is_said() -> None:
+    """The table is of one release; where another is installed, the test tells what it adds, and what it has no more."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    added, gone = other_than_recorded(results)
+    recorded = results["versions"]["transformers"]
+    if recorded != transformers.__version__:
+        pytest.skip(
+            f"docs/architectures.md is of transformers {recorded}; {transformers.__version__} adds "
+            f"{', '.join(added) or 'nothing'}, and lacks {', '.join(gone) or 'nothing'}: run `{COMMAND} --new`"
+        )
+    assert not added and not gone, f"run `{COMMAND} --new`"
+
+
+def test_a_newer_release_is_told_by_its_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_architectures, "model_types", lambda: ["llama", "newest"])
+    monkeypatch.setattr(all_architectures, "wrapper_types", lambda: ["llava"])
+    recorded = {"architectures": [{"model_type": "llama"}, {"model_type": "oldest"}], "wrappers": []}
+    assert other_than_recorded(recorded) == (["llava", "newest"], ["oldest"])
+
+
+def test_no_multimodal_type_is_wrong_or_ends_in_a_traceback() -> None:
+    for record in json.loads(RESULTS.read_text(encoding="utf-8"))["wrappers"]:
+        for run in record["runs"]:
+            assert run["status"] in ("exact", "none"), (record["model_type"], run)
+            assert run["status"] == "exact" or len(run["reason"].split()) > 3, record["model_type"]
+            assert run["images"].get("status") != "wrong", record["model_type"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["llava", "gemma3"])
+def test_a_multimodal_model_is_steered_exactly_with_text_and_image(model_type: str) -> None:
+    record = check_wrapper(model_type)
+    for run in record.runs:
+        assert run.status == "exact" and run.images["status"] == "exact", run
+
+
+@pytest.mark.slow
+def test_a_class_that_does_not_run_by_itself_is_named(tmp_path: Path) -> None:
+    (run,) = check_wrapper("blip-2", kinds=False).runs
+    assert run.status == "none" and "needs an image" in run.reason and "pixel_values" in run.reason
+
+
 def test_the_page_is_what_was_measured() -> None:
     assert PAGE.read_text(encoding="utf-8") == render(json.loads(RESULTS.read_text(encoding="utf-8"))), (
         f"docs/architectures.md is made from docs/architectures.json: run `{COMMAND} --render`"
@@ -113,6 +158,7 @@ def test_all_architectures_are_what_the_page_says() -> None:
     before = {record["model_type"]: record for record in documented()["architectures"]}
     changed = []
     for record in run_all(model_types()):
+        assert isinstance(record, Record)
         old = before[record.model_type]
         now = [(run.layer, run.status, run.route) for run in record.runs]
         if now != [(run["layer"], run["status"], run["route"]) for run in old["runs"]]:

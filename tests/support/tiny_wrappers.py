@@ -105,6 +105,7 @@ def wrapper_checkpoint(
     seed: int = 0,
     processor: bool = True,
     template: str = "tokenizer",
+    embedding_rms: float | None = None,
     **text: Any,
 ) -> Path:
     """Save a tiny wrapper as a release of it is: weights, ``config.json`` in its own spelling, tokenizer, processor.
@@ -117,9 +118,13 @@ def wrapper_checkpoint(
         seed: of the weights.
         processor: whether the processor's files are there.
         template: where the chat template is: ``tokenizer``, ``processor`` (``chat_template.json``), or ``none``.
+        embedding_rms: what the root mean square of the embedding of tokens is made.
         text: changed values of the text config.
     """
     model = tiny_wrapper(name, folder.parent / f"{folder.name}-config", seed=seed, **text)
+    if embedding_rms is not None:
+        embedding = model.get_input_embeddings().weight.data
+        embedding.mul_(embedding_rms / embedding.std())
     with quiet_transformers():
         model.to(dtype).save_pretrained(folder, max_shard_size="300KB" if sharded else "5GB")
     raw = wrapper_config(name, **text)

@@ -55,16 +55,16 @@ def loader_of(folder: str, *, trust_remote_code: bool = False) -> Any:
     from transformers.models.auto import modeling_auto as library
 
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    if getattr(config, "text_config", None) is None:
+    of_text = library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if of_text is not None and getattr(config, "text_config", None) is None:
         return transformers.AutoModelForCausalLM
     named = next(iter(getattr(config, "architectures", None) or ()), None)
-    of_text = library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     for loader, mapping in (
         ("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"),
         ("AutoModelForMultimodalLM", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"),
     ):
         whole = getattr(library, mapping, {}).get(config.model_type)
-        if whole is not None and (named != of_text or of_text == whole):
+        if whole is not None and (of_text in (None, whole) or named != of_text):
             return getattr(transformers, loader)
     return transformers.AutoModelForCausalLM
 
