@@ -18,6 +18,7 @@ from patcher.pairs.templates import (
     Reading,
     TemplateFailed,
     apply_template,
+    holds,
     thinking_switches,
 )
 
@@ -90,10 +91,15 @@ def common_header(
 
 
 def _opened(messages: Sequence[Message], tokenizer: Any, reading: Reading) -> str | None:
-    """What the template puts before an answer; None where it does not keep answers as they are."""
+    """What the template puts before an answer; None where it does not keep answers as they are, or where it then leaves
+    out the system turn, as those do that put it before the last turn alone, if that is the user's."""
     text = _answered(messages, _PROBE, tokenizer, reading)
     place = -1 if text is None else text.rfind(_PROBE)
-    return None if text is None or place < 0 else text[:place]
+    if text is None or place < 0:
+        return None
+    first = messages[0]
+    lost = first["role"] == "system" and not holds(text[:place], first["content"], tokenizer)
+    return None if lost else text[:place]
 
 
 def _answered(messages: Sequence[Message], answer: str, tokenizer: Any, reading: Reading) -> str | None:

@@ -33,6 +33,26 @@ SWITCHED_BY_WORDS = (
     "{{ m.content.replace('/no_think', '').strip() }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}"
     "<|im_start|>assistant\n{{ '' if ns.think else '<think></think>' }}{% endif %}"
 )
+# Before the last turn alone, and only if that is the user's (Mistral 0.3, Pixtral).
+LAST_SYSTEM = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system, rest = messages[0].content, messages[1:] %}"
+    "{% else %}{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}[INST]"
+    "{% if loop.last and system is defined %}{{ system + '\n\n' }}{% endif %}{{ m.content }}[/INST]"
+    "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+# LLaVA's: a text is a list of characters to it.
+PARTS = (
+    "{% for m in messages %}{{ m.role.upper() + ': ' }}"
+    "{% for part in m.content | selectattr('type', 'equalto', 'image') %}<image>\n{% endfor %}"
+    "{% for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+# Puts a space before a text that is a part.
+EITHER = (
+    "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %} {{ part.text }}{% endfor %}{% endif %};{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 ASKED = [{"role": "user", "content": "Is it raining?"}]
 
 
@@ -373,3 +393,31 @@ def test_a_template_that_fails_ends_no_turn(tmp_path):
             return 1 / 0
 
     assert ending_tokens(Model(), Broken()) == {0, 2}
+
+
+def test_a_system_turn_that_only_the_last_turn_brings_stands_before_answers_too(chatml, vector_spec):
+    chatml.chat_template = LAST_SYSTEM
+    for system, front in (("Be kind.", "[INST]Be kind.\n\nHow?[/INST]"), (None, "[INST]How?[/INST]")):
+        spec = vector_spec(system_prompt=system)
+        assert render("How?", "Well", chatml, spec).text.endswith(f"{front}Well")
+        assert render_question("How?", chatml, spec).text.endswith(front)
+
+
+def test_a_template_that_takes_lists_of_parts_is_given_such(chatml, vector_spec):
+    chatml.chat_template = PARTS
+    found = render("How?", "Well", chatml, vector_spec(system_prompt="Be kind."))
+    assert found.text == "SYSTEM: Be kind. USER: How? ASSISTANT: Well" and found.header == " ASSISTANT: "
+    chat = [{"role": "user", "content": "How?"}]
+    assert chatml.decode(conversation_ids(chat, None, chatml)).endswith("USER: How? ASSISTANT:")
+    pair = ContrastPair("How?", "Well", "Ill", "x")
+    assert "list" not in notes([pair], chatml, vector_spec())
+
+
+def test_a_template_that_reads_texts_and_parts_otherwise_is_told_of(chatml, vector_spec):
+    chatml.chat_template = EITHER
+    assert render("How?", "Well", chatml, vector_spec()).text == "user:How?;assistant:Well"
+    pair = ContrastPair("How?", "Well", "Ill", "x")
+    assert "writes a text otherwise than a list" in notes([pair], chatml, vector_spec())
+    for plain in (LLAMA_3, QWEN3):
+        chatml.chat_template = plain
+        assert "otherwise than a list" not in notes([pair], chatml, vector_spec())
