@@ -134,8 +134,10 @@ def with_changes(
     Args:
         content: the config.json; it is not changed.
         changes: keys of the decoder, or of the whole (``architectures``, ``quantization_config``); None removes one.
+            ``vision_config.KEY`` is a key of another part.
         decoder: all keys of the decoder, instead of those that are stated.
     """
+    content, changes = _parts_changed(content, changes)
     key = text_key(content)
     if key is None:
         return _changed(content if decoder is None else decoder, changes)
@@ -146,6 +148,25 @@ def with_changes(
         # Who reads the whole goes by the wrapper's class.
         part.pop("architectures", None)
     return {**_changed(content, of_whole), key: _changed(part, inside)}
+
+
+def value_at(content: Mapping[str, Any], key: str) -> Any:
+    """What a config.json states under a key of its decoder, or under a key of another part (``vision_config.KEY``)."""
+    part, _, name = key.rpartition(".")
+    inside = content.get(part) if part else decoder_part(content)
+    return inside.get(name) if isinstance(inside, Mapping) else None
+
+
+def _parts_changed(
+    content: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A config.json with the changes to other parts than the decoder made, and the changes that are left."""
+    made = dict(content)
+    for key, value in changes.items():
+        part, _, name = key.rpartition(".")
+        if part:
+            made[part] = {**made[part], name: value}
+    return made, {key: value for key, value in changes.items() if "." not in key}
 
 
 def _changed(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import patcher
-from patcher.architectures.decoder import decoder_part
+from patcher.architectures.decoder import decoder_part, value_at
 from patcher.build.inputs import input_records
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.source import Source
@@ -153,7 +153,7 @@ def _made_of(vector: SteeringVector, entry: PreparedVector | None) -> dict[str, 
 
 
 def _route(copied: Copied) -> dict[str, Any]:
-    plan, before = copied.plan, decoder_part(copied.base.config)
+    plan, stated = copied.plan, copied.base.config
     route = plan.as_json()
     for tensor in route["tensors"]:
         name = tensor["name"]
@@ -162,7 +162,7 @@ def _route(copied: Copied) -> dict[str, Any]:
         route["failed_before"] = [failed.as_json() for failed in copied.failed]
     if copied.loader != CAUSAL_LM:
         route["loader"] = copied.loader
-    changed = before if plan.config is not None else plan.config_changes
-    route["config_before"] = {key: before.get(key) for key in changed}
+    changed = decoder_part(stated) if plan.config is not None else plan.config_changes
+    route["config_before"] = {key: value_at(stated, key) for key in changed}
     route["oldest"] = oldest_versions(plan.architecture, plan.stacks, own_bias=plan.is_own_bias)
     return route

@@ -65,6 +65,7 @@ def compare(
     long_note: str = "",
     fit: FitLimits | None = None,
     quantised: str | None = None,
+    images_needed: bool = False,
 ) -> Comparison:
     """Hold a candidate against the hook reference.
 
@@ -79,6 +80,7 @@ def compare(
         long_note: why no long prompt was run, if none was.
         fit: the limits of a fitted route; None for an exact one.
         quantised: the format of a quantised base.
+        images_needed: whether a copy fails that could not be run with an image.
     """
     result = Comparison()
     add = result.checks.append
@@ -123,14 +125,16 @@ def compare(
     add(_own_dtype(reference, candidate, count))
     if quantised is not None:
         add(_quantised(quantised, reference, candidate))
-    _with_images(result, reference, candidate, tolerance, count)
+    _with_images(result, reference, candidate, tolerance, count, needed=images_needed)
     return result
 
 
-def _with_images(result: Comparison, reference: Run, candidate: Run, tolerance: float, count: int) -> None:
+def _with_images(
+    result: Comparison, reference: Run, candidate: Run, tolerance: float, count: int, *, needed: bool
+) -> None:
     """What holds of a class that takes images; nothing is added for another."""
     limits = {"tolerance": tolerance, "hard_limit": HARD_LIMIT, "share": EFFECT_SHARE}
-    checks, result.images = image_checks(reference, candidate, largest=largest, **limits)
+    checks, result.images = image_checks(reference, candidate, largest=largest, needed=needed, **limits)
     if result.images is not None and "tolerance" in result.images:
         limit, places = result.images["tolerance"], (f"{IMAGE}left_padding", f"{IMAGE}greedy")
         checks.append(_measured(f"{IMAGE}left padding", places[0], reference, candidate, limit))

@@ -15,7 +15,14 @@ Largest = Callable[[torch.Tensor, torch.Tensor], float]
 
 
 def image_checks(
-    reference: Any, candidate: Any, *, tolerance: float, hard_limit: float, share: float, largest: Largest
+    reference: Any,
+    candidate: Any,
+    *,
+    tolerance: float,
+    hard_limit: float,
+    share: float,
+    largest: Largest,
+    needed: bool = False,
 ) -> tuple[list[Check], dict[str, Any] | None]:
     """Hold the copy against the hook on a text, an image and a text.
 
@@ -26,6 +33,7 @@ def image_checks(
         hard_limit: what it is never above.
         share: the largest difference as a share of the steering effect.
         largest: the largest difference of two tensors.
+        needed: whether a copy fails that could not be run with an image: the edit is in what makes features of one.
 
     Returns:
         The checks, and ``images`` of an entry of ``verification``; no check and None where the class takes none.
@@ -36,7 +44,8 @@ def image_checks(
     name = f"{IMAGE}prompt"
     if "by" not in facts:
         why = str(facts.get("why", "not run"))
-        return [Check(name, None, note=why)], {"checked": False, "why": why}
+        passed = False if needed else None
+        return [Check(name, passed, note=why)], {"checked": False, "why": why}
     record: dict[str, Any] = {"checked": True, "by": facts["by"], "why": facts["why"], "positions": facts["positions"]}
     if "by" not in ours:
         return [Check(name, False, note=f"the copy runs none: {ours.get('why', 'not run')}")], record

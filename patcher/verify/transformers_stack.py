@@ -92,6 +92,8 @@ def verify_in_transformers(
                 long_note=long_note,
                 fit=None if route.exact else FitLimits.of(route.fit, spec.fit_error, spec.fit_kl),
                 quantised=None if quantisation is None else quantisation.method,
+                # Keys of another part than the decoder: what makes features of an image.
+                images_needed=any("." in key for key in route.config_changes),
             )
 
         jobs = [

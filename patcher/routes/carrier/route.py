@@ -17,6 +17,7 @@ from patcher.architectures.model_class import saved_names
 from patcher.architectures.streams import stream_count
 from patcher.checkpoint.folder import CheckpointFolder
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
+from patcher.routes.carrier.by_index import feature_changes
 from patcher.routes.carrier.choice import Choice
 from patcher.routes.carrier.config import config_changes, moved_quantisation
 from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
@@ -98,6 +99,8 @@ def _plan(
     tensors += _flag_tensors(architecture, choice, names)
     renamed, dropped = names.moved()
     changes = config_changes(architecture, choice, checkpoint)
+    features, zeros = feature_changes(architecture, insertion, checkpoint)
+    changes, tensors = {**changes, **features}, [*tensors, *zeros]
     quantisation = architecture.quantisation
     if quantisation is not None:
         changes[QUANTISED] = moved_quantisation(architecture, choice, names, checkpoint, tensors)
