@@ -1,4 +1,4 @@
-"""Each recipe of a multimodal model is built, and proven, on a tiny random model with the shape of its release."""
+"""Recipes of models that are here by their shape alone are built, and proven, on a tiny random model of that shape."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.building import build_recipe
+from support.families import family_base
 from support.tiny_wrappers import wrapper_checkpoint
 from test_recipe_plans import BUILT, RECIPE_OF
 from test_recipes import SHRUNK, name_of
@@ -24,7 +25,15 @@ ROUTES = {
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Model of a recipe -> folder of its stand-in."""
-    return lambda model: wrapper_checkpoint(tmp_path_factory.mktemp("base") / "base", SHRUNK[model])
+
+    def make(model: str) -> Path:
+        folder, shape = tmp_path_factory.mktemp("base") / "base", SHRUNK[model]
+        if isinstance(shape, str):
+            return wrapper_checkpoint(folder, shape)
+        family_base(shape, folder)
+        return folder
+
+    return make
 
 
 @pytest.mark.slow_but("current/gemma-3-4b-*", "current/mistral-*")
@@ -48,15 +57,17 @@ def test_it_is_built_and_proven(path: Path, tiny: Callable[[str], Path], tmp_pat
 
 
 def test_the_families_that_people_use_have_one() -> None:
-    models = {SHRUNK[RECIPE_OF[path].model] for path in BUILT}
+    shapes = [SHRUNK[RECIPE_OF[path].model] for path in BUILT]
+    models = {shape if isinstance(shape, str) else shape.model_type for shape in shapes}
     assert models >= {"gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v_moe", "kimi_k25"}
-    assert models >= {"gemma4", "gemma4_moe"}
+    assert models >= {"gemma4", "gemma4_moe", "deepseek_v4"}
 
 
 def test_their_pairs_have_two_sides_that_differ() -> None:
     for path in BUILT:
         (vector,) = RECIPE_OF[path].vectors
         assert isinstance(vector.pairs, str)
-        lines = (path.parent / vector.pairs).read_text(encoding="utf-8").splitlines()
-        pairs = [InlinePair(**json.loads(line)) for line in lines]
+        file = path.parent / vector.pairs
+        pairs = [InlinePair(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
         assert all(pair.prompt and pair.positive != pair.negative for pair in pairs)
+        assert all((file.parent / pair.image).is_file() for pair in pairs if pair.image is not None)

@@ -22,7 +22,7 @@ from patcher.recipe.schema import Recipe
 
 RECIPE_OF = {path: load_recipe(path).recipe for path in sorted(RECIPES.rglob("*.yaml")) if path != QUICKSTART}
 BUILT = [path for path, recipe in RECIPE_OF.items() if recipe.model in SHRUNK]
-"""Those of multimodal models: see test_recipe_builds.py."""
+"""On a tiny model with the shape of the release: see test_recipe_builds.py."""
 PLANNED = [path for path in RECIPE_OF if path not in BUILT]
 
 ROUTES = {

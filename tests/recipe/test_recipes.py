@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.families import Family, families
 from support.old_transformers import skip_if_too_old
 from support.tiny_wrappers import released_wrappers
 
@@ -32,8 +33,11 @@ STANDS_IN = {
     "allenai/OLMo-2-0425-1B-Instruct": "allenai/OLMo-2-0425-1B",
     "Qwen/Qwen2.5-0.5B-Instruct": "Qwen/Qwen2.5-0.5B",
 }
-SHRUNK = {entry["release"]: name for name, entry in released_wrappers().items()}
-"""Models whose released configuration is here with small sizes alone; the name of their tiny stand-in."""
+SHRUNK: dict[str, str | Family] = {
+    **{family.release: family for family in families() if family.config},
+    **{entry["release"]: name for name, entry in released_wrappers().items()},
+}
+"""Models whose released configuration is here with small sizes alone: how their tiny stand-in is made."""
 
 
 def name_of(path: Path) -> str:
