@@ -34,7 +34,8 @@ of the alphabet, each run as a tiny random model with the shape of a release:
 
 *Exact*: log-probabilities are those of a hook, up to rounding. *Multimodal*: released around a vision or audio tower;
 the whole is loaded as before, and the language model inside gains the vector. *Not known*: that stack did not run the
-base here either. Numbers, routes and reasons are in [docs/architectures.md](docs/architectures.md).
+base here either. *Not run*: it was not asked. Numbers, routes and reasons are in
+[docs/architectures.md](docs/architectures.md).
 
 {counts}
 
@@ -50,7 +51,8 @@ def section(families: Mapping[str, Any], architectures: Mapping[str, Any]) -> st
         architectures: the content of docs/architectures.json.
     """
     head = ["model", "exact copy", "run-time cost", *STACKS.values()]
-    rows = [_row(head), _row(["---"] * len(head)), *map(_row, table(families["families"]))]
+    records = [_or_of_its_type(record, architectures) for record in families["families"]]
+    rows = [_row(head), _row(["---"] * len(head)), *map(_row, table(records))]
     counts = [*_of_types(architectures), *_of_families(families["families"])]
     return TEXT.format(table="\n".join(rows), counts=textwrap.fill(" ".join(counts), WIDTH))
 
@@ -63,6 +65,18 @@ def with_section(readme: str) -> str:
     after = rest[rest.index("\n## ") :]
     found = [json.loads((ROOT / "docs" / name).read_text(encoding="utf-8")) for name in FILES]
     return f"{before}{heading}{section(*found)}{after}"
+
+
+def _or_of_its_type(record: Mapping[str, Any], architectures: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a family that no run of the stacks is documented of: what transformers did with a tiny one of its type."""
+    if record["runs"]:
+        return record
+    for other in (*architectures["architectures"], *architectures.get("wrappers", ())):
+        run = other["runs"][0]
+        if other["model_type"] == record["model_type"] and run["status"] == "exact":
+            seen = {"transformers": {"outcome": "exact"}}
+            return {**record, "runs": [{"asked": "stacks", "cost": run["cost"], "seen": seen}]}
+    return record
 
 
 def table(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
@@ -107,12 +121,15 @@ def _of_types(architectures: Mapping[str, Any]) -> list[str]:
     counts = Counter(group_of(record["runs"][0]) for record in records)
     exact = counts[GROUPS[0]] + counts[GROUPS[1]]
     free = counts[GROUPS[0]] + sum(group_of(record["free"]) == GROUPS[0] for record in records if record.get("free"))
+    wrappers = [record["runs"][0] for record in architectures.get("wrappers", ())]
+    of_wrappers = f"Of {len(wrappers)} multimodal ones {sum(run['status'] == 'exact' for run in wrappers)} are exact."
     return [
         f"Every text causal LM of transformers {architectures['versions']['transformers']} was built tiny, patched, "
         f"loaded by the stock class and compared with a hook. Of {len(records)} architectures **{exact} are steered "
         "exactly**,",
         f"{free} of them at no run-time cost ({counts[GROUPS[0]]} by default, the others with `prefer: free`).",
         f"{counts['fitted']} more have the fitted route, and {counts['none']} have none, with the reason.",
+        *([of_wrappers] if wrappers else []),
     ]
 
 

@@ -75,6 +75,15 @@ def test_those_of_one_maker_that_fare_alike_share_a_row_in_the_order_of_the_alph
     assert [row[0] for row in rows] == ["a1", "b2, b1 *multimodal*", "b3", "C"]
 
 
+def test_a_family_without_runs_of_the_stacks_is_told_by_its_type() -> None:
+    families, architectures = (documented(name) for name in FILES)
+    families["families"] = [record("Some", model_type="some"), record("Other", model_type="other")]
+    run = {"status": "exact", "cost": "one more layer in 6 and its KV cache"}
+    architectures["wrappers"] = [{"model_type": "some", "runs": [run]}]
+    found = section(families, architectures)
+    assert "| Some | yes | one more layer | yes | not run | not run |" in found and "| Other | no | – |" in found
+
+
 def test_a_readme_without_the_section_is_refused() -> None:
     with pytest.raises(ValueError, match="For which models"):
         with_section("# patch-model\n")
