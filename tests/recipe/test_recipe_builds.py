@@ -60,7 +60,7 @@ def test_the_families_that_people_use_have_one() -> None:
     shapes = [SHRUNK[RECIPE_OF[path].model] for path in BUILT]
     models = {shape if isinstance(shape, str) else shape.model_type for shape in shapes}
     assert models >= {"gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v_moe", "kimi_k25"}
-    assert models >= {"gemma4", "gemma4_moe", "deepseek_v4"}
+    assert models >= {"gemma4", "gemma4_moe", "gemma4_e2b", "deepseek_v4"}
 
 
 def test_their_pairs_have_two_sides_that_differ() -> None:
