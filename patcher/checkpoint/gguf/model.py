@@ -12,6 +12,7 @@ from patcher.checkpoint.gguf.format import GgufFile, GgufTensor, Scalar, gguf_er
 from patcher.errors import InputError
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+_TOWER = "clip"
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -71,6 +72,14 @@ def read_model(path: Path) -> GgufModel:
     architecture = first.scalar("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise gguf_error("the file does not say its architecture", path, "general.architecture")
+    if architecture == _TOWER:
+        raise InputError(
+            "this GGUF file holds the tower of a multimodal model (mmproj), and no text decoder",
+            where=str(path),
+            found=f"general.architecture: {architecture}",
+            remedy="give the GGUF file of the text model, which is published beside it",
+            code="gguf_architecture",
+        )
     return GgufModel(files, tensors, architecture)
 
 
