@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from patcher.architectures.config_keys import whole_number
+
 Change = Callable[[torch.Tensor], torch.Tensor | None]
 """Takes the residual stream, [rows, width, hidden]; what it returns goes on in its place, None leaves it as it is.
 
@@ -76,9 +78,27 @@ def attached(*handles: RemovableHandle) -> Iterator[None]:
             handle.remove()
 
 
+def streams_first(config: Any) -> bool:
+    """Whether blocks of a class hand on several streams as [streams, rows, tokens, hidden]: AltUp, as in Gemma 3n."""
+    return (whole_number(config, "altup_num_inputs") or 0) > 1
+
+
+def _with_rows_first(change: Change) -> Change:
+    """The same change, of streams that the block has one after the other."""
+
+    def changed(hidden: torch.Tensor) -> torch.Tensor | None:
+        new = change(hidden.permute(1, 2, 0, 3))
+        return None if new is None else new.permute(2, 0, 1, 3)
+
+    return changed
+
+
 @contextlib.contextmanager
 def residual_hook(block: nn.Module, change: Change, *, entering: bool = False) -> Iterator[None]:
     """While open, ``change`` is called with what the block puts out or, if ``entering``, with what it takes in."""
+
+    if streams_first(getattr(block, "config", None)):
+        change = _with_rows_first(change)
 
     def after(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = change(block_output(output))

@@ -217,3 +217,47 @@ def test_a_slice_at_another_place_is_found_out(tmp_path: Path) -> None:
     tensors[EMBEDDING] = torch.cat([slices[2], *slices[:2], *slices[3:]], 1)
     save_file(tensors, path, {"format": "pt"})
     assert not verify_folder(tmp_path / "out")["passed"]
+
+
+def gemma_3n(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """A tiny text model of Gemma 3n; its blocks share keys and values."""
+    raw = {
+        "model_type": "gemma3n_text", "architectures": ["Gemma3nForCausalLM"], "hidden_size": 64,
+        "intermediate_size": [160] * 8, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "vocab_size": 400, "vocab_size_per_layer_input": 400, "hidden_size_per_layer_input": 16,
+        "num_kv_shared_layers": 3, "laurel_rank": 8, "sliding_window": 16, "altup_num_inputs": 4,
+        "layer_types": [*["sliding_attention"] * 2, "full_attention", "sliding_attention", "full_attention",
+                        *["sliding_attention"] * 2, "full_attention"],
+        "activation_sparsity_pattern": [0.95] * 2 + [0.0] * 6, "max_position_embeddings": 512,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "final_logit_softcapping": 30.0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_config(parsed_config(raw, folder.parent / f"{folder.name}-config")).float()
+        randomise(model.eval(), 0)
+        model.to(dtype).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [2, 4, 6])
+def test_two_blocks_carry_a_vector_in_gemma_3n(tmp_path: Path, layer: int) -> None:
+    found = patch_tiny(gemma_3n(tmp_path / "base"), tmp_path / "copy", [layer])
+    require_exact(found)
+    assert found.plan.streams == 4 and len(found.plan.inserted[layer]) == 2
+    assert found.plan.cost.startswith("2 more layers")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gemma_3n_from_a_recipe_to_a_verified_folder_and_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    base = gemma_3n(tmp_path / "base", dtype=dtype)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("LAYER", "4"), encoding="utf-8")
+    build_recipe(tmp_path / "recipe.yaml", tmp_path / "out")
+    patch = read_manifest(tmp_path / "out").patches[-1]
+    assert patch.verification[0].passed and patch.route.name == "carrier"
+    assert patch.route.grown[EMBEDDING].order == [0, 1, 2, 3, 4, None, None, 5, 6, 7]
+    unpatch(tmp_path / "out", tmp_path / "back", say=silent)
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()

@@ -34,6 +34,7 @@ class Fill:
         value: of a constant, a column, what is pinned, the size of u, or what a flat projection returns; of pairs,
             what the up rows are multiplied by (0: nothing); of the first stream, the weight of a norm that does
             nothing.
+        second: of a column, what the column beside it holds.
         slope: of pairs, what the gate rows are multiplied by.
         parts: of pairs, what lies in the matrix: ``gate`` and ``up``.
         interleaved: the rows of the parts take turns.
@@ -53,6 +54,7 @@ class Fill:
     ]  # fmt: skip
     value: float = 0.0
     slope: float = 1.0
+    second: float = 0.0
     parts: tuple[str, ...] = ()
     interleaved: bool = False
     right: Right | None = None
@@ -165,6 +167,8 @@ def content(
     elif fill.kind == "column":
         matrix = torch.zeros(rows, columns)
         matrix[:, 0] = fill.value
+        if fill.second:
+            matrix[:, 1] = fill.second
     else:
         right = fill.right or "first"
         row = right_of(right, columns, count)

@@ -23,10 +23,11 @@ from patcher.routes.carrier.config import config_changes, moved_quantisation
 from patcher.routes.carrier.disk import CarrierNames, DiskTensor, class_tensors, disk_tensors, saved_block
 from patcher.routes.carrier.fills import content
 from patcher.routes.carrier.grown import grown_on_disk
-from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED, MovesOthers
+from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED, CannotInsert, MovesOthers
 from patcher.routes.carrier.probe import Form
 from patcher.routes.carrier.readers import blocks_of_pattern, readers_of_pattern, stacks_of_insertion
 from patcher.routes.carrier.search import choose_insertion, length_of_pattern
+from patcher.routes.carrier.twins import TWIN, choose_twins
 from patcher.routes.plan import ConstantError, NotApplicable, Plan, Reader, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
 
@@ -53,6 +54,20 @@ def plan(
     Raises:
         NotApplicable: no block can be inserted here, or none that adds a constant.
     """
+    try:
+        return _alone_or_in_pattern(architecture, layers, checkpoint, lossless=lossless)
+    except NotApplicable as finding:
+        refuse_embedding(layers, "; a block is inserted after another one")
+        try:
+            choice = choose_twins(architecture, layers)
+        except CannotInsert:
+            raise finding from None
+        return _planned(architecture, choice, checkpoint, 2)
+
+
+def _alone_or_in_pattern(
+    architecture: Architecture, layers: Sequence[int], checkpoint: CheckpointFolder | None, *, lossless: bool
+) -> Plan:
     try:
         return _plan(architecture, layers, checkpoint, 1, lossless=lossless)
     except MovesOthers as finding:
@@ -88,6 +103,10 @@ def _plan(
 ) -> Plan:
     refuse_embedding(layers, "; a block is inserted after another one")
     choice = choose_insertion(architecture, layers, number=number, lossless=lossless)
+    return _planned(architecture, choice, checkpoint, number)
+
+
+def _planned(architecture: Architecture, choice: Choice, checkpoint: CheckpointFolder | None, number: int) -> Plan:
     insertion, blocks = choice.insertion, architecture.blocks
     names = CarrierNames(architecture, choice, checkpoint)
     tensors: list[TensorWrite] = []
@@ -271,8 +290,11 @@ def _reason(choice: Choice) -> str:
     carried = f"`{form.carrier}`" if form.carrier != form.sink else "it"
     flags = "".join(f"; the config key `{name}` creates it" for name in choice.flags)
     others = len(choice.blocks) // len(choice.insertion.layers) - 1
+    twins = any(block.form.source == TWIN for block in choice.blocks.values())
     idle = (
-        f"; {others} more do nothing, so that every later block keeps its place in the pattern of types"
+        "; a block in front of it takes back beforehand what it does to the streams"
+        if twins
+        else f"; {others} more do nothing, so that every later block keeps its place in the pattern of types"
         if others
         else ""
     )

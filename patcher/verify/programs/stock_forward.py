@@ -96,6 +96,8 @@ class Forward:
         if taken is not None:
             for key, layer in one.residuals.items():
                 state = self._residual(layer, output, taken)
+                if state.ndim == 4 and state.shape[:2] != ids.shape == state.shape[1:3]:
+                    state = state.permute(1, 2, 0, 3)  # several streams, one after the other
                 for number in read:
                     place = f"residual/{one.read_as}/{key}/{number}"
                     self.tensors[place] = state[numbers.index(number)].cpu().contiguous()
@@ -130,6 +132,9 @@ class Forward:
     def _recording(self, start: Start, numbers: Sequence[int]) -> contextlib.AbstractContextManager[None]:
         def enter(_module: Any, inputs: Any, keywords: dict[str, Any]) -> None:
             hidden = inputs[0] if inputs else keywords["hidden_states"]
+            if getattr(self.model.config.get_text_config(), "altup_num_inputs", None):
+                start.refused = "its residual streams come one after the other"
+                return
             start.entering.update(zip(numbers, hidden.detach().clone(), strict=True))
 
         def leave(place: int) -> Any:
