@@ -27,7 +27,7 @@ from patcher.routes.carrier.insertion import DRAFT_COUNT, QUANTISED, CannotInser
 from patcher.routes.carrier.probe import Form
 from patcher.routes.carrier.readers import blocks_of_pattern, readers_of_pattern, stacks_of_insertion
 from patcher.routes.carrier.search import choose_insertion, length_of_pattern
-from patcher.routes.carrier.twins import TWIN, choose_twins
+from patcher.routes.carrier.twins import BOUND, TWIN, choose_twins
 from patcher.routes.plan import ConstantError, NotApplicable, Plan, Reader, TensorWrite, refuse_embedding
 from patcher.routes.route import Route
 
@@ -62,7 +62,8 @@ def plan(
             choice = choose_twins(architecture, layers)
         except CannotInsert:
             raise finding from None
-        return _planned(architecture, choice, checkpoint, 2)
+        planned = _planned(architecture, choice, checkpoint, 2)
+        return replace(planned, warnings=(*planned.warnings, BOUND))
 
 
 def _alone_or_in_pattern(

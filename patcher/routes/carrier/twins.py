@@ -33,6 +33,11 @@ TWIN = "twin"
 """The source of the constant of the first block, which holds no vector."""
 _LEVEL, _STEEP, _LOUD = 8.0, 2.0**14, 2.0**10
 """What B is without the vector; the router's weights; what the MLP returns in front of its norm."""
+BOUND = (
+    f"the inserted blocks are exact while the mean of the active residual stream's entries is above -{_LEVEL:g} at "
+    "every token, which was seen on the texts of the proof"
+)
+"""What users of such a copy must know: there both routers see the constant with its sign."""
 _NEAR = 1e-4
 _MOST_TYPES = 8
 
