@@ -83,6 +83,11 @@ def streams_first(config: Any) -> bool:
     return (whole_number(config, "altup_num_inputs") or 0) > 1
 
 
+def in_rows(change: Change, config: Any) -> Change:
+    """The same change, of what a block of this config has: streams that come one after the other are put in order."""
+    return _with_rows_first(change) if streams_first(config) else change
+
+
 def _with_rows_first(change: Change) -> Change:
     """The same change, of streams that the block has one after the other."""
 
@@ -97,8 +102,7 @@ def _with_rows_first(change: Change) -> Change:
 def residual_hook(block: nn.Module, change: Change, *, entering: bool = False) -> Iterator[None]:
     """While open, ``change`` is called with what the block puts out or, if ``entering``, with what it takes in."""
 
-    if streams_first(getattr(block, "config", None)):
-        change = _with_rows_first(change)
+    change = in_rows(change, getattr(block, "config", None))
 
     def after(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = change(block_output(output))

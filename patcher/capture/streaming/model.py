@@ -19,7 +19,7 @@ from torch import nn
 
 from patcher.architectures.config_keys import stated
 from patcher.architectures.model_class import quiet_transformers
-from patcher.architectures.residual import gained, mean_stream
+from patcher.architectures.residual import gained, in_rows, mean_stream
 from patcher.capture.batches import Batch
 from patcher.capture.layout import Layout
 from patcher.capture.logits import LogitsJob
@@ -120,8 +120,11 @@ class StreamedModel:
         wanted = frozenset(layers)
 
         def after(index: int, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+            def read(streams: torch.Tensor) -> None:
+                collect(layer, index, mean_stream(streams.detach(), self.hidden))
+
             if layer in wanted:
-                collect(layer, index, mean_stream(hidden.detach(), self.hidden))
+                in_rows(read, self.model.config.get_text_config())(hidden)
             return hidden
 
         inputs = [batch.inputs_in(self.dtype) for batch in batches]
@@ -145,7 +148,12 @@ class StreamedModel:
 
         def after(index: int, layer: int, hidden: torch.Tensor) -> torch.Tensor:
             vector = jobs[index].vectors.get(layer)
-            return hidden if vector is None else gained(hidden, vector)
+            changed = (
+                None
+                if vector is None
+                else in_rows(lambda streams: gained(streams, vector), self.model.config.get_text_config())(hidden)
+            )
+            return hidden if changed is None else changed
 
         inputs, last = [job.inputs for job in jobs], len(self._shell) - 1
         with self._computing() as store:
