@@ -40,7 +40,7 @@ def is_conversation(value: object) -> bool:
     return bool(items) and all(isinstance(item, Mapping) and any(form[0] in item for form in _FORMS) for item in items)
 
 
-def read_conversation(value: Any, what: str, origin: str) -> tuple[Turn, ...]:
+def read_conversation(value: Any, what: str, origin: str, *, image: bool = False) -> tuple[Turn, ...]:
     """The turns of a list of messages.
 
     Args:
@@ -49,6 +49,7 @@ def read_conversation(value: Any, what: str, origin: str) -> tuple[Turn, ...]:
             and the JSON or Python text of a list, as a CSV file holds it.
         what: its column, for errors.
         origin: where it was read.
+        image: whether the image of the pair is known, so that contents may hold its mark, ``{type: image}``.
 
     Raises:
         RowProblem: a message has no known role or no text.
@@ -57,7 +58,8 @@ def read_conversation(value: Any, what: str, origin: str) -> tuple[Turn, ...]:
         value = _from_text(value, what, origin)
     if isinstance(value, Mapping):
         value = _as_records(value)
-    return tuple(_turn(item, f"turn {number} of `{what}`", origin) for number, item in enumerate(_as_list(value), 1))
+    turns = enumerate(_as_list(value), 1)
+    return tuple(_turn(item, f"turn {number} of `{what}`", origin, image) for number, item in turns)
 
 
 def has_reasoning(value: object) -> bool:
@@ -100,7 +102,14 @@ def check_turns(turns: tuple[Turn, ...], what: str, origin: str) -> None:
         raise LeftOver(message, origin, found, "let it end with the user's turn")
 
 
-def _turn(message: Any, what: str, origin: str) -> Turn:
+def has_image(value: object) -> bool:
+    """Whether messages hold the mark of an image, ``{type: image}``."""
+    messages = [value] if isinstance(value, Mapping) else _as_list(value)
+    contents = [_as_list(message.get("content")) for message in messages if isinstance(message, Mapping)]
+    return any(isinstance(part, Mapping) and part.get("type") == "image" for parts in contents for part in parts)
+
+
+def _turn(message: Any, what: str, origin: str, image: bool) -> Turn:
     form = next((form for form in _FORMS if isinstance(message, Mapping) and form[0] in message), None)
     if form is None:
         remedy = "a message is {role, content} or {from, value}"
@@ -112,16 +121,18 @@ def _turn(message: Any, what: str, origin: str) -> Turn:
     content = message.get(form[1])
     if any(_as_list(message.get(key)) for key in ("tool_calls", "function_call")):
         raise RowProblem(f"{what} calls a tool, which is not read", origin, None, "leave such rows out")
-    return Turn(role, require_utf8(_content(content, what, origin), what, origin))
+    return Turn(role, require_utf8(_content(content, what, origin, image), what, origin))
 
 
-def _content(content: Any, what: str, origin: str) -> str:
+def _content(content: Any, what: str, origin: str, image: bool) -> str:
     if isinstance(content, str):
         return content
     texts: list[Any] = []
     for part in _as_list(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part.get("text") if isinstance(part, Mapping) else part
+        if kind == "image" and image:
+            continue
         if kind not in (None, "text"):
             message = f"{what} holds more than text, which is not read"
             raise RowProblem(message, origin, f"a part of type {shown(kind)}", "leave such rows or such parts out")

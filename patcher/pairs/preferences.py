@@ -11,6 +11,7 @@ from patcher.pairs.columns import Form, value_at
 from patcher.pairs.messages import (
     as_prompt,
     check_turns,
+    has_image,
     has_reasoning,
     is_conversation,
     read_conversation,
@@ -30,6 +31,7 @@ WRITTEN_OUT = "lists of messages that stand in the file as texts are read as mes
 SHARED = "the turns that both sides share are the prompt"
 OTHER_PROMPT = "rows whose `{prompt}` is not among the turns that both sides share: those turns are the prompt"
 REASONING = "the reasoning that messages hold beside their contents is not used"
+IN_FRONT = "the image of a conversation stands at the front of the user's first turn, wherever its messages mark it"
 REPEATED = "both sides repeat the prompt, and what follows it is used"
 
 
@@ -55,8 +57,11 @@ def pair_of(row: Record, form: Form, *, dialogues: bool, notes: dict[str, int]) 
         notes[WRITTEN_OUT] = notes.get(WRITTEN_OUT, 0) + 1
     if any(has_reasoning(value) for value in values.values()):
         notes[REASONING] = notes.get(REASONING, 0) + 1
+    if form.image is not None and any(has_image(value) for value in values.values()):
+        notes[IN_FRONT] = notes.get(IN_FRONT, 0) + 1
     for key, value in values.items():
-        values[key] = _said(value, form.columns[key], row.origin, key in ("prompt", "system"))
+        may_lack, image = key in ("prompt", "system"), form.image is not None
+        values[key] = _said(value, form.columns[key], row.origin, may_lack, image)
     if dialogues:
         values = _with_dialogues(values, notes)
     prompt, positive, negative = _joined(values, form, row.origin, notes)
@@ -105,11 +110,11 @@ def _value(row: Record, column: str, optional: bool) -> Any:
     return value.tolist() if hasattr(value, "tolist") and not isinstance(value, str) else value
 
 
-def _said(value: Any, column: str, origin: str, may_lack: bool) -> Said | None:
+def _said(value: Any, column: str, origin: str, may_lack: bool, image: bool = False) -> Said | None:
     if may_lack and (value is None or (isinstance(value, float) and math.isnan(value))):
         return None
     if is_conversation(value):
-        return read_conversation(value, column, origin)
+        return read_conversation(value, column, origin, image=image)
     remedy = f"name one member of it in `columns`: `{column}.0`" if isinstance(value, list) and value else None
     return require_text(value, f"`{column}`", origin, remedy)
 

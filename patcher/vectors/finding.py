@@ -126,7 +126,7 @@ def images_note(pairs: Sequence[ContrastPair]) -> list[str]:
         return []
     which = "each pair has an image" if count == len(pairs) else f"{count} of {len(pairs)} pairs have an image"
     different = len({pair.image.digest for pair in pairs if pair.image is not None})
-    return [f"{which}, which both its sides share ({different} different images)"]
+    return [f"{which}, which both its sides share ({different} different image{'s' * (different != 1)})"]
 
 
 def _of_file(entry: PreparedVector) -> PreparedVector:

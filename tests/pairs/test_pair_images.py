@@ -84,6 +84,25 @@ def test_a_column_of_images_that_is_not_named_is_said(tmp_path: Path) -> None:
     assert "the column `image` is not used" in notes[0]
 
 
+def test_conversations_may_mark_the_image_of_their_pair(tmp_path: Path) -> None:
+    photo(tmp_path / "cat.png")
+
+    def said(role: str, text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"role": role, "content": [*parts, {"type": "text", "text": text}]}]
+
+    row = {
+        "prompt": said("user", "What is it?", {"type": "image", "text": None}),
+        "chosen": said("assistant", "A cat."),
+        "rejected": said("assistant", "A dog."),
+    }
+    source = written(tmp_path, [{**row, "images": ["cat.png"]}])
+    [pair], notes = read(source, tmp_path)
+    assert pair.image is not None and (pair.prompt, pair.positive) == ("What is it?", "A cat.")
+    assert any("stands at the front of the user's first turn" in note for note in notes)
+    # Without an image to stand there, its mark is refused as before.
+    assert "holds more than text" in refused(written(tmp_path, [row]), tmp_path)
+
+
 def test_answers_to_questions_may_have_images(tmp_path: Path) -> None:
     photo(tmp_path / "cat.png")
     row = {"question": "Is it good?\n (A) yes\n (B) no", "answer_matching_behavior": " (A)"}
