@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patcher.checkpoint.folder import PROCESSOR_FILES
 from patcher.errors import InputError
 from patcher.errors.causes import cause_of
 from patcher.pairs.images import PairImage, require_pillow
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from patcher.architectures.analysis import Architecture
 
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _OF_TOKENS = ("input_ids", "attention_mask")
 _OF_IMAGES = frozenset({"image", "images", "img", "mm", "multimodal", "pixel", "vision", "visual", "vit"})
 """Words of names that are about images."""
@@ -297,11 +297,12 @@ def load_processor(folder: Path, tokenizer: Any, *, trust_remote_code: bool = Fa
 
     from patcher.architectures.model_class import quiet_transformers
 
-    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+    of_images = PROCESSOR_FILES[:2]
+    if not any((folder / name).is_file() for name in of_images):
         raise InputError(
             "the model folder has no processor, and pairs with images need one",
             where=str(folder),
-            found=f"no {' or '.join(PROCESSOR_FILES)}",
+            found=f"no {' or '.join(of_images)}",
             remedy="put the processor's files of the model into its folder, or leave the images out of the pairs",
         )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}

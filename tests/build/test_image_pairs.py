@@ -19,9 +19,11 @@ from support.tiny_wrappers import wrapper_checkpoint
 from patcher.build.early_checks import check_early
 from patcher.build.planning import plan_build
 from patcher.build.result import BuildResult
+from patcher.capture.model import load_tokenizer
 from patcher.errors import InputError
 from patcher.patched.reading import read_manifest
 from patcher.recipe.file import load_recipe
+from patcher.vectors.finding import prepare_vectors
 
 PHOTOS = 14
 
@@ -162,3 +164,12 @@ def test_a_template_that_leaves_the_image_out_is_refused(tmp_path: Path) -> None
 def test_pairs_with_images_are_not_streamed(base: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="reading pairs with images needs the whole model"):
         build_recipe(write_recipe(tmp_path, base), tmp_path / "out", "capture.mode=stream")
+
+
+def test_pairs_with_images_are_not_built_on_the_hub_alone(base: Path, tmp_path: Path) -> None:
+    loaded = load_recipe(write_recipe(tmp_path, base))
+    tokenizer = load_tokenizer(base)
+    with pytest.raises(InputError, match="pairs with images are read by the whole model, which is not here"):
+        prepare_vectors(loaded, tokenizer, 6)
+    # The remedy: without images the same is prepared.
+    assert prepare_vectors(load_recipe(write_recipe(tmp_path, base, text=True)), tokenizer, 6)
