@@ -145,7 +145,8 @@ def run_on(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream after ``block`` ([batch, position, hidden] fp32), and the logits.
 
-    Of several streams it is [batch, position, streams, hidden].
+    Of several streams it is [batch, position, streams, hidden]. Of a block that is run several times, it is what the
+    first run gives: what later ones get is changed by the earlier.
 
     Args:
         ids, mask: see :func:`logits_of`.
@@ -161,7 +162,7 @@ def run_on(
 
     with residual_hook(block, changed, entering=entering):
         logits = logits_of(model, ids, mask)
-    return seen[-1], logits
+    return seen[0], logits
 
 
 def apart(logits: torch.Tensor, hooked: torch.Tensor) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from patcher.architectures.analysis import Architecture
 from patcher.checkpoint.folder import CheckpointFolder
-from patcher.checkpoint.names import name_for_new, stored_name
+from patcher.checkpoint.names import name_for_new, spellings, stored_name
 from patcher.checkpoint.safetensors_file import FLOATS, TensorInfo
 from patcher.errors import InputError
 from patcher.routes.plan import NotApplicable
@@ -83,5 +83,22 @@ def _new_name(
         return name_for_new(parameter, stored, prefix)
     except InputError:
         if spelling == parameter:
+            if (found := _beside_fused(parameter, architecture, stored)) is not None:
+                return found
             raise
     return name_for_new(spelling, stored, prefix)
+
+
+def _beside_fused(parameter: str, architecture: Architecture, stored: Collection[str]) -> tuple[str, str] | None:
+    """The class's own name for a bias whose weight is stored as a part of another module's (HRM's ``gate_up_proj``)."""
+    module = parameter.rpartition(".")[0]
+    if f"{module}.weight" not in architecture.parameters:
+        return None
+    around = module.rpartition(".")[0] + "."
+    for spelled, own in zip(
+        spellings(around, architecture.base_prefix), spellings(parameter, architecture.base_prefix), strict=True
+    ):
+        beside = next((name for name in stored if name.startswith(spelled)), None)
+        if beside is not None:
+            return own, beside
+    return None

@@ -57,8 +57,8 @@ def disk_tensors(architecture: Architecture, choice: Choice, place: int) -> dict
     found = {}
     prefix, stored = saved_block(extended, blocks, place)
     for name, tensor in stored.items():
-        key = _NUMBER.sub("#", "." + name)
-        if key not in contents:
+        key = next((key for key in _keys(name) if key in contents), None)
+        if key is None:
             raise CannotInsert(f"it is not known what `{prefix}{place}.{name}` holds")
         parameter, per_expert, fill = contents[key]
         numbers = _NUMBER.findall("." + name)
@@ -98,8 +98,14 @@ def saved_block(
     return prefix, {name[start:]: tensor for name, tensor in named.items()}
 
 
+def _keys(name: str) -> list[str]:
+    """A name on disk as it is and, where it holds a number, with # for the last one."""
+    numbered = re.sub(r"(?<=\.)\d+(?=\.)(?!.*\.\d+\.)", "#", "." + name)
+    return list(dict.fromkeys(["." + name, numbered]))
+
+
 def _contents(trial: InsertionTrial, form: Form) -> dict[str, tuple[str, bool, Fill]]:
-    """Name on disk with # for numbers -> the class's parameter, whether it is one of several experts, the content."""
+    """Name on disk, with # for an expert's number -> the class's parameter, whether it is an expert's, the content."""
     trial.set(form.fills, trial.vector)
     state = {name: tensor.detach().clone() for name, tensor in trial.block.state_dict().items()}
     names = list(state)
@@ -115,7 +121,8 @@ def _contents(trial: InsertionTrial, form: Form) -> dict[str, tuple[str, bool, F
         tag = int(tagged[name].flatten()[0].item())
         parameter = names[tag // _MOST_EXPERTS - 1]
         expert = tag % _MOST_EXPERTS if state[parameter].ndim == 3 and tensor.ndim == 2 else None
-        parts.setdefault(_NUMBER.sub("#", "." + name), {}).setdefault(parameter, {})[expert] = tensor
+        key = _keys(name)[0 if expert is None else -1]
+        parts.setdefault(key, {}).setdefault(parameter, {})[expert] = tensor
     found: dict[str, tuple[str, bool, Fill]] = {}
     for key, of in parts.items():
         (parameter, tensors), *others = of.items()

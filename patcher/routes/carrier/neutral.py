@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -12,8 +12,12 @@ from patcher.routes.carrier.fills import Fill
 from patcher.routes.carrier.trial import SCALES, InsertionTrial
 
 
-def neutral_fills(trial: InsertionTrial) -> dict[str, Fill] | None:
-    """Contents under which the block is the identity, or None."""
+def neutral_fills(trial: InsertionTrial, also: Mapping[str, Fill] | None = None) -> dict[str, Fill] | None:
+    """Contents under which the block is the identity, or None.
+
+    Args:
+        also: contents of some parameters, such as a router's, without which it may not be.
+    """
     fills, streams = {}, trial.streams
     others = []
     for name, tensor in trial.parameters.items():
@@ -28,7 +32,7 @@ def neutral_fills(trial: InsertionTrial) -> dict[str, Fill] | None:
             others.append(name)
     for choice in _ways_to_do_nothing(trial, others):
         trial.leak = None
-        trial.set({**fills, **choice})
+        trial.set({**fills, **choice, **(also or {})})
         gains = trial.gains()
         if not gains or gains[0].ndim not in (3, 4) or gains[0].shape[-1] != trial.hidden:
             return None

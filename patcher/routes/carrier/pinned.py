@@ -36,8 +36,8 @@ def find_pinned(
         hidden: width of the real residual stream.
         selected: how many experts a token uses.
     """
-    neutral = neutral_fills(trial)
-    for sink in [name for name, tensor in trial.parameters.items() if tensor.ndim == 3] if neutral else []:
+    plain_neutral = neutral_fills(trial)
+    for sink in [name for name, tensor in trial.parameters.items() if tensor.ndim == 3]:
         experts, *shape = trial.parameters[sink].shape
         parent = sink.rpartition(".")[0]
         beside = [name for name in trial.parameters if name.startswith(parent + ".") and name != sink]
@@ -49,12 +49,16 @@ def find_pinned(
                 continue
             for fills, right in quadratic(trial, beside, inner):
                 for holders, router in _selections(trial, shapes, parent, experts, selected):
+                    # Some experts hand on what they get; a token must not be sent to one of them.
+                    neutral = plain_neutral or neutral_fills(trial, router)
+                    if neutral is None:
+                        continue
                     plain = Fill("carrier", right=right, transposed=transposed, factor=gain(right, trial.hidden))
                     held = {
                         name: replace(fill, shares=selected, holders=holders)
                         for name, fill in {**fills, sink: plain}.items()
                     }
-                    contents = {**(neutral or {}), **held, **router}
+                    contents = {**neutral, **held, **router}
                     form = form_of(trial, contents, sink, held[sink], "norm", sink)
                     form = form and unclamped(trial, form, hidden)
                     if form is not None and (found := proven(trial, form)) is not None:

@@ -182,21 +182,27 @@ class Forward:
             config = config.text_config
         # Of a multimodal model, the part that has the text's config.
         text = (m for m in self.model.modules() if type(getattr(m, "config", None)) is type(config))
-        count = getattr(config, "decoder_layers", None) or config.num_hidden_layers
+        stated = (getattr(config, name, None) for name in ("decoder_layers", "num_layers_per_stack"))
+        count = next((number for number in stated if number), None) or config.num_hidden_layers
         lists = [m for m in next(text, self.model).modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
         return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters())), count
 
     @contextlib.contextmanager
     def _taking(self, layers: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
-        """While open, what enters the first block and leaves the given ones goes into a dict, the first under -1."""
+        """While open, what enters the first block and leaves the given ones goes into a dict, the first under -1.
+
+        Of a block that is run several times, it is what leaves it first: a vector is added each time.
+        """
         taken: dict[int, torch.Tensor] = {}
 
         def enter(_module: Any, inputs: Any, keywords: dict[str, Any]) -> None:
-            taken[EMBEDDING] = (inputs[0] if inputs else keywords["hidden_states"]).detach().float()
+            entering = inputs[0] if inputs else keywords["hidden_states"]
+            taken.setdefault(EMBEDDING, entering.detach().float())
 
         def leave(layer: int) -> Any:
             def hook(_module: Any, _inputs: Any, output: Any) -> None:
-                taken[layer] = (output if isinstance(output, torch.Tensor) else output[0]).detach().float()
+                hidden = output if isinstance(output, torch.Tensor) else output[0]
+                taken.setdefault(layer, hidden.detach().float())
 
             return hook
 
