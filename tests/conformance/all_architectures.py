@@ -43,6 +43,8 @@ EXACT_SHARE = 5e-5
 EXACT_NOISE = 5.0
 NOTHING: dict[str, Any] = {"versions": {}, "architectures": [], "wrappers": []}
 """Times what another rounding of the vector does."""
+WHOLE_PATTERNS = ("jamba",)
+"""Types whose blocks are of types that the class computes: a tiny base has as many, or shows no pattern."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,8 @@ def _run(model_type: str, layer: int, kind: str, **options: Any) -> Run:
         try:
             # Without a tokenizer: ids are compared, and what a class's own tokenizer is called is another matter.
             base = Path(scratch) / "base"
-            place = default_checkpoint(base, model_type, max(layer, 0), tokenizer=False, trained_scale=True)
+            deep = model_type in WHOLE_PATTERNS
+            place = default_checkpoint(base, model_type, max(layer, 0), tokenizer=False, trained_scale=True, deep=deep)
         except Exception as error:
             return Run(layer, kind, "failed", f"no tiny model of it could be made: {_first_line(error)}")
         try:

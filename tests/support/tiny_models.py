@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from patcher.architectures.model_class import quiet_transformers
 from patcher.architectures.shrink import shrink_config
+from patcher.routes.carrier.trial import as_deep, take_pattern
 
 CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"
 VOCABULARY = 400
@@ -115,17 +116,22 @@ def default_checkpoint(
     tokenizer: bool = True,
     trained_scale: bool = False,
     embedding_rms: float | None = None,
+    deep: bool = False,
     **changes: Any,
 ) -> int:
     """The same from a class's default config, for types without a released one here; the layer to steer.
 
     With ``trained_scale`` the residual stream is about as large as a trained model's, so that no norm's epsilon counts.
-    ``embedding_rms`` is what the embedding's root mean square is made, in its place; real ones have about 0.02.
+    ``embedding_rms`` is what the embedding's root mean square is made, in its place; real ones have about 0.02. With
+    ``deep`` it has as many blocks as the default config, where their pattern of types is what matters.
     """
     full = default_config(model_type)
     for key, value in changes.items():
         setattr(full, key, value)
     config, stand_in = shrink_config(full, layer)
+    if deep:
+        config, stand_in = as_deep(config, full, layer), layer
+        take_pattern(config, full)
     config.vocab_size = VOCABULARY
     if hasattr(config, "vocab_size_per_layer_input"):
         config.vocab_size_per_layer_input = VOCABULARY

@@ -322,8 +322,27 @@ class _Search:
         if key not in self._trials:
             options: dict[str, Any] = {"all_experts": all_experts, "after": after, "trust_remote_code": self.trust}
             options |= {"types": types, "carrier": carrier}
-            self._trials[key] = InsertionTrial(self.config, self.architecture.blocks, template, stage, **options)
+            try:
+                self._trials[key] = InsertionTrial(self.config, self.architecture.blocks, template, stage, **options)
+            except CannotInsert:
+                if self.number == 1 or after is not None:
+                    raise
+                # A single block more would make others of another type in a small stand-in as well (Jamba).
+                self._trials[key] = trial = InsertionTrial(
+                    self.config, self.architecture.blocks, template, stage, **{**options, **self._in_pattern(template)}
+                )
+                trial.rest_idle(neutral_fills)
         return self._trials[key]
+
+    def _in_pattern(self, template: int) -> dict[str, Any]:
+        """After which block, among which types and as which of them a block like this one can be inserted."""
+        count = self.architecture.block_count
+        for after in range(count):
+            types = continued(after, self.number, count)
+            alike = [number for number, block in enumerate(types) if self.kinds[block] == self.kinds[template]]
+            if alike:
+                return {"after": after, "types": types, "carrier": alike[0]}
+        raise CannotInsert("no block of its type is part of the pattern of types")
 
 
 def _lacking(trial: InsertionTrial, block: nn.Module) -> list[str]:

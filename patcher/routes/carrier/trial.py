@@ -7,7 +7,7 @@ import copy
 import functools
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ class InsertionTrial:
         if after is not None:
             tiny, layer, like = as_deep(tiny, config, template), after, template
             if len(types) > 1:
-                _take_pattern(tiny, config)
+                take_pattern(tiny, config)
         elif _is_read_by_others(tiny, like):
             # Behind it the inserted block would be read instead.
             layer = like - 1
@@ -148,6 +148,18 @@ class InsertionTrial:
         """Fill one of several inserted blocks, by its number among them."""
         place = self.insertion.inserted[self.layer][number]
         self._set(_stored(submodule(self.model, f"{self.blocks}.{place}")), fills, None)
+
+    def rest_idle(self, neutral: Callable[[InsertionTrial], Mapping[str, Fill] | None]) -> None:
+        """Make all inserted blocks but the one that is to hold the vector do nothing, where ``neutral`` knows how."""
+        own = self.place, self.block, self.parameters
+        for place in self.insertion.inserted[self.layer]:
+            if place != own[0]:
+                self.place, self.block = place, submodule(self.model, f"{self.blocks}.{place}")
+                self.parameters = _stored(self.block)
+                self.__dict__.pop("_call", None)
+                self.set(neutral(self) or {})
+        self.place, self.block, self.parameters = own
+        self.__dict__.pop("_call", None)
 
     def _set(
         self, parameters: Mapping[str, torch.Tensor], fills: Mapping[str, Fill], vector: torch.Tensor | None
@@ -292,7 +304,7 @@ def as_deep(tiny: Any, config: Any, layer: int) -> Any:
     return insert_blocks(tiny, list(left_out), left_out).config if left_out else tiny
 
 
-def _take_pattern(tiny: Any, config: Any) -> None:
+def take_pattern(tiny: Any, config: Any) -> None:
     """Lists of the blocks' types, in a stand-in that is as deep as the real model: what they are there."""
     count = block_count(config)
     for name, value in vars(config).items():
