@@ -15,6 +15,7 @@ from patcher.architectures.class_listing import ClassListing, findings_about
 from patcher.architectures.config_keys import stated
 from patcher.architectures.decoder import checkpoint_config, decoder_config, wrapper_of
 from patcher.architectures.model_class import (
+    as_saved,
     auto_class_of,
     on_meta,
     parameter_aliases,
@@ -210,6 +211,16 @@ class Architecture:
             return {names[0]: self._saved_together[names[0]]}
         kind = dict[str, str]
         return dict(self.once(("saved names", *names), lambda: saved_names(self._meta, names), kind))
+
+    def saved_beside(self, module: str) -> tuple[str, ...]:
+        """The names under which transformers stores what is in the module around ``module``, all of it at once."""
+
+        def look() -> tuple[str, ...]:
+            around = module.rpartition(".")[0] + "."
+            state = {name: tensor for name, tensor in self._meta.state_dict().items() if name.startswith(around)}
+            return tuple(as_saved(self._meta, state) or state)
+
+        return self.once(("saved beside", module), look, tuple[str, ...])
 
     @functools.cached_property
     def _saved_together(self) -> Mapping[str, str]:

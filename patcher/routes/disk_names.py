@@ -90,15 +90,14 @@ def _new_name(
 
 
 def _beside_fused(parameter: str, architecture: Architecture, stored: Collection[str]) -> tuple[str, str] | None:
-    """The class's own name for a bias whose weight is stored as a part of another module's (HRM's ``gate_up_proj``)."""
+    """The class's own name for a bias whose weight it stores as a part of another (HRM's ``gate_up_proj``)."""
     module = parameter.rpartition(".")[0]
-    if f"{module}.weight" not in architecture.parameters:
+    beside = architecture.saved_beside(module)
+    if f"{module}.weight" in beside:
         return None
-    around = module.rpartition(".")[0] + "."
-    for spelled, own in zip(
-        spellings(around, architecture.base_prefix), spellings(parameter, architecture.base_prefix), strict=True
-    ):
-        beside = next((name for name in stored if name.startswith(spelled)), None)
-        if beside is not None:
-            return own, beside
-    return None
+    found = next((name for name in beside if stored_name(name, stored, architecture.base_prefix)), None)
+    if found is None:
+        return None
+    name = stored_name(found, stored, architecture.base_prefix) or found
+    own = dict(zip(*(spellings(each, architecture.base_prefix) for each in (found, parameter)), strict=True))
+    return own[name], name
