@@ -121,13 +121,19 @@ def print_verification(
             *numbers.values(),
             *([f"{_shown(share)} ({_shown(_limit(entry, 'KL of the fit'))})"] if share is not None else []),
         )
+        images = entry.images
+        if images is not None and images.checked:
+            table.add_row("  with an image", "", *(_shown(getattr(images, key)) for key in NUMBERS[:3]), "-")
     console.print(table)
     for entry in entries:
+        if entry.images is not None and not entry.images.checked:
+            console.print(f"not checked with an image: {entry.images.why}", markup=False, soft_wrap=True)
         if entry.note:
             remedy = f" ({entry.remedy})" if entry.remedy else ""
             console.print(f"{entry.stack}: {entry.note}{remedy}", markup=False, soft_wrap=True)
     if not every_check:
         unmade = [check for entry in entries for check in entry.checks if check.passed is None]
+        unmade = [check for check in unmade if check.name != "image prompt"]
         if unmade:
             console.print(
                 "not applicable: " + "; ".join(f"{check.name} ({check.note})" for check in unmade),
