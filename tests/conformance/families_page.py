@@ -20,7 +20,8 @@ largest difference of log-probabilities from the hook, *of* what the hook change
 says how far the stack is from transformers on the *base*. *backend* is vLLM's Transformers backend. Where a stack does
 not steer as the hook does, the cell says *no*, and the reasons follow the table. Where the planner's choice costs
 something at run time, a second row has what `prefer: free` takes instead. Where not all three read it, another one has
-what `targets: [transformers, vllm, llama.cpp]` takes. Made by `{command}`.
+what `targets: [transformers, vllm, llama.cpp]` takes. Multimodal models are whole wrappers, run with texts here: vLLM's
+own class for the wrapper, and the text part that llama.cpp's converter takes out. Made by `{command}`.
 
 | families | |
 |---|---|
@@ -28,7 +29,7 @@ what `targets: [transformers, vllm, llama.cpp]` takes. Made by `{command}`.
 | exact in all three, at any cost | {exact} |
 | exact in transformers | {own} |
 | without an exact route | {none} |
-| refused as multimodal wrappers | {wrappers} |
+| multimodal wrappers among them, exact in transformers | {built} of {wrappers} |
 | all | {count} |
 """
 
@@ -36,6 +37,7 @@ what `targets: [transformers, vllm, llama.cpp]` takes. Made by `{command}`.
 def family_table(results: dict[str, Any]) -> str:
     """Counts, table, and what does not run in the stacks' own words."""
     records = results["families"]
+    wrappers = [record for record in records if record.get("wrapper")]
     versions = {key.replace(".", "_"): version for key, version in results["versions"].items()}
     text = TEXT.format(
         **versions,
@@ -44,8 +46,9 @@ def family_table(results: dict[str, Any]) -> str:
         free=len(exact_in_all(records, free=True)),
         exact=len(exact_in_all(records, free=False)),
         own=len(_names(records, lambda run: _is_exact(run, "transformers"))),
-        none=len({record["name"] for record in records if not record["runs"] and not record.get("wrapper")}),
-        wrappers=len({record["name"] for record in records if record.get("wrapper")}),
+        none=sum(not any(form["runs"] for form in forms) for forms in by_name(records).values()),
+        wrappers=len(by_name(wrappers)),
+        built=len(_names(wrappers, lambda run: _is_exact(run, "transformers"))),
     )
     head = ["family", "model type", "route", "run-time cost", *STACKS.values()]
     rows = [_row(head), _row(["---"] * len(head))]
@@ -84,7 +87,7 @@ def title_of(record: dict[str, Any]) -> str:
 def _lines(record: dict[str, Any]) -> Iterator[list[str]]:
     title, model_type = title_of(record), f"`{record['model_type']}`"
     if not record["runs"]:
-        how = "failed" if record.get("failed") else "refused" if record.get("wrapper") else "none"
+        how = "failed" if record.get("failed") else "none"
         yield [title, model_type, how, *["–"] * 4]
     for run in record["runs"]:
         cells = [_cell(record, run, stack) for stack in STACKS]

@@ -6,10 +6,8 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,10 +47,11 @@ def build(family: Family, place: Path) -> tuple[Record, list[Copied]]:
     record: Record = {"name": family.name, "form": family.form, "model_type": family.model_type}
     record |= {"release": family.release, "layer": family.layer, "runs": [], "base": {}}
     if family.wrapper:
-        return {**record, "wrapper": True, "refused": refusal(family, place)}, []
+        record["wrapper"] = True
     copies: list[Copied] = []
     base = place / "base"
-    family_base(family, base)
+    if (broken := family_base(family, base)) is not None:
+        return {**record, "refused": broken}, []
     record["files"] = content(base)
     for asked, options in ASKED.items():
         claims_all = any(claimed(copied) >= STACKS_ALL for copied in copies)
@@ -103,26 +102,6 @@ def _run(copied: Copied) -> Record:
     }
 
 
-def refusal(family: Family, place: Path) -> str:
-    """What the command says of a wrapper's config."""
-    from transformers import AutoConfig
-
-    place.mkdir(parents=True, exist_ok=True)
-    config = AutoConfig.for_model(family.model_type)
-    config.save_pretrained(place)
-    command = [sys.executable, "-m", "patcher", "inspect", str(place), "--json"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ})
-    try:
-        answer = json.loads(ran.stdout)
-    except ValueError:
-        return (ran.stderr.strip().splitlines() or ["nothing"])[-1][:300]
-    if "error" not in answer:
-        return ""
-    error = answer["error"]
-    error = error["problems"][0] if error.get("problems") else error
-    return str(error.get("message") or error.get("found") or error).replace(str(place), "DIR")[:300]
-
-
 def _build_process(family: Family, place: Path, sender: Any) -> None:
     import torch
 
@@ -143,7 +122,7 @@ def _light(copied: Copied, change: Callable[[Any], Any]) -> Copied:
     expected = copied.expected
     plain, steered = [*map(change, expected.plain)], [*map(change, expected.steered)]
     moved = replace(expected, plain=plain, steered=steered, greedy_logprobs=change(expected.greedy_logprobs))
-    return replace(copied, expected=moved, plan=replace(copied.plan, tensors=()))
+    return replace(copied, expected=moved, plan=replace(copied.plan, tensors=()), vectors={})
 
 
 def built(family: Family, place: Path, timeout: float = BUILD_TIMEOUT) -> tuple[Record, list[Copied]]:

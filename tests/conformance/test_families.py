@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from support.families import Copied, Family, families
 from support.stack_runs import environment
 
+from patcher.architectures.registry import rows_inside
 from patcher.stacks.names import LLAMA_CPP, STACKS, TRANSFORMERS, VLLM
 from patcher.verify.stack_comparison import Expected, compare_in_stack
 from patcher.verify.stack_jobs import StackRun
@@ -129,9 +130,10 @@ def test_what_was_run_of_the_same_files_is_taken_over(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_wrapper_is_refused_in_the_words_of_the_command(tmp_path: Path) -> None:
+def test_a_wrapper_is_patched_whole(tmp_path: Path) -> None:
     record, copies = build(named("Gemma 3"), tmp_path / "gemma")
-    assert "wrapper" in record["refused"] and not copies
+    assert record["wrapper"] and "refused" not in record
+    assert {run["reads"] for run in record["runs"]} == {"Gemma3ForConditionalGeneration"} and len(copies) == 2
 
 
 def mutated(copied: Copied, base: Path, label: str, factor: float) -> Copied:
@@ -164,3 +166,16 @@ def test_a_family_is_run_by_every_stack_and_a_weaker_vector_is_found(tmp_path: P
         found = [run["seen"][stack]["outcome"] for run in record["runs"]]
         assert found == ["exact", "wrong", "wrong"], (stack, record["runs"])
         assert record["base"][stack]["runs"]
+
+
+def test_every_stack_that_a_wrapper_is_said_to_be_read_by_was_run_on_it() -> None:
+    seen = {
+        (record["model_type"], stack)
+        for record in documented()["families"]
+        for run in record["runs"]
+        for stack, found in run["seen"].items()
+        if record.get("wrapper") and found["outcome"] == "exact"
+    }
+    for wrapper, decoders in rows_inside().items():
+        for row in decoders.values():
+            assert {(wrapper, stack) for stack, support in row.loads.items() if support != "no"} <= seen, wrapper

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from patcher.disk.cache_folder import cache_folder
 from patcher.errors import InputError, OutsideError
 from patcher.stacks import installing
 from patcher.stacks.environments import Environment, Missing, all_found, find, stack_folder
+from patcher.stacks.installing import keep_torchvision
 
 VARIABLES = ("PATCH_MODEL_VLLM", "PATCH_MODEL_LLAMA_CPP")
 
@@ -185,3 +187,24 @@ def test_the_command_lists_them_without_torch(tmp_path: Path) -> None:
     assert [(row["stack"], row["installed"]) for row in listed] == [
         ("transformers", True), ("vllm", False), ("llama.cpp", False)
     ]  # fmt: skip
+
+
+def test_torchvision_is_kept_without_operators_of_another_torch(tmp_path: Path) -> None:
+    """As it fails beside a torch for the CPU: what describes the operators to torch raises, the rest is Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path)], check=True)
+    (site,) = tmp_path.glob("lib/python*/site-packages")
+    package = site / "torchvision"
+    (package / "transforms" / "v2").mkdir(parents=True)
+    for name in ("transforms/__init__.py", "transforms/v2/__init__.py"):
+        (package / name).write_text("", encoding="utf-8")
+    (package / "__init__.py").write_text("from torchvision import _meta_registrations\n", encoding="utf-8")
+    described = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    (package / "_meta_registrations.py").write_text(described, encoding="utf-8")
+    said: list[str] = []
+    for _time in range(2):
+        keep_torchvision(tmp_path / "bin" / "python", said.append)
+    assert len(said) == 1 and "transforms are kept" in said[0]
+    (package / "_meta_registrations.py").unlink()
+    (package / "__init__.py").write_text("from torchvision import extension\n", encoding="utf-8")
+    with pytest.raises(OutsideError, match="pip uninstall"):
+        keep_torchvision(tmp_path / "bin" / "python", said.append)

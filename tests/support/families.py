@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from support.stack_models import GREEDY_TOKENS, LENGTHS, complete_config, continued, sentencepiece_model
 from support.stock_loading import log_probs, stock_model
 from support.tiny_models import TEXTS, VOCABULARY, parsed_config, randomise, released_config, tiny_tokenizer
@@ -23,6 +25,7 @@ from support.tiny_patch import (
     planned,
     residual_norms,
 )
+from support.tiny_wrappers import wrapper_checkpoint
 from support.writing import write_steered
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
@@ -41,6 +44,8 @@ SIZES: dict[str, Any] = {
 """Of every tiny base, where its row does not say otherwise. Weights are wide enough that every block counts."""
 ASKED_TOKENS = ("<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>", "<|startoftext|>", "<unk>")
 """Special tokens of releases that llama.cpp's converter looks up by their names."""
+NEWLINES = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
+"""Tokens of Gemma 3 that vLLM's processor looks up."""
 LEAST_EFFECT = 0.25
 
 
@@ -55,7 +60,7 @@ class Family:
         layer: the block that is steered, about 40 % of the way.
         config: its config.json with small sizes; empty where ``fixture`` has it.
         fixture, sizes: a released config of the tests, and the sizes that make it small.
-        wrapper: whether it is released inside a multimodal class.
+        wrapper: of one that is released inside a multimodal class, its name in wrappers.json (or the type).
         tokenizer: ``tokenizer.model`` for one of SentencePiece's, as llama.cpp's converter wants it for some; or the
             class that its tokenizer_config.json names.
     """
@@ -68,7 +73,7 @@ class Family:
     config: Mapping[str, Any] = field(default_factory=dict)
     fixture: str = ""
     sizes: Mapping[str, Any] = field(default_factory=dict)
-    wrapper: bool = False
+    wrapper: str = ""
     tokenizer: str = ""
 
     @property
@@ -93,8 +98,14 @@ def families() -> tuple[Family, ...]:
     return tuple(Family(**row) for row in json.loads(TABLE.read_text(encoding="utf-8")))
 
 
-def family_base(family: Family, folder: Path) -> None:
-    """Save the tiny random base; what enters its first block has a root mean square of 1, as in trained models."""
+def family_base(family: Family, folder: Path) -> str | None:
+    """Save the tiny random base; what enters its first block has a root mean square of 1, as in trained models.
+
+    Returns:
+        Why the stock class of a multimodal wrapper cannot run it, if it cannot.
+    """
+    if family.wrapper:
+        return _wrapper_base(family, folder)
     raw = family.raw()
     config = parsed_config(raw, folder.parent / f"{folder.name}-config")
     torch.manual_seed(0)
@@ -116,6 +127,53 @@ def family_base(family: Family, folder: Path) -> None:
     if family.tokenizer.endswith("Tokenizer"):
         keys["tokenizer_class"] = family.tokenizer
     path.write_text(json.dumps(keys), encoding="utf-8")
+    return None
+
+
+def _wrapper_base(family: Family, folder: Path) -> str | None:
+    """The same of a family that is released inside a multimodal class, with its processor's files."""
+    try:
+        wrapper_checkpoint(folder, family.wrapper, **family.sizes)
+    except ImportError as error:
+        return f"the stock class needs a package that is not here: {str(error).strip().splitlines()[0]}"
+    raw = (folder / "config.json").read_bytes()
+    model, _report = stock_model(folder)
+    try:
+        _scale_embedding(model)
+    except Exception as error:
+        # Some classes of a library's release are broken.
+        return f"the stock class does not run: {type(error).__name__}: {error}"
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    (folder / "config.json").write_bytes(raw)
+    if family.wrapper == "gemma3":
+        _rename(folder / "model.safetensors", r"vision_tower\.(?!vision_model)", "vision_tower.vision_model.")
+    if family.tokenizer == "tokenizer.model":
+        (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    complete_config(folder)
+    path = folder / "tokenizer_config.json"
+    keys = {**json.loads(path.read_text(encoding="utf-8")), "add_bos_token": True}
+    if isinstance(keys.get("extra_special_tokens"), list):
+        del keys["extra_special_tokens"]
+    path.write_text(json.dumps(keys), encoding="utf-8")
+    # Tokens that have no text of their own take the names that llama.cpp's converter and vLLM's processors look up.
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    free = [token for token in content["added_tokens"] if token["content"].startswith("<unused")]
+    for token, name in zip(free, (*ASKED_TOKENS, *NEWLINES), strict=False):
+        token["content"], token["special"] = name, name in ASKED_TOKENS
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return None
+
+
+def _rename(path: Path, pattern: str, name: str) -> None:
+    """Tensors as the release names them, where the installed library saves them otherwise."""
+    tensors = {re.sub(pattern, name, old): tensor for old, tensor in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+
+
+MOST_LOGITS = 2.0
+"""The largest standard deviation of a base's logits: a trained model is never as sure as a wide random head."""
 
 
 def _scale_embedding(model: torch.nn.Module) -> None:
@@ -124,6 +182,10 @@ def _scale_embedding(model: torch.nn.Module) -> None:
         entering = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[0]
         weight = model.get_input_embeddings().weight
         weight.div_(entering.float().square().mean().sqrt())
+        head, logits = model.get_output_embeddings(), model(input_ids=ids, use_cache=False).logits.float()
+        if logits.std() > MOST_LOGITS and "gemma" not in model.config.model_type:
+            scaled = model.get_decoder().norm if head is None or head.weight is weight else head
+            scaled.weight.div_(logits.std())
 
 
 @dataclass(frozen=True)
@@ -136,6 +198,7 @@ class Copied:
         expected: what the stacks are to compute.
         difference, effect, noise: as in :class:`support.tiny_patch.Patched`.
         report: what loading the copy reports and loading the base does not.
+        vectors: layer -> what its residual stream gains, [hidden].
     """
 
     asked: str
@@ -148,6 +211,7 @@ class Copied:
     noise: float
     report: Mapping[str, list[str]]
     reader: str
+    vectors: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 def probe_prompts() -> list[list[int]]:
@@ -179,7 +243,8 @@ def copy_family(family: Family, base: Path, folder: Path, asked: str = "", **opt
     plain = _all_log_probs(model, ids)
     norm = residual_norms(model, plan.blocks, [layer], torch.tensor(ids[:1]))[layer]
     generator = torch.Generator().manual_seed(7)
-    direction = torch.nn.functional.normalize(torch.randn(int(model.config.hidden_size), generator=generator), dim=0)
+    hidden = model.get_input_embeddings().weight.shape[-1]
+    direction = torch.nn.functional.normalize(torch.randn(hidden, generator=generator), dim=0)
     for amplification in AMPLIFICATIONS:
         vector = amplification * RESIDUAL_SHARE * norm * direction
         with hooks(model, plan.blocks, {layer: vector}):
@@ -205,6 +270,7 @@ def copy_family(family: Family, base: Path, folder: Path, asked: str = "", **opt
         noise=noise,
         report={key: names for key, names in new.items() if names},
         reader=type(steered).__name__,
+        vectors={layer: vector},
     )
 
 

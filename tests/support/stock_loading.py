@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from patcher.architectures.model_class import quiet_transformers
 
@@ -17,8 +17,11 @@ def log_probs(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def stock_model(folder: Path) -> tuple[torch.nn.Module, dict]:
+    """The class that stock software loads; of a multimodal wrapper the whole."""
     with quiet_transformers():
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        wraps = "text_config" in AutoConfig.from_pretrained(folder).sub_configs
+        auto = AutoModelForImageTextToText if wraps else AutoModelForCausalLM
+        model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     return model.eval(), info
 
 

@@ -136,4 +136,8 @@ def _stacks(row: Candidate, target: Architecture) -> dict[str, str]:
         if "unless" in rule and all(known.get(name) in values for name, values in rule["unless"].items()):
             continue
         stacks.update({stack: support for stack, support in rule.items() if stack != "unless"})
+    if target.wraps:
+        # What a rule gains is gained for the text class alone.
+        inside = target.stacks
+        return {stack: support if support == inside.get(stack) else "no" for stack, support in stacks.items()}
     return stacks

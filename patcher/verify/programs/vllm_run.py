@@ -71,6 +71,7 @@ def run(vllm: Any, job: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dic
         enable_prefix_caching=False,
         trust_remote_code=job["trust_remote_code"],
         seed=0,
+        **({"language_model_only": True} if wraps(Path(job["folder"])) else {}),
     )
     top = {"logprobs": job["top"], "prompt_logprobs": job["top"]}
     probe = vllm.SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **top)
@@ -81,6 +82,12 @@ def run(vllm: Any, job: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dic
     greedy = vllm.SamplingParams(max_tokens=job["greedy_tokens"], temperature=0.0, detokenize=False)
     (output,) = model.generate([{"prompt_token_ids": job["greedy_ids"]}], greedy, use_tqdm=False)
     return {"class": loaded_class(model), "greedy": list(output.outputs[0].token_ids)}
+
+
+def wraps(folder: Path) -> bool:
+    """Whether it is a multimodal wrapper: the prompts are texts, and its class asks for a processor otherwise."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "text_config" in config or "vision_config" in config
 
 
 def keep(tensors: dict[str, torch.Tensor], name: str, entries: Any, top: int) -> None:
