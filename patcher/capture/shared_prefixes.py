@@ -88,8 +88,8 @@ def linear_tokens(architecture: Architecture) -> float:
             routed = len(shape) == 3 and experts is not None and shape[0] == experts
             weights += math.prod(shape) * (active / shape[0] if routed else 1.0)
     block = of_block(config, architecture.block_count // 2)
-    heads, width = stated(block, "num_attention_heads"), stated(block, "head_dim")
-    attention = heads * width if isinstance(heads, int) and isinstance(width, int) else architecture.hidden
+    heads, width = whole_number(block, "num_attention_heads"), whole_number(block, "head_dim")
+    attention = (heads or 0) * (width or 0) or architecture.hidden
     return weights / (2.0 * _ATTENTION_COST * attention)
 
 
