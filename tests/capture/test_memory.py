@@ -304,7 +304,7 @@ def test_what_is_said_to_fit_in_memory_is_what_is_kept_for_it(monkeypatch: pytes
         raise MemoryError
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loaded)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(OutsideError, match="does not fit in memory"):
         load_causal_lm(tmp_path, dtype=torch.float32, device="cpu", offload=tmp_path)
     kept = asked["max_memory"]
