@@ -12,7 +12,7 @@ from torch import nn
 
 from patcher.architectures.model_class import causal_lm_from_config, on_meta, quiet_transformers
 from patcher.architectures.residual import gained, residual_hook, stream_width, streams_of
-from patcher.architectures.towers import left_on_meta, towers_of
+from patcher.architectures.towers import left_on_meta, places_without, towers_of
 from patcher.errors import InputError
 from patcher.errors.causes import cause_of
 
@@ -76,7 +76,7 @@ def build_stand_in(tiny_config: Any, *, trust_remote_code: bool) -> nn.Module:
 
 def _without_towers(meta: Any, towers: tuple[str, ...]) -> nn.Module:
     """A wrapper with random weights in all but its towers: they stay on meta, since no text passes through them."""
-    devices = {"": "cpu", **dict.fromkeys(towers, "meta")}
+    devices = places_without(meta, towers, "cpu")
     with quiet_transformers(), left_on_meta():
         model: nn.Module = type(meta).from_pretrained(
             None, config=meta.config, state_dict={}, dtype=torch.float32, device_map=devices, local_files_only=True

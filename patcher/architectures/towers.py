@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -31,6 +31,18 @@ def towers_of(model: nn.Module) -> tuple[str, ...]:
         if isinstance(module, PreTrainedModel) and type(module.config) not in (type(inside), type(config)):
             found.append(name)
     return tuple(found)
+
+
+def places_without(model: nn.Module, towers: Sequence[str], device: str) -> dict[str, str]:
+    """A ``device_map`` that leaves the towers on meta.
+
+    Some classes ask where they are by their first parameter, which may be a tower's: that one is loaded.
+    """
+    places = {"": device, **dict.fromkeys(towers, "meta")}
+    first = next((name for name, _parameter in model.named_parameters()), "")
+    if first.startswith(tuple(f"{tower}." for tower in towers)):
+        places[first] = device
+    return places
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch import nn
 
 from patcher.architectures.model_class import CAUSAL_LM, auto_class_of, on_meta, quiet_transformers
 from patcher.architectures.quantised import quantisation_of
-from patcher.architectures.towers import can_stay_on_meta, left_on_meta, towers_of
+from patcher.architectures.towers import can_stay_on_meta, left_on_meta, places_without, towers_of
 from patcher.capture.memory import FOR_WEIGHTS, available_memory
 from patcher.checkpoint.folder import PROCESSOR_FILES
 from patcher.disk.json_files import read_json_object
@@ -97,8 +97,8 @@ def load_causal_lm(
             )
             auto = auto_class_of(config)
             if auto != CAUSAL_LM and quantisation is None and device != "auto" and not towers and can_stay_on_meta():
-                outside = towers_of(on_meta(config, trust_remote_code=trust_remote_code))
-                options["device_map"] = {"": device, **dict.fromkeys(outside, "meta")}
+                empty = on_meta(config, trust_remote_code=trust_remote_code)
+                options["device_map"] = places_without(empty, towers_of(empty), device)
                 stack.enter_context(left_on_meta())
             loader = getattr(transformers, auto)
             model: Any = loader.from_pretrained(
