@@ -144,9 +144,6 @@ def with_changes(
     of_whole = {name: value for name, value in changes.items() if name in _OF_THE_WHOLE or name == _TIED}
     inside = {name: value for name, value in changes.items() if name not in _OF_THE_WHOLE}
     part = dict(content[key] if decoder is None else decoder)
-    if decoder is not None:
-        # Who reads the whole goes by the wrapper's class.
-        part.pop("architectures", None)
     return {**_changed(content, of_whole), key: _changed(part, inside)}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from patcher.architectures.analysis import Architecture, Slot
 from patcher.architectures.config_keys import stated
+from patcher.architectures.model_class import causal_lm_class
 from patcher.architectures.stand_in import FAILURES
 from patcher.routes.bias_slots import slots_of
 from patcher.routes.plan import NotApplicable
@@ -102,7 +103,9 @@ def _relabel(
         raise NoRelabel(f"the source has a bias that would become `{own[0]}`")
     proofs = [_proof(architecture, row, slot) for slot in slots.values()]
     worst = max(proofs, key=lambda proof: max(proof.difference, proof.steered))
-    values = {**values, "architectures": [target.class_name]}
+    # Inside a wrapper it is the text's own class: llama.cpp's converter goes by it.
+    inside = causal_lm_class(row.to) if target.wraps else None
+    values = {**values, "architectures": [target.class_name if inside is None else inside.__name__]}
     return Relabel(row, values, target, tuple(found), shapes, tuple(missing), slots, _stacks(row, target), worst)
 
 
