@@ -32,7 +32,7 @@ from patcher.architectures.quantised import Quantisation, quantisation_of
 from patcher.architectures.registry import ModelTypeRow, row_inside, rows
 from patcher.architectures.shrink import shrink_config
 from patcher.architectures.stand_in import FAILURES, why_it_does_not_run
-from patcher.architectures.towers import towers_of
+from patcher.architectures.towers import places_without, towers_of
 from patcher.errors.causes import cause_of
 from patcher.stacks.names import TRANSFORMERS_ALONE
 
@@ -143,9 +143,16 @@ class Architecture:
 
     @functools.cached_property
     def unread(self) -> int:
-        """How many parameters are in the towers: none of them is loaded for texts."""
+        """How many parameters are in the towers and not loaded for texts."""
+        if not self.towers:
+            return 0
         inside = tuple(f"{tower}." for tower in self.towers)
-        return sum(math.prod(shape) for name, shape in self.parameters.items() if inside and name.startswith(inside))
+        loaded = places_without(self._meta, self.towers, "cpu")
+        return sum(
+            math.prod(shape)
+            for name, shape in self.parameters.items()
+            if name.startswith(inside) and name not in loaded
+        )
 
     @functools.cached_property
     def quantisation(self) -> Quantisation | None:

@@ -248,7 +248,7 @@ def test_the_hub_says_no(hub: Any, tmp_path: Path, model: str, fault: int | None
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transformers of an exact type, a fitted one, one without a route and one that cannot even be looked at."""
     found = inspection.default_config
-    monkeypatch.setattr(inspection, "language_models", lambda: ("gpt2", "jamba", "opt", "reformer"))
+    monkeypatch.setattr(inspection, "language_models", lambda: ("gpt2", "mpt", "opt", "reformer"))
 
     def default_config(name: str) -> Any:
         if name == "opt":
@@ -268,9 +268,9 @@ def test_all(run: Run, few: None) -> None:
 
     code, out, _ = run("--all", "--json")
     found = {one["model"]: one for one in json.loads(out)["architectures"]}
-    assert code == 0 and list(found) == ["gpt2", "jamba", "opt", "reformer"]
+    assert code == 0 and list(found) == ["gpt2", "mpt", "opt", "reformer"]
     assert found["gpt2"]["chosen"] == "native" and [route["name"] for route in found["gpt2"]["routes"]] == ["native"]
-    assert found["jamba"]["chosen"] is None and found["jamba"]["routes"][0]["name"] == "rank_one"
+    assert found["mpt"]["chosen"] is None and found["mpt"]["routes"][0]["name"] == "rank_one"
     assert found["opt"]["architecture"] is None and found["reformer"]["why_none"]["message"]
 
 

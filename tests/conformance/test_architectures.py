@@ -31,6 +31,7 @@ REPRESENTATIVE = {
     "llama": "a bias by a flag",
     "mistral": "no bias, another class computes the same",
     "mixtral": "experts without a bias",
+    "mpt": "norms without biases, an MLP of two matrices without any",
     "nemotron_h": "blocks of one mixer",
     "olmo": "norms without weights",
     "olmo2": "norms after attention and MLP only",
@@ -41,7 +42,7 @@ REPRESENTATIVE = {
     "qwen3_next": "linear attention, a shared expert",
 }
 NOT_STEERABLE = {("nemotron_h", "full_attention"): "its blocks of attention alone have no MLP"}
-FITTED = ("jamba",)
+FITTED = ("mpt",)
 FITTED_ERROR = 0.5
 
 

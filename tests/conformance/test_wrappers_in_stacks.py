@@ -20,8 +20,8 @@ from support.tiny_wrappers import released_wrappers
 from patcher.stacks.names import LLAMA_CPP, STACKS, VLLM
 from patcher.verify.stack_jobs import clean_variables
 
-KEYS = ("gemma-3", "mistral-small-3.x", "qwen2.5-vl", "qwen3-vl-dense", "internvl-3")
-SIZES = {"mistral-small-3.x": 32, "qwen2.5-vl": 16, "qwen3-vl-dense": 16, "internvl-3": 28}
+KEYS = ("gemma-3", "mistral-small-3.x", "qwen2.5-vl", "qwen3-vl-dense", "internvl-3-without-rope-scaling")
+SIZES = {"mistral-small-3.x": 32, "qwen2.5-vl": 16, "qwen3-vl-dense": 16, "internvl-3-without-rope-scaling": 28}
 """Pixels of the side of an image that the processor takes as it is."""
 RUNNER = Path(__file__).parents[1] / "support" / "vllm_images.py"
 

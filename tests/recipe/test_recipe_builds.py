@@ -17,7 +17,6 @@ from patcher.recipe.pairs import InlinePair
 
 ROUTES = {
     "mistralai/Mistral-Small-3.2-24B-Instruct-2506": "relabel",
-    "OpenGVLab/InternVL3-8B-hf": "relabel",
 }
 """The others take the carrier."""
 
