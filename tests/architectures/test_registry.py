@@ -296,7 +296,7 @@ def test_without_a_row_a_slot_is_found_by_measurement_or_not_at_all(
         for slot in (native, flagged):
             if slot is not None:
                 assert_steers(
-                    config,
+                    architecture.config,
                     slot,
                     architecture.blocks,
                     f"The probe lets a slot of `{model_type}` pass that is none: teach "
