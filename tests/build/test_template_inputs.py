@@ -62,6 +62,7 @@ def vector(folder: Path) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_the_day_of_a_build_is_recorded_and_used_again(place: Path, calendar: Calendar) -> None:
     recipe, out = place / "recipe.yaml", place / "out"
     manifest = build_recipe(recipe, out, cache=False).manifest

@@ -59,6 +59,7 @@ def test_what_stays_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("fast")
+@pytest.mark.slow
 def test_a_build_says_in_what_it_measured(tmp_path: Path) -> None:
     layer = tiny_checkpoint(tmp_path / "base", LLAMA, dtype=torch.bfloat16)
     path = write_recipe(tmp_path / "recipe.yaml", tmp_path / "base", layer, tmp_path / "out", evaluate={})

@@ -136,6 +136,7 @@ def test_what_is_asked_for_by_name_does_not_count(base: Path, tmp_path: Path, mo
     assert [variant["name"] for variant in found["generations"][0]["variants"]] == ["base", "steered", "negative"]
 
 
+@pytest.mark.slow
 def test_strict_refuses_what_was_not_compared_and_its_remedy_works(tmp_path: Path, command: Run) -> None:
     path = write_demo(tmp_path / "demo")
     keys = ("evaluate.budget=0.01", "evaluate.generate_tokens=0", "evaluate.pictures=false")

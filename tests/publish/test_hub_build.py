@@ -77,6 +77,7 @@ def test_build_from_the_hub_push_and_load(hub: HubServer, base: int, tmp_path: P
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_downloads_no_weights(hub: HubServer, base: int, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", "me/base@main", base, tmp_path / "out")
     hub.requests.clear()

@@ -221,6 +221,7 @@ def test_a_gated_base_without_access(
     assert REPO not in hub.repos
 
 
+@pytest.mark.slow
 def test_a_route_whose_proof_fails_is_not_published(
     client: Client, hub: HubServer, publish_base: Callable[..., Path], write: Callable[..., str]
 ) -> None:

@@ -80,6 +80,7 @@ def test_auto_names_the_default_that_is_confirmed_and_the_remedy_works(tmp_path:
     assert json.loads((built.output / "steering.json").read_text())["evaluation"]["distinguishable"]
 
 
+@pytest.mark.slow
 def test_auto_keeps_why_in_the_manifest(tmp_path: Path, model: Path) -> None:
     swept = {"layers": [3], "coefficients": [2.0]}
     path = write_sweep(tmp_path / "r", model, {"pairs": LIKED}, sweep=swept)
@@ -89,6 +90,7 @@ def test_auto_keeps_why_in_the_manifest(tmp_path: Path, model: Path) -> None:
     assert "best of 1 cell" in kept["reason"] and kept["best_default"]["name"]
 
 
+@pytest.mark.slow
 def test_a_negative_coefficient_is_recommended_only_if_it_is_asked_for(tmp_path: Path, model: Path) -> None:
     """A vector that points the wrong way: only a negative coefficient does what it is for."""
     made = write_sweep(tmp_path / "made", model, {"pairs": LIKED, "layer": 1, "coefficient": 1.0})

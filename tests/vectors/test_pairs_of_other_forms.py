@@ -72,6 +72,7 @@ def test_a_dialogue_without_a_template_is_refused_with_a_way_that_works(tmp_path
     assert pair.prompt is not None and len(pair.prompt) == 3
 
 
+@pytest.mark.slow
 def test_a_build_records_how_its_pairs_and_those_of_the_evaluation_were_read(tmp_path: Path) -> None:
     default_checkpoint(tmp_path / "model", "llama")
     (tmp_path / "pairs.csv").write_text("positive;negative\nI love, tea;I hate tea\nI like rain;I loathe rain\n")

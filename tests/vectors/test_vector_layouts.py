@@ -205,6 +205,7 @@ def recipe(folder: Path, **vector: Any) -> Path:
     return folder / "recipe.yaml"
 
 
+@pytest.mark.slow
 def test_a_build_reads_hidden_states_and_says_so(tmp_path: Path) -> None:
     """A persona vector: [blocks + 1, hidden], row i filled with i + 1. After the last block is the last row."""
     tiny_checkpoint(tmp_path / "base", MODEL)

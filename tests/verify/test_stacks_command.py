@@ -129,6 +129,7 @@ def test_other_values_of_the_key_are_refused(tmp_path: Path, stacks: object) -> 
         load_recipe(recipe_of(tmp_path, verify={"stacks": stacks}))
 
 
+@pytest.mark.slow
 def test_a_stack_that_fails_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program in vLLM's place, that cannot load the folder."""
     import sys
