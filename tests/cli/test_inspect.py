@@ -314,6 +314,7 @@ def test_every_installed_type_is_known_by_its_name(model_type: str) -> None:
     assert model_type in near_types(model_type + "x")
 
 
+@pytest.mark.slow
 def test_a_type_that_no_row_is_about_is_analysed(run: Run) -> None:
     assert "sarvam_moe" in text_models() and "sarvam_moe" not in rows()
     found = json.loads(run("sarvam_moe", "--json")[1])

@@ -25,6 +25,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_model_class_is_imported_without_the_compiler() -> None:
     heavy = ("torch._dynamo.symbolic_convert", "torch._inductor", "sympy")
     code = f"print([name for name in {heavy} if name in sys.modules])"

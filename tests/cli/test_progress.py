@@ -176,6 +176,7 @@ with progress(quiet="-q" in sys.argv) as say:
 """
 
 
+@pytest.mark.slow
 def test_a_download_has_one_bar_and_it_is_not_the_hubs(tmp_path: Path) -> None:
     with HubServer() as hub:
         hub.add_repo("org/base", {"config.json": b"{}", "model.safetensors": bytes(160_000_000)})

@@ -48,6 +48,7 @@ def push(xet_hub: HubServer, xet_client: Client, pair: tuple[Path, Path]) -> Any
     return push
 
 
+@pytest.mark.slow
 def test_files_are_copied(xet_hub: HubServer, xet_client: Client, pair: tuple[Path, Path], push: Any) -> None:
     answer = push()["result"]
     assert answer["method"] == "copy" and answer["bytes_uploaded"] < 200_000
