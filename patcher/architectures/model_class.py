@@ -67,11 +67,12 @@ def auto_class_of(config: Any) -> str:
     """The stock loader of a checkpoint: ``AutoModelForCausalLM``, or of a wrapper the one that loads it all."""
     from transformers.models.auto import modeling_auto as library
 
-    whole = checkpoint_config(decoder_config(config))
+    wrapper = wrapper_of(decoder_config(config))
+    whole = config if wrapper is None else wrapper
     kind = str(getattr(whole, "model_type", ""))
     of_text = library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     # Chameleon and a few others keep all in one config, and have no class of text alone.
-    if of_text is not None and decoder_config(config) is config and wrapper_of(config) is None:
+    if of_text is not None and wrapper is None:
         return CAUSAL_LM
     named = next(iter(getattr(whole, "architectures", None) or ()), None)
     for auto, names in (
@@ -94,7 +95,8 @@ def causal_lm_from_config(config: Any, *, trust_remote_code: bool = False) -> nn
     """
     import transformers
 
-    auto, config = auto_class_of(config), checkpoint_config(decoder_config(config))
+    decoder = decoder_config(config)
+    auto, config = auto_class_of(decoder), checkpoint_config(decoder)
     with quiet_transformers():
         try:
             model: nn.Module = getattr(transformers, auto).from_config(
